@@ -1,0 +1,3 @@
+from dnat.cli import main
+
+main()

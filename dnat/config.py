@@ -1,0 +1,296 @@
+"""What decides a run: `Config` (the method), `Job` (with network and data), and the two presets.
+
+Every open point of the DNAT paper is a field here, and each preset is one visible table. A saved run holds
+the fully resolved values, so that a later change of a default cannot change what an old run meant.
+"""
+
+import dataclasses
+import json
+import math
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from .naming import unknown
+from .seeds import check_seed
+
+Mode = Literal["full", "cell"]
+Gate = Literal["raw", "sigmoid"]
+Commit = Literal["reset", "fold"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Kim & Lee 2020 to the letter where the paper speaks, and DARTS's habits where it is silent.
+    "paper": {
+        "epochs": 600,
+        "gate": "raw",  # o(x) = theta_same * op(x) + theta_identity * x; no normalization
+        "commit": "reset",  # the kept operation goes on with theta 1
+        "skips": True,  # the hand-made networks carry the null edges of NAT's genotypes
+        "skip_threshold": 1.0,  # literal argmax of (0, theta_identity, 1) on a null edge
+        "lr_theta": 3e-4,
+        "theta_betas": (0.5, 0.999),
+        "zero_one_weight": 0.0,
+        "cost_weight": 0.0,
+    },
+    # What we found to work better; docs/log.md has the figures behind each value.
+    "improved": {
+        "epochs": 200,
+        "gate": "sigmoid",  # bounded gates that prefer to be 0 or 1, so that committing changes little
+        "commit": "fold",  # the kept operation goes on with its theta folded into norm or weights
+        "skips": False,
+        "skip_threshold": 0.5,
+        "lr_theta": 3e-3,
+        "theta_betas": (0.9, 0.999),
+        "zero_one_weight": 0.01,
+        "cost_weight": 0.1,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that decides a transformation besides the network and the data.
+
+    A field left at None takes its value from the preset (or from the rule it names) when the
+    configuration is made, so that `config.epochs` is always a number.
+
+    Raises:
+        ValueError: a value out of range or an unknown name, with the value and what is allowed.
+        TypeError: a value of the wrong type.
+
+    >>> Config(preset="paper", epochs=600).architecture_epochs
+    50
+    """
+
+    preset: Literal["paper", "improved"] = "improved"
+    """Where fields that are not given come from; see `PRESETS`."""
+    seed: int = 0
+    """Seed of every random stream of the run."""
+    mode: Mode = "full"
+    """"full": every edge its own theta; "cell": edges at the same place of repeated blocks share one."""
+    space: Literal["dnat"] = "dnat"
+    """Which choices an edge has: original, identity, none."""
+    epochs: int | None = None
+    """Epochs of both stages together."""
+    architecture_epochs: int | None = None
+    """Epochs of the architecture stage; by default max(5, epochs / 12), at most epochs - 1."""
+    batch_size: int = 96
+    """Images a step."""
+
+    lr: float = 0.025
+    """Learning rate of the weights at the start; one cosine over both stages brings it to 0."""
+    momentum: float = 0.9
+    """Momentum of SGD for the weights."""
+    weight_decay: float = 3e-4
+    """Weight decay of the weights; theta never has any."""
+    grad_clip: float = 5.0
+    """Largest L2 norm of the weights' gradient; 0 switches clipping off."""
+    cutout: int = 0
+    """Side in pixels of the square that cutout blanks; 0 switches it off."""
+
+    gate: Gate | None = None
+    """How theta weighs an operation: "raw" as in the paper, "sigmoid" for bounded gates."""
+    theta_optimizer: Literal["adam", "sgd"] = "adam"
+    """Optimizer of theta."""
+    lr_theta: float | None = None
+    """Learning rate of theta, constant."""
+    theta_betas: tuple[float, float] | None = None
+    """Adam's betas for theta (the first is the momentum when theta is trained by SGD)."""
+    zero_one_weight: float | None = None
+    """Weight of the loss that pulls gates towards 0 or 1 (FairDARTS)."""
+    cost_weight: float | None = None
+    """Weight of the loss that charges each kept operation its share of the network's multiply-adds."""
+    single_pass: bool = False
+    """Take the gradients of weights and theta from one backward pass instead of two."""
+    skips: bool | None = None
+    """Whether networks made by name carry the null edges of NAT's genotypes, where they have them."""
+    skip_threshold: float | None = None
+    """A null edge becomes an identity when its gate exceeds this."""
+    commit: Commit | None = None
+    """What becomes of theta of a kept operation: "reset" to 1, or "fold" into its norm or weights."""
+
+    device: str = "auto"
+    """"auto", "cpu", "cuda", "cuda:1", "mps"."""
+    amp: Literal["off", "bf16"] = "off"
+    """Automatic mixed precision in forward passes."""
+    channels_last: bool = True
+    """Whether images and convolution weights are laid out channels last."""
+    threads: int | None = None
+    """CPU threads; part of a run's identity, since sums depend on it. By default, all cores at hand."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        check_seed(self.seed)
+        if self.preset not in PRESETS:
+            raise unknown("preset", self.preset, PRESETS)
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        assert self.epochs is not None and self.lr_theta is not None and self.theta_betas is not None
+        _at_least(self, "epochs", 1)
+        if self.architecture_epochs is None:
+            default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
+            object.__setattr__(self, "architecture_epochs", default)
+        assert self.architecture_epochs is not None
+        if not 1 <= self.architecture_epochs <= self.epochs:
+            raise ValueError(
+                f"architecture_epochs must be from 1 to epochs ({self.epochs}), not {self.architecture_epochs}"
+            )
+        if self.threads is None:
+            object.__setattr__(self, "threads", _cores())
+        _at_least(self, "batch_size", 1)
+        _at_least(self, "threads", 1)
+        _at_least(self, "cutout", 0)
+        for name in ("lr", "lr_theta"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)!r}")
+        for name in ("weight_decay", "grad_clip", "zero_one_weight", "cost_weight"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a number of at least 0, not {getattr(self, name)!r}")
+        for name, value in (("momentum", self.momentum), *(("theta_betas", b) for b in self.theta_betas)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run as the command line knows it: a network and data by name, a method, and a `Config`."""
+
+    network: str
+    """Name of the network (`dnat networks` lists them)."""
+    network_options: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the network's constructor, for example {"width": 8}."""
+    data: str = "digits"
+    """Name of the data set (`dnat datasets` lists them)."""
+    data_root: str | None = None
+    """Folder that holds the data set's files; by default $DNAT_DATA, then ./data."""
+    image_size: int | None = None
+    """Side in pixels to which images are resized where the data set allows it."""
+    train_limit: int | None = None
+    """Use so many training images, class-balanced."""
+    test_limit: int | None = None
+    """Use so many test images, class-balanced."""
+    method: Literal["dnat", "original"] = "dnat"
+    """"dnat" transforms; "original" trains the untouched network with the same seed, images and recipe."""
+    config: Config = field(default_factory=Config)
+    """The method's settings."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        for name in ("train_limit", "test_limit", "image_size"):
+            if getattr(self, name) is not None:
+                _at_least(self, name, 1)
+
+    def flat(self) -> dict[str, Any]:
+        """All settings in one table, as they stand in a configuration file; None is left out.
+
+        `data_root` is included: it tells where, not what, and does not count when jobs are compared.
+        """
+        table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
+        table |= dataclasses.asdict(self.config)
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in table.items() if v is not None}
+
+    @classmethod
+    def from_flat(cls, table: dict[str, Any]) -> "Job":
+        """The job that a flat table of settings describes.
+
+        Raises:
+            ValueError: an unknown key (with the nearest known one), or a value out of range.
+            TypeError: a value of the wrong type.
+        """
+        own = {f.name for f in fields(cls)} - {"config"}
+        method = {f.name for f in fields(Config)}
+        for key in table:
+            if key not in own | method:
+                raise unknown("setting", key, own | method)
+        if "network" not in table:
+            raise ValueError("no network given: add --network NAME (`dnat networks` lists them)")
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        config = Config(**{k: v for k, v in values.items() if k in method})
+        return cls(config=config, **{k: v for k, v in values.items() if k in own})
+
+    def differences(self, other: "Job") -> dict[str, tuple[Any, Any]]:
+        """The settings in which two jobs differ, each with both values; where the data lie does not count."""
+        mine, theirs = self.flat(), other.flat()
+        keys = sorted((mine.keys() | theirs.keys()) - {"data_root"})
+        return {k: (mine.get(k), theirs.get(k)) for k in keys if mine.get(k) != theirs.get(k)}
+
+    def to_toml(self) -> str:
+        """The job as the text of a configuration file."""
+        return tomli_w.dumps(self.flat())
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The settings in a configuration file, not yet checked.
+
+    Raises:
+        ValueError: the file is missing or is not TOML; the message names the file and the place.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a TOML file: {error}") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """A `key=value` of the command line; `network.width=8` sets an argument of the network's constructor.
+
+    Values are TOML values; a bare word is taken as text.
+
+    >>> parse_setting("lr=0.1"), parse_setting("gate=raw"), parse_setting("network.width=8")
+    (('lr', 0.1), ('gate', 'raw'), ('network.width', 8))
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ValueError(f"--set takes key=value, not {text!r}")
+    key, value = key.strip(), value.strip()
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, tomllib.loads(f"value = {json.dumps(value)}")["value"]
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _at_least(config: object, name: str, least: int) -> None:
+    if getattr(config, name) < least:
+        raise ValueError(f"{name} must be at least {least}, not {getattr(config, name)!r}")
+
+
+def _check_types(config: Any) -> None:
+    """Check every field against its annotation (numbers, text, Literal, tuples); None is checked elsewhere."""
+    hints = get_type_hints(type(config))
+    for f in fields(config):
+        value, hint = getattr(config, f.name), hints[f.name]
+        options = get_args(hint) if type(None) in get_args(hint) else (hint,)
+        if value is None and type(None) in options:
+            continue
+        wanted = next(o for o in options if o is not type(None))
+        if get_origin(wanted) is Literal:
+            if value not in get_args(wanted):
+                raise unknown(f"value for {f.name}", value, map(str, get_args(wanted)))
+        elif wanted is float:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{f.name} must be a number, not {_show(value)}")
+            object.__setattr__(config, f.name, float(value))
+        elif wanted is int:
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{f.name} must be an integer, not {_show(value)}")
+        elif get_origin(wanted) is tuple:
+            if not (isinstance(value, tuple) and len(value) == len(get_args(wanted))):
+                raise TypeError(f"{f.name} must be {len(get_args(wanted))} numbers, not {_show(value)}")
+        elif not isinstance(value, get_origin(wanted) or wanted):
+            raise TypeError(f"{f.name} must be {(get_origin(wanted) or wanted).__name__}, not {_show(value)}")
+
+
+def _show(value: object) -> str:
+    kind = {"str": "the text", "bool": "the truth value"}.get(type(value).__name__, type(value).__name__)
+    return f"{kind} {value!r}"

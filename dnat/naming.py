@@ -1,0 +1,24 @@
+"""What to say when a name is not known: the value, the nearest name that is, and the whole list."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
+    """The error for a name that is not in a list.
+
+    Args:
+        kind: what the name should have been, in the singular ("network", "key", "choice").
+        name: what was given.
+        known: the names that exist.
+
+    Returns:
+        A `ValueError` to be raised by the caller.
+
+    >>> print(unknown("network", "resent20", ["resnet20", "resnet56"]))
+    unknown network 'resent20'; did you mean 'resnet20'? Known: resnet20, resnet56
+    """
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
+    return ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")

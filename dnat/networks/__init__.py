@@ -1,0 +1,112 @@
+"""Networks by name: the papers' own, torchvision's, or any function of yours.
+
+`build("resnet20")`, `build("torchvision:resnet18")`, `build("package.module:factory")`.
+"""
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..naming import unknown
+from ..seeds import Stream, torch_seed
+from .resnet import ResNet as ResNet
+from .torchvision import import_torchvision as import_torchvision
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A network that can be built by name, for images of a usual size (height and width in pixels)."""
+
+    name: str
+    make: Callable[..., nn.Module]
+    image_size: int
+    source: str
+
+
+_HE = "He et al. 2016, section 4.2 (option A)"
+NETWORKS: dict[str, Definition] = {
+    d.name: d
+    for d in (
+        Definition("resnet8", functools.partial(ResNet, 1), 32, f"{_HE}, one block a stage"),
+        Definition("resnet20", functools.partial(ResNet, 3), 32, _HE),
+        Definition("resnet56", functools.partial(ResNet, 9), 32, _HE),
+    )
+}
+
+
+def build(name: str, *, seed: int | None = None, **options: Any) -> nn.Module:
+    """A network by name, with fresh weights.
+
+    Args:
+        name: a name of `NETWORKS`; "torchvision:NAME"; or "package.module:factory" for a function of yours
+            that returns a module.
+        seed: initial weights are drawn from this seed's own stream, and the global random state is left alone.
+            Without it they come from torch's global generator.
+        options: arguments of the constructor, such as num_classes=10, width=8 or skips=True.
+
+    Raises:
+        ValueError: an unknown name or option, or a factory that cannot be imported or fails.
+        TypeError: a factory that returns something else than a module.
+
+    >>> sum(p.numel() for p in build("resnet20").parameters())
+    269722
+    """
+    factory, arguments = _factory(name)
+    known = _options(factory)
+    for option in options:
+        if known is not None and option not in known:
+            raise unknown(f"option of {name}", option, known)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(torch_seed(seed, Stream.WEIGHTS))
+        try:
+            network = factory(**arguments, **options)
+        except Exception as error:
+            raise ValueError(f"network {name!r} cannot be built with {options}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
+    return network
+
+
+def accepts(name: str, option: str) -> bool:
+    """Whether the network's constructor takes an option (True when that cannot be told)."""
+    known = _options(_factory(name)[0])
+    return known is None or option in known
+
+
+def _factory(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
+    if name in NETWORKS:
+        return NETWORKS[name].make, {}
+    source, colon, rest = name.partition(":")
+    if not colon:
+        raise unknown("network", name, [*NETWORKS, "torchvision:NAME", "package.module:factory"])
+    if source == "torchvision":
+        models = import_torchvision().models
+        if rest not in models.list_models(module=models):
+            raise unknown("torchvision network", rest, models.list_models(module=models))
+        return functools.partial(models.get_model, rest), {"weights": None}
+    try:
+        factory = getattr(importlib.import_module(source), rest)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"network {name!r} cannot be imported: {error}") from error
+    if not callable(factory):
+        raise TypeError(f"{name} is not a function that makes a network but {type(factory).__name__}")
+    return factory, {}
+
+
+def _options(factory: Callable[..., nn.Module]) -> list[str] | None:
+    """The names of a factory's arguments; None when it takes any."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return None
+    return [n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

@@ -1,0 +1,128 @@
+"""What an edge can compute: the operations that dnat adds to a network, and how existing ones are named.
+
+Shapes: N images, C channels, H x W pixels.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class FactorizedReduce(nn.Module):
+    """The "identity" of an edge whose output has half the resolution or other channels.
+
+    ReLU, then two 1x1 convolutions with the edge's stride, the second on the input shifted by one pixel so that
+    no pixel is ignored, their outputs side by side, and a batch norm. It has weights and costs
+    `C_out * C_in * H_out * W_out` multiply-adds. With stride 1 it is one plain 1x1 convolution.
+
+    Source: DARTS's FactorizedReduce, which NAT uses for `skip_connect` on reducing edges (methods A2).
+
+    Shape:
+        - Input: (N, C_in, H, W)
+        - Output: (N, C_out, ceil(H / stride), ceil(W / stride))
+
+    >>> FactorizedReduce(4, 8, stride=2)(torch.zeros(1, 4, 8, 8)).shape
+    torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.relu = nn.ReLU()
+        shifted = channels_out // 2 if stride > 1 else 0
+        self.conv1 = nn.Conv2d(channels_in, channels_out - shifted, 1, stride, bias=False)
+        self.conv2 = nn.Conv2d(channels_in, shifted, 1, stride, bias=False) if shifted else None
+        self.bn = nn.BatchNorm2d(channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the reduction; see the class."""
+        x = self.relu(x)
+        out = self.conv1(x)
+        if self.conv2 is not None:
+            # Zeros stand in for the row and column that the shift leaves empty, so that any size works.
+            shifted = nn.functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
+            out = torch.cat([out, self.conv2(shifted)], dim=1)
+        return self.bn(out)
+
+
+class NullEdge(nn.Module):
+    """A place in a network where nothing is connected yet, but a skip connection may grow.
+
+    It has no weights and outputs zeros, so that a network with null edges computes what it computes without them.
+    NAT's genotypes hold such edges (the `null` operations), and a transformation may turn one into an identity.
+
+    Shape:
+        - Input: (N, C_in, H, W)
+        - Output: (N, C_out, ceil(H / stride), ceil(W / stride)), all zero
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.channels_in, self.channels_out, self.stride = channels_in, channels_out, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros of the output's shape."""
+        n, _, height, width = x.shape
+        # One zero, broadcast: nothing is written, and a sum takes the layout of its other operand.
+        shape = (n, self.channels_out, -(-height // self.stride), -(-width // self.stride))
+        return x.new_zeros(()).expand(shape)
+
+    def identity(self) -> nn.Module:
+        """What this edge becomes when it is connected: `nn.Identity` where the shape fits, else a reduction."""
+        if self.channels_in == self.channels_out and self.stride == 1:
+            return nn.Identity()
+        return FactorizedReduce(self.channels_in, self.channels_out, self.stride)
+
+    def extra_repr(self) -> str:
+        """The shape of the edge, for `print(network)`."""
+        return f"{self.channels_in}, {self.channels_out}, stride={self.stride}"
+
+
+def copying_identity() -> nn.Module:
+    """An identity whose output is a new tensor, as a plain torch layer (a padding of width 0 copies).
+
+    Needed where the code behind an edge writes into the edge's output in place (`out += x`): an `nn.Identity`
+    would hand it the tensor that others still read.
+
+    >>> x = torch.ones(2, 3)
+    >>> y = copying_identity()(x)
+    >>> torch.equal(x, y), x.data_ptr() == y.data_ptr()
+    (True, False)
+    """
+    return nn.ConstantPad1d(0, 0.0)
+
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes and does nothing else (timm's norms with a built-in activation do more)."""
+    return isinstance(module, NORMS) and "Act" not in type(module).__name__
+
+
+def operation_name(module: nn.Module) -> str:
+    """The name by which the field knows an operation: `conv_3x3`, `dwconv_5x5`, `linear`, else the class.
+
+    >>> operation_name(nn.Conv2d(4, 4, 3, groups=4)), operation_name(nn.Linear(2, 2))
+    ('dwconv_3x3', 'linear')
+    """
+    if isinstance(module, CONVOLUTIONS):
+        size = "x".join(map(str, module.kernel_size))
+        if module.groups > 1:
+            prefix = "dwconv" if module.groups == module.in_channels else "gconv"
+        else:
+            prefix = "conv"
+        dilation = "" if set(module.dilation) == {1} else f"_d{max(module.dilation)}"
+        return f"{prefix}_{size}{dilation}"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, NullEdge):
+        return "null"
+    return type(module).__name__

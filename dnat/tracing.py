@@ -1,0 +1,521 @@
+"""Any network and example batches -> `Program`: every call and operation of a run, and what feeds what.
+
+The tracer runs the network as it is (module hooks and a `TorchFunctionMode`), so that data-dependent control
+flow, keyword arguments and shared modules are no obstacle. It analyses a copy and rewrites nothing. A Program
+is plain data: it holds no module and no tensor.
+
+Three states are propagated through a trace to decide what a change would do (`Trace.propagate`):
+zero (every element is 0), constant (does not depend on the input) and data (depends on the input).
+"""
+
+import copy
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from .operations import CONVOLUTIONS, NullEdge, is_norm, operation_name
+
+Example: TypeAlias = Any
+"""A tensor, a tuple (positional arguments), a dict (keyword arguments), or an iterable of such."""
+
+
+class State(IntEnum):
+    """What is known of a value: the larger, the more it can carry."""
+
+    ZERO = 0
+    CONSTANT = 1
+    DATA = 2
+
+
+Behaviour = Literal["add", "multiply", "homogeneous", "other"]
+"""How an operation treats zeros.
+
+add: a zero operand is neutral. multiply: a zero operand makes the result zero.
+homogeneous: all operands zero make the result zero. other: nothing is known.
+"""
+
+_ADD = {"add", "iadd"}
+_MULTIPLY = {"mul", "imul", "multiply", "matmul", "bmm", "mm"}
+_HOMOGENEOUS = set(
+    """relu relu6 leaky_relu prelu elu selu celu gelu silu mish tanh hardtanh hardswish softsign tanhshrink
+    dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d
+    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
+    adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
+    boolean_dispatch view reshape flatten unflatten permute transpose contiguous to clone float half bfloat16 double
+    type type_as squeeze unsqueeze expand expand_as repeat repeat_interleave chunk split unbind getitem narrow
+    select index_select movedim moveaxis swapaxes flip roll cat concat concatenate stack mean sum neg abs detach
+    pixel_shuffle pixel_unshuffle channel_shuffle interpolate upsample unfold fold T mT alias_update""".split()
+)
+# With a bias of None these map zero to zero; `_behaviour` looks at the arguments.
+_AFFINE = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
+
+
+def behaviour(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_value: Any) -> Behaviour:
+    """How a function treats zeros, for a call seen by the tracer or a node of an fx graph.
+
+    Args:
+        name: the function's name; underscores around it (in-place and operator forms) do not matter.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        is_value: tells whether an argument is a value of the trace (and not a weight, a number or None).
+    """
+    name = name.strip("_")
+    if name in _ADD:
+        both = len(args) == 2 and all(map(is_value, args)) and not kwargs
+        return "add" if both else "other"
+    if name in _MULTIPLY:
+        return "multiply"
+    if name == "div":  # 0 / x is 0, x / 0 is not
+        return "homogeneous" if args and is_value(args[0]) and not is_value(args[1]) else "other"
+    if name in _AFFINE:
+        bias = args[2] if len(args) > 2 else kwargs.get("bias")
+        return "homogeneous" if bias is None else "other"
+    if name == "pad":
+        value = args[3] if len(args) > 3 else kwargs.get("value")
+        return "homogeneous" if not value else "other"
+    return "homogeneous" if name in _HOMOGENEOUS else "other"
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of a trace: its shape (with the batch), its dtype, the operation that made it (None: an input)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    producer: int | None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One torch function call: name, the module calls around it (outermost first), values in and out."""
+
+    name: str
+    behaviour: Behaviour
+    scope: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    madds: int
+    mutates: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module: the module's path, values in and out; `plain` is one tensor to one tensor."""
+
+    path: str
+    parent: int | None
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    plain: bool
+
+
+@dataclass(frozen=True)
+class ModuleInfo:
+    """What the analysis needs to know of a module."""
+
+    path: str
+    aliases: tuple[str, ...]
+    kind: Literal["convolution", "linear", "norm", "null", "container", "composite", "other"]
+    name: str
+    structure: str
+    inplace: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run of the network in one mode. Indices point into `values`, `operations` and `calls`."""
+
+    training: bool
+    batch: int
+    values: tuple[Value, ...]
+    operations: tuple[Operation, ...]
+    calls: tuple[Call, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    users: tuple[tuple[int, ...], ...] = field(repr=False)
+    nulls: frozenset[int] = field(repr=False)
+
+    def calls_of(self, path: str) -> list[int]:
+        """The calls of the module at a path, in order."""
+        return [i for i, call in enumerate(self.calls) if call.path == path]
+
+    def within(self, call: int) -> frozenset[int]:
+        """The operations that ran inside a call."""
+        return frozenset(i for i, op in enumerate(self.operations) if call in op.scope)
+
+    def propagate(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> list[State]:
+        """The state of every value when some values are replaced.
+
+        Args:
+            zero: values that become zero.
+            same: values that become another, earlier value (an identity).
+
+        Returns:
+            One state a value. Weights count as constants. Null edges give zero unless `same` connects them.
+        """
+        same = same or {}
+        states = [State.DATA] * len(self.values)
+        for i, value in enumerate(self.values):
+            if value.producer is not None:
+                states[i] = self._result(self.operations[value.producer], states)
+            if i in same:
+                states[i] = states[same[i]]
+            elif i in self.nulls:
+                states[i] = State.ZERO
+            if i in zero:
+                states[i] = State.ZERO
+        return states
+
+    def _result(self, operation: Operation, states: list[State]) -> State:
+        inputs = [states[i] for i in operation.inputs]
+        if not inputs:
+            return State.CONSTANT
+        if operation.behaviour == "multiply" and State.ZERO in inputs:
+            return State.ZERO
+        if max(inputs) is State.ZERO and operation.behaviour in ("add", "homogeneous"):
+            return State.ZERO
+        return State.DATA if State.DATA in inputs else State.CONSTANT
+
+    def problems(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> list[str]:
+        """Why a set of replacements cannot be made exactly; empty if it can.
+
+        A zero may only ever meet data in an addition, where dropping it changes nothing, no addition may lose
+        all its operands, and every output must still depend on the input.
+        """
+        before, after = self.propagate(), self.propagate(zero, same)
+        found = []
+        for i in self.outputs:
+            if before[i] is State.DATA and after[i] is not State.DATA:
+                found.append("an output would no longer depend on the input")
+        for op in self.operations:
+            lost = [i for i in op.inputs if before[i] is State.DATA and after[i] is not State.DATA]
+            if not lost:
+                continue
+            if len(lost) == sum(before[i] is State.DATA for i in op.inputs):
+                if self._is_node(op):
+                    found.append(f"{self.where(op)}: every input of {op.name.strip('_')} would be lost")
+                continue
+            zeros = all(after[i] is State.ZERO for i in lost)
+            rest = [i for i in op.inputs if i not in lost]
+            fits = all(self.values[i].shape == self.values[op.outputs[0]].shape for i in rest)
+            neutral = op.behaviour == "add" and zeros and fits
+            if not neutral and not (op.behaviour == "multiply" and zeros):
+                found.append(f"{self.where(op)}: {op.name.strip('_')} would join data with a constant")
+        return found
+
+    def _is_node(self, operation: Operation) -> bool:
+        """Whether an operation gathers several values and is the last of its sum (`a + b + c` is one node)."""
+        if operation.name.strip("_") not in _ADD | {"cat", "stack"} or len(operation.inputs) < 2:
+            return False
+        users = [self.operations[u] for v in operation.outputs for u in self.users[v]]
+        return not users or any(user.behaviour != "add" for user in users)
+
+    def where(self, operation: Operation) -> str:
+        """The path of the innermost module in which an operation ran."""
+        return (self.calls[operation.scope[-1]].path if operation.scope else "") or "the network"
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a network does on its examples: one `Trace` for each example and mode (eval first), and its modules."""
+
+    traces: tuple[Trace, ...] = field(repr=False)
+    modules: dict[str, ModuleInfo] = field(repr=False)
+    fingerprint: str
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
+        return self  # immutable and without tensors: a copied network can share it
+
+
+def examples_of(example: Example) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Positional and keyword arguments of each example; see `Example`.
+
+    Raises:
+        TypeError: nothing that a network could be called with.
+    """
+    if isinstance(example, Tensor):
+        return [((example,), {})]
+    if isinstance(example, tuple):
+        return [(example, {})]
+    if isinstance(example, Mapping):
+        return [((), dict(example))]
+    if isinstance(example, Iterable) and not isinstance(example, str | bytes):
+        found = [arguments for item in example for arguments in examples_of(item)]
+        if found:
+            return found
+        raise TypeError("the example is empty: at least one batch is needed")
+    raise TypeError(
+        f"an example must be a tensor, a tuple, a dict or an iterable of such, not {type(example).__name__}"
+    )
+
+
+def trace(network: nn.Module, example: Example) -> Program:
+    """Run a copy of a network on examples, in eval and in train mode, and note everything that it computes.
+
+    The network itself, its buffers, its mode and the global random state are left as they were.
+
+    Args:
+        network: any module.
+        example: a tensor, a tuple of positional arguments, a dict of keyword arguments, or an iterable of such.
+            A batch of 2 is best: batch norm refuses some single images in train mode (they are doubled then).
+
+    Returns:
+        The Program, as plain data.
+
+    Raises:
+        ValueError: the network cannot be copied or its forward fails; the cause is chained.
+        TypeError: `network` is not a module, or `example` is of no use.
+
+    >>> program = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(2, 3, 8, 8))
+    >>> [(op.name, op.madds) for op in program.traces[0].operations]
+    [('conv2d', 7776), ('relu', 0)]
+    """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
+    arguments = examples_of(example)
+    lazy = [n for n, p in network.named_parameters() if torch.nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ValueError(f"{lazy[0]} is not initialized yet: call the network once on a batch, then trace it")
+    twin = copied(network)
+    traces = []
+    devices = sorted({t.device.index for t in _state(network) if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        for training in (False, True):
+            for args, kwargs in arguments:
+                twin.train(training)
+                traces.append(_run(twin, args, kwargs))
+    modules = _describe(twin)
+    calls = sorted(
+        (c.path, modules[c.path].name, [t.values[v].shape[1:] for v in c.inputs + c.outputs])
+        for t in traces[:1]
+        for c in t.calls
+    )
+    digest = hashlib.sha256(json.dumps(calls).encode()).hexdigest()[:16]
+    return Program(tuple(traces), modules, digest)
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A deep copy of a network.
+
+    Raises:
+        ValueError: the network holds something that cannot be copied; the cause is chained.
+    """
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise ValueError(f"{type(network).__name__} cannot be copied: {error}") from error
+
+
+def _state(network: nn.Module) -> Iterator[Tensor]:
+    yield from network.parameters()
+    yield from network.buffers()
+
+
+def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    recorder = _Recorder(network)
+    try:
+        return recorder.run(args, kwargs)
+    except Exception as error:
+        single = "more than 1 value per channel" in str(error)
+        if single and network.training:
+            twice = tree_map_only(Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() else t, (args, kwargs))
+            return _Recorder(network).run(*twice)
+        shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        raise ValueError(
+            f"{type(network).__name__}'s forward failed on the example of shape {shapes}: {error}"
+        ) from error
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes one forward run. Tensors are told apart by identity and kept alive until the run ends."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.paths: dict[nn.Module, str] = {}
+        for path, module in network.named_modules():
+            self.paths.setdefault(module, path)
+        self.weights = {id(t) for t in _state(network)}
+        self.values: list[Value] = []
+        self.operations: list[Operation] = []
+        self.calls: list[dict[str, Any]] = []
+        self.stack: list[int] = []
+        self.index: dict[int, int] = {}
+        self.alive: list[Tensor] = []
+        self.views: defaultdict[int, list[Tensor]] = defaultdict(list)
+        self.nulls: set[int] = set()
+        self.flops = FlopCounterMode(display=False)
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = tuple(self._new(t, None) for t in tensors)
+        with self._hooks(), torch.no_grad(), self.flops, self:
+            result = self.network(*args, **kwargs)
+        outputs = tuple(self.index[id(t)] for t in _tensors(result) if id(t) in self.index)
+        users: list[list[int]] = [[] for _ in self.values]
+        for i, op in enumerate(self.operations):
+            for value in dict.fromkeys(op.inputs):
+                users[value].append(i)
+        return Trace(
+            training=self.network.training,
+            batch=next((t.shape[0] for t in tensors if t.dim()), 1),
+            values=tuple(self.values),
+            operations=tuple(self.operations),
+            calls=tuple(Call(**call) for call in self.calls),
+            inputs=inputs,
+            outputs=outputs,
+            users=tuple(map(tuple, users)),
+            nulls=frozenset(self.nulls),
+        )
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        handles = []
+        for module in self.network.modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        tensors = _tensors((args, kwargs))
+        self.calls.append(
+            {
+                "path": self.paths[module],
+                "parent": self.stack[-1] if self.stack else None,
+                "inputs": self._known(tensors),
+                "outputs": (),
+                "plain": len(tensors) == 1 and bool(args) and isinstance(args[0], Tensor),
+            }
+        )
+        self.stack.append(len(self.calls) - 1)
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        call = self.calls[self.stack.pop()]
+        assert call["path"] == self.paths[module]
+        call["outputs"] = self._known(_tensors(output))
+        call["plain"] &= isinstance(output, Tensor) and len(call["inputs"]) == len(call["outputs"]) == 1
+        if isinstance(module, NullEdge):
+            self.nulls.update(call["outputs"])
+
+    def _known(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
+        return tuple(self.index[id(t)] for t in tensors if id(t) in self.index)
+
+    def _new(self, tensor: Tensor, producer: int | None) -> int:
+        if id(tensor) not in self.index:
+            self.alive.append(tensor)  # or its id could be given to another tensor
+            if tensor.layout == torch.strided:
+                self.views[tensor.untyped_storage()._cdata].append(tensor)
+        self.index[id(tensor)] = len(self.values)
+        self.values.append(Value(tuple(tensor.shape), tensor.dtype, producer))
+        return len(self.values) - 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        inputs = self._known(given)
+        is_value = lambda a: isinstance(a, Tensor) and id(a) in self.index  # noqa: E731
+        name = getattr(func, "__name__", str(func))
+        if name == "__get__":  # a property: x.T, x.shape
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+        how = behaviour(name, args, kwargs, is_value)
+        versions = [t._version for t in given]
+        flops = self.flops.get_total_flops()
+        result = func(*args, **kwargs)
+        written = [t for t, v in zip(given, versions, strict=True) if t._version != v and id(t) in self.index]
+        made = [t for t in _tensors(result) if id(t) not in self.weights]
+        fresh = [t for t in made if not any(t is g for g in given)]
+        if not fresh and not written:
+            return result  # gives back an argument, or no tensor at all
+        madds = (self.flops.get_total_flops() - flops) // 2
+        number = len(self.operations)
+        self.operations.append(Operation(name, how, tuple(self.stack), inputs, (), madds, bool(written)))
+        touched = {id(t): t for t in [*fresh, *written]}
+        outputs = tuple(self._new(t, number) for t in touched.values())
+        self.operations[number] = Operation(
+            name, how, tuple(self.stack), inputs, outputs, madds, bool(written)
+        )
+        for tensor in written:
+            self._update_views(tensor, touched)
+        return result
+
+    def _update_views(self, written: Tensor, touched: dict[int, Tensor]) -> None:
+        """A write in place changes every tensor that shares the memory: each gets a new value."""
+        for view in list(self.views[written.untyped_storage()._cdata]):
+            if id(view) in touched:
+                continue
+            touched[id(view)] = view
+            inputs = (self.index[id(view)], self.index[id(written)])
+            number = len(self.operations)
+            value = self._new(view, number)
+            self.operations.append(
+                Operation("alias_update", "homogeneous", tuple(self.stack), inputs, (value,), 0, True)
+            )
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """The tensors of a nested structure, in order; objects with `to_tuple` (transformers) are opened."""
+    if hasattr(tree, "to_tuple"):
+        tree = tree.to_tuple()
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def _describe(network: nn.Module) -> dict[str, ModuleInfo]:
+    names: defaultdict[nn.Module, list[str]] = defaultdict(list)
+    for path, module in network.named_modules(remove_duplicate=False):
+        names[module].append(path)
+    hashes: dict[nn.Module, str] = {}
+    return {
+        paths[0]: ModuleInfo(
+            path=paths[0],
+            aliases=tuple(paths[1:]),
+            kind=_kind(module),
+            name=operation_name(module),
+            structure=_structure(module, hashes),
+            inplace=getattr(module, "inplace", False) is True,
+        )
+        for module, paths in names.items()
+    }
+
+
+def _kind(module: nn.Module) -> Any:
+    if isinstance(module, CONVOLUTIONS):
+        return "convolution"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if is_norm(module):
+        return "norm"
+    if isinstance(module, NullEdge):
+        return "null"
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return "container"
+    return "composite" if next(module.children(), None) is not None else "other"
+
+
+def _structure(module: nn.Module, hashes: dict[nn.Module, str]) -> str:
+    """A hash of what a module is made of: classes, child names, kernels and strides, but no widths."""
+    if module not in hashes:
+        text = type(module).__name__
+        if isinstance(module, CONVOLUTIONS):
+            text = f"{operation_name(module)} stride {module.stride}"
+        children = [(name, _structure(child, hashes)) for name, child in module.named_children()]
+        hashes[module] = hashlib.sha256(json.dumps([text, children]).encode()).hexdigest()[:12]
+    return hashes[module]

@@ -1,0 +1,105 @@
+"""Theta -> choices: argmax for each group of edges, and a repair so that the network stays alive."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .edges import IDENTITY, NONE, ORIGINAL, Edge, problems
+from .relaxation import CHOICES, RelaxedNetwork
+
+THRESHOLDS = {"raw": (0.0, 1.0), "sigmoid": (0.5, 0.5)}
+"""For each gate: what both gates must fall below for none (theta_none of the paper is 0, and stays there), and
+what the identity's gate must exceed on a null edge (the paper's argmax compares it with theta's start, 1)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one edge, and why.
+
+    Attributes:
+        edge: the edge.
+        gates: g(theta) at the decision, for none, identity and original; for none it is the threshold.
+        choice: "original", "identity" or "none".
+        margin: score of the choice minus the best other legal score; negative where a repair overruled.
+        reason: empty, or why the choice is not the argmax.
+    """
+
+    edge: Edge
+    gates: tuple[float, float, float]
+    choice: str
+    margin: float
+    reason: str = ""
+
+
+def select(relaxed: RelaxedNetwork, budget: None = None) -> dict[str, str]:
+    """One choice for every edge: {edge key: "original" | "identity" | "none"}; see `decide`."""
+    return {d.edge.key: d.choice for d in decide(relaxed, budget=budget)}
+
+
+def decide(
+    relaxed: RelaxedNetwork, *, budget: None = None, skip_threshold: float | None = None
+) -> tuple[Decision, ...]:
+    """One decision for every edge.
+
+    Each group takes the choice with the largest gate among those that are legal for all its edges, by sign and
+    not by magnitude; ties prefer original, then identity, then none (methods C4.3, C4.4). Then, while the choices
+    together would disconnect an output from the input, leave a node without any input, or could not be made
+    exactly, the group whose original weighs most is restored.
+
+    Args:
+        relaxed: the network and its theta.
+        budget: not supported yet; must be None.
+        skip_threshold: what the identity's gate must exceed on a null edge; by default see `THRESHOLDS`.
+
+    Raises:
+        ValueError: a budget was given.
+    """
+    if budget is not None:
+        raise ValueError("a budget cannot be kept yet: leave budget at None")
+    threshold, default_skip = THRESHOLDS[relaxed.architecture.gate]
+    skip_threshold = default_skip if skip_threshold is None else skip_threshold
+    values = relaxed.architecture.gates().detach().cpu().tolist()
+    scores: dict[str, dict[str, float]] = {}
+    for group, row in zip(relaxed.groups, values, strict=True):
+        gates = dict(zip(CHOICES, row, strict=True)) | {NONE: threshold}
+        if relaxed.members(group)[0].kind == "skip":
+            gates[ORIGINAL] = skip_threshold
+        legal = relaxed.choices_of(group)
+        scores[group] = {c: gates[c] for c in (ORIGINAL, IDENTITY, NONE) if c in legal}
+    # max takes the first of equals, and the order of the keys is that of the ties.
+    choices = {group: max(score, key=lambda c: score[c]) for group, score in scores.items()}
+    restored = _repair(relaxed, choices, scores)
+    decisions = []
+    for edge in relaxed.edges:
+        group = relaxed.groups[relaxed.row(edge)]
+        score, choice = scores[group], choices[group]
+        rest = [s for c, s in score.items() if c != choice]
+        row = values[relaxed.row(edge)]
+        decisions.append(
+            Decision(
+                edge=edge,
+                gates=(threshold, row[CHOICES.index(IDENTITY)], row[CHOICES.index(ORIGINAL)]),
+                choice=choice,
+                margin=score[choice] - max(rest) if rest else float("inf"),
+                reason=restored.get(group, ""),
+            )
+        )
+    return tuple(decisions)
+
+
+def _repair(
+    relaxed: RelaxedNetwork, choices: dict[str, str], scores: Mapping[str, Mapping[str, float]]
+) -> dict[str, str]:
+    """Restore groups in `choices` until the choices can be made together; returns {group: why}."""
+    restored: dict[str, str] = {}
+
+    def trouble(changed: Mapping[str, str]) -> list[str]:
+        return problems({e: changed[relaxed.groups[relaxed.row(e)]] for e in relaxed.edges})
+
+    while found := trouble(choices):
+        changed = [g for g, c in choices.items() if c != ORIGINAL]
+        assert changed, f"the untouched network has problems: {found}"
+        alone = [g for g in changed if not trouble({**choices, g: ORIGINAL})]
+        best = max(alone or changed, key=lambda g: scores[g][ORIGINAL])
+        restored[best] = f"{choices[best]} was restored to original: {found[0]}"
+        choices[best] = ORIGINAL
+    return restored

@@ -12,9 +12,11 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .edges import Edge as Edge
+    from .edges import find_edges as find_edges
     from .networks import build as build
-    from .tracing import Program as Program, trace as trace
-    from .edges import Edge as Edge, find_edges as find_edges
+    from .tracing import Program as Program
+    from .tracing import trace as trace
 
 _HOME = {
     "build": "networks",
@@ -23,7 +25,7 @@ _HOME = {
     "Edge": "edges",
     "find_edges": "edges",
 }
-__all__ = list(_HOME)  # noqa: PLE0605
+__all__ = list(_HOME)
 __version__ = "0.1.0"
 
 

@@ -7,7 +7,9 @@ the fully resolved values, so that a later change of a default cannot change wha
 import dataclasses
 import json
 import math
+import os
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -20,6 +22,9 @@ from .seeds import check_seed
 Mode = Literal["full", "cell"]
 Gate = Literal["raw", "sigmoid"]
 Commit = Literal["reset", "fold"]
+
+# Stands for "not given"; typed as anything, since __post_init__ replaces it before anyone reads the field.
+_FROM_PRESET: Any = None
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Kim & Lee 2020 to the letter where the paper speaks, and DARTS's habits where it is silent.
@@ -53,8 +58,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Config:
     """Everything that decides a transformation besides the network and the data.
 
-    A field left at None takes its value from the preset (or from the rule it names) when the
-    configuration is made, so that `config.epochs` is always a number.
+    A field that is not given, or None, takes its value from the preset (or from the rule that it names) when
+    the configuration is made.
 
     Raises:
         ValueError: a value out of range or an unknown name, with the value and what is allowed.
@@ -72,9 +77,9 @@ class Config:
     """"full": every edge its own theta; "cell": edges at the same place of repeated blocks share one."""
     space: Literal["dnat"] = "dnat"
     """Which choices an edge has: original, identity, none."""
-    epochs: int | None = None
+    epochs: int = _FROM_PRESET
     """Epochs of both stages together."""
-    architecture_epochs: int | None = None
+    architecture_epochs: int = _FROM_PRESET
     """Epochs of the architecture stage; by default max(5, epochs / 12), at most epochs - 1."""
     batch_size: int = 96
     """Images a step."""
@@ -90,25 +95,25 @@ class Config:
     cutout: int = 0
     """Side in pixels of the square that cutout blanks; 0 switches it off."""
 
-    gate: Gate | None = None
+    gate: Gate = _FROM_PRESET
     """How theta weighs an operation: "raw" as in the paper, "sigmoid" for bounded gates."""
     theta_optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer of theta."""
-    lr_theta: float | None = None
+    lr_theta: float = _FROM_PRESET
     """Learning rate of theta, constant."""
-    theta_betas: tuple[float, float] | None = None
+    theta_betas: tuple[float, float] = _FROM_PRESET
     """Adam's betas for theta (the first is the momentum when theta is trained by SGD)."""
-    zero_one_weight: float | None = None
+    zero_one_weight: float = _FROM_PRESET
     """Weight of the loss that pulls gates towards 0 or 1 (FairDARTS)."""
-    cost_weight: float | None = None
+    cost_weight: float = _FROM_PRESET
     """Weight of the loss that charges each kept operation its share of the network's multiply-adds."""
     single_pass: bool = False
     """Take the gradients of weights and theta from one backward pass instead of two."""
-    skips: bool | None = None
+    skips: bool = _FROM_PRESET
     """Whether networks made by name carry the null edges of NAT's genotypes, where they have them."""
-    skip_threshold: float | None = None
+    skip_threshold: float = _FROM_PRESET
     """A null edge becomes an identity when its gate exceeds this."""
-    commit: Commit | None = None
+    commit: Commit = _FROM_PRESET
     """What becomes of theta of a kept operation: "reset" to 1, or "fold" into its norm or weights."""
 
     device: str = "auto"
@@ -117,41 +122,30 @@ class Config:
     """Automatic mixed precision in forward passes."""
     channels_last: bool = True
     """Whether images and convolution weights are laid out channels last."""
-    threads: int | None = None
+    threads: int = _FROM_PRESET
     """CPU threads; part of a run's identity, since sums depend on it. By default, all cores at hand."""
 
     def __post_init__(self) -> None:
         _check_types(self)
         check_seed(self.seed)
-        if self.preset not in PRESETS:
-            raise unknown("preset", self.preset, PRESETS)
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
-        assert self.epochs is not None and self.lr_theta is not None and self.theta_betas is not None
-        _at_least(self, "epochs", 1)
+        if self.threads is None:
+            object.__setattr__(self, "threads", _cores())
+        for name in ("epochs", "batch_size", "threads"):
+            _check(self, name, "at least 1", lambda v: v >= 1)
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
             object.__setattr__(self, "architecture_epochs", default)
-        assert self.architecture_epochs is not None
-        if not 1 <= self.architecture_epochs <= self.epochs:
-            raise ValueError(
-                f"architecture_epochs must be from 1 to epochs ({self.epochs}), not {self.architecture_epochs}"
-            )
-        if self.threads is None:
-            object.__setattr__(self, "threads", _cores())
-        _at_least(self, "batch_size", 1)
-        _at_least(self, "threads", 1)
-        _at_least(self, "cutout", 0)
+        limit = f"from 1 to epochs ({self.epochs})"
+        _check(self, "architecture_epochs", limit, lambda v: 1 <= v <= self.epochs)
         for name in ("lr", "lr_theta"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)!r}")
-        for name in ("weight_decay", "grad_clip", "zero_one_weight", "cost_weight"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be a number of at least 0, not {getattr(self, name)!r}")
-        for name, value in (("momentum", self.momentum), *(("theta_betas", b) for b in self.theta_betas)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} must lie in [0, 1), not {value!r}")
+            _check(self, name, "a positive number", lambda v: 0 < v < math.inf)
+        for name in ("cutout", "weight_decay", "grad_clip", "zero_one_weight", "cost_weight", "skip_threshold"):
+            _check(self, name, "a number of at least 0", lambda v: 0 <= v < math.inf)
+        _check(self, "momentum", "in [0, 1)", lambda v: 0 <= v < 1)
+        _check(self, "theta_betas", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +175,7 @@ class Job:
         _check_types(self)
         for name in ("train_limit", "test_limit", "image_size"):
             if getattr(self, name) is not None:
-                _at_least(self, name, 1)
+                _check(self, name, "at least 1", lambda v: v >= 1)
 
     def flat(self) -> dict[str, Any]:
         """All settings in one table, as they stand in a configuration file; None is left out.
@@ -207,7 +201,7 @@ class Job:
                 raise unknown("setting", key, own | method)
         if "network" not in table:
             raise ValueError("no network given: add --network NAME (`dnat networks` lists them)")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
         config = Config(**{k: v for k, v in values.items() if k in method})
         return cls(config=config, **{k: v for k, v in values.items() if k in own})
 
@@ -255,40 +249,45 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _at_least(config: object, name: str, least: int) -> None:
-    if getattr(config, name) < least:
-        raise ValueError(f"{name} must be at least {least}, not {getattr(config, name)!r}")
+def _check(config: object, name: str, wanted: str, holds: Callable[[Any], bool]) -> None:
+    value = getattr(config, name)
+    if not holds(value):
+        raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 
 def _check_types(config: Any) -> None:
-    """Check every field against its annotation (numbers, text, Literal, tuples); None is checked elsewhere."""
+    """Check every field against its annotation; a whole number will do where any number is wanted."""
     hints = get_type_hints(type(config))
     for f in fields(config):
         value, hint = getattr(config, f.name), hints[f.name]
-        options = get_args(hint) if type(None) in get_args(hint) else (hint,)
-        if value is None and type(None) in options:
+        if value is None and (f.default is None or type(None) in get_args(hint)):
             continue
-        wanted = next(o for o in options if o is not type(None))
-        if get_origin(wanted) is Literal:
-            if value not in get_args(wanted):
-                raise unknown(f"value for {f.name}", value, map(str, get_args(wanted)))
-        elif wanted is float:
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{f.name} must be a number, not {_show(value)}")
+        wanted = next((o for o in get_args(hint) if type(None) in get_args(hint) and o is not type(None)), hint)
+        problem = _type_problem(value, wanted)
+        if problem:
+            raise (ValueError if get_origin(wanted) is Literal else TypeError)(
+                f"{f.name} must be {problem}, not {_show(value)}"
+            )
+        if wanted is float:
             object.__setattr__(config, f.name, float(value))
-        elif wanted is int:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{f.name} must be an integer, not {_show(value)}")
-        elif get_origin(wanted) is tuple:
-            if not (isinstance(value, tuple) and len(value) == len(get_args(wanted))):
-                raise TypeError(f"{f.name} must be {len(get_args(wanted))} numbers, not {_show(value)}")
-        elif not isinstance(value, get_origin(wanted) or wanted):
-            raise TypeError(f"{f.name} must be {(get_origin(wanted) or wanted).__name__}, not {_show(value)}")
+
+
+def _type_problem(value: object, wanted: Any) -> str:
+    """What a value should have been; empty if it is."""
+    origin, arguments = get_origin(wanted), get_args(wanted)
+    if origin is Literal:
+        return "" if value in arguments else f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        return "" if isinstance(value, tuple) and len(value) == len(arguments) and not any(_type_problem(v, float) for v in value) else f"{len(arguments)} numbers"
+    if wanted in (int, float):
+        kinds = int if wanted is int else (int, float)
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        return "" if fits else ("an integer" if wanted is int else "a number")
+    kind = origin or wanted
+    return "" if isinstance(value, kind) else {str: "a text", bool: "true or false"}.get(kind, kind.__name__)
 
 
 def _show(value: object) -> str:

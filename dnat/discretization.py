@@ -8,11 +8,9 @@ Everything is done on a copy, and the copy is compared with the one-hot relaxed 
 returned. What cannot be done safely is left as it was, and reported.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,9 +18,9 @@ from torch.utils._pytree import tree_leaves
 
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges, problems, replacements
 from .naming import unknown
-from .operations import FactorizedReduce, NullEdge, copying_identity
-from .relaxation import RelaxedNetwork, relax
-from .tracing import Example, State, behaviour, copied, examples_of, trace
+from .operations import FactorizedReduce, copying_identity
+from .relaxation import IDENTITY_NAME, RelaxedNetwork, relax
+from .tracing import Example, Program, State, behaviour, copied, examples_of, trace
 
 
 @dataclass
@@ -85,12 +83,14 @@ def discretization(
     notes = _fold(plain, relaxed, wanted) if relaxed and scales == "fold" else []
     reference = _one_hot(plain, relaxed, edges, wanted)
     attempt = _build(plain, reference, wanted)
+    if attempt.kept:
+        reference = _one_hot(plain, relaxed, edges, {e: attempt.choices[e.key] for e in edges})
     if not _agree(attempt.network, reference, example):
         culprits = _culprits(plain, reference, wanted, example)
         for edge in culprits:
             wanted[edge] = ORIGINAL
-        reference = _one_hot(plain, relaxed, edges, wanted)
         attempt = _build(plain, reference, wanted)
+        reference = _one_hot(plain, relaxed, edges, {e: attempt.choices[e.key] for e in edges})
         for edge in culprits:
             attempt.kept[edge.key] = "the rewritten network computed something else"
         if not culprits or not _agree(attempt.network, reference, example):
@@ -143,7 +143,7 @@ def _fold(plain: nn.Module, relaxed: RelaxedNetwork, wanted: Mapping[Edge, str])
         if choice == ORIGINAL and edge.kind != "skip":
             target = _scalable(plain, edge)
         elif choice == IDENTITY and edge.kind == "skip":
-            added = relaxed.network.get_submodule(edge.entry).identity_operation
+            added = relaxed.network.get_submodule(f"{edge.entry}.{IDENTITY_NAME}")
             # The relaxed network's own norm is scaled: it is about to be replaced by the plain one.
             target, scale = (added.bn if isinstance(added, FactorizedReduce) else None), identity
         else:
@@ -164,7 +164,11 @@ def _scalable(plain: nn.Module, edge: Edge) -> nn.Module | None:
     first = edge.program.traces[0]
     _, out = edge.values(first)[0]
     for call in reversed(first.calls):
-        if call.outputs == (out,) and edge.program.modules[call.path].kind in ("convolution", "linear", "norm"):
+        if call.outputs == (out,) and edge.program.modules[call.path].kind in (
+            "convolution",
+            "linear",
+            "norm",
+        ):
             module = plain.get_submodule(call.path)
             return module if isinstance(getattr(module, "weight", None), Tensor) else None
     return None
@@ -194,16 +198,12 @@ def _build(plain: nn.Module, reference: RelaxedNetwork, wanted: Mapping[Edge, st
 
 def _identity(network: nn.Module, reference: RelaxedNetwork, edge: Edge) -> nn.Module:
     if edge.kind == "skip":
-        added = copy.deepcopy(reference.network.get_submodule(edge.entry).identity_operation)
+        added = copied(reference.network.get_submodule(f"{edge.entry}.{IDENTITY_NAME}"))
         # Under its own name inside a Sequential, so that the weights keep the names they were trained under.
         fits = isinstance(added, nn.Identity)
-        return _replaced(network, edge.entry, added if fits else _sequential(identity_operation=added))
+        return _replaced(network, edge.entry, added if fits else nn.Sequential(OrderedDict({IDENTITY_NAME: added})))
     network = _replaced(network, edge.exit, copying_identity() if edge.copies else nn.Identity())
     return network if edge.entry == edge.exit else _replaced(network, edge.entry, nn.Identity())
-
-
-def _sequential(**modules: nn.Module) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(modules))
 
 
 def _replaced(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -314,7 +314,6 @@ def _without(root: nn.Module, place: str, edges: Iterable[Edge], wanted: Mapping
     if str(graphs[0]) != str(graphs[1]):
         raise _CannotRewriteError(f"{place or 'the network'} does other things in train than in eval mode")
     graph = graphs[1]
-    zeros = _zero_modules(program, wanted, prefix)
     zero: set[fx.Node] = set()
     for node in list(graph.nodes):
         if node.op == "call_module" and str(node.target) in ends:
@@ -323,7 +322,7 @@ def _without(root: nn.Module, place: str, edges: Iterable[Edge], wanted: Mapping
         lost = [n for n in node.all_input_nodes if n in zero]
         if not lost or node.op == "output":
             continue
-        other = _vanishes(node, zero, zeros)
+        other = _vanishes(node, zero, lambda name: _keeps_zero(program, prefix + name))
         if other is node:
             zero.add(node)
         else:
@@ -351,26 +350,25 @@ def _graph(root: nn.Module, opened: Callable[[str], bool], training: bool) -> fx
             module.training = mode
 
 
-def _zero_modules(program: Any, wanted: Mapping[Edge, str], prefix: str) -> set[str]:
-    """The modules that give zero once the choices are made, by their names inside the rewritten module."""
-    states: dict[str, set[State]] = {}
+def _keeps_zero(program: Program, path: str) -> bool:
+    """Whether a module, given zeros, gives zeros, in every call that was seen."""
     for trace_ in program.traces:
-        zero, same = replacements(trace_, wanted)
-        after = trace_.propagate(zero, same)
-        for call in trace_.calls:
-            states.setdefault(call.path, set()).update(after[v] for v in call.outputs)
-    return {path[len(prefix) :] for path, found in states.items() if found == {State.ZERO}}
+        for call in (trace_.calls[i] for i in trace_.calls_of(path)):
+            states = trace_.propagate(call.inputs)
+            if any(states[v] is not State.ZERO for v in call.outputs):
+                return False
+    return True
 
 
-def _vanishes(node: fx.Node, zero: set[fx.Node], zeros: set[str]) -> fx.Node:
+def _vanishes(node: fx.Node, zero: set[fx.Node], keeps_zero: Callable[[str], bool]) -> fx.Node:
     """What takes a node's place when some of its inputs are zero: itself if it is zero as well, or an operand."""
+    inputs = node.all_input_nodes
     if node.op == "call_module":
-        if str(node.target) in zeros:
+        if all(n in zero for n in inputs) and keeps_zero(str(node.target)):
             return node
         raise _CannotRewriteError(f"{node.target} would be given zeros")
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     how = behaviour(str(name), node.args, node.kwargs, lambda a: isinstance(a, fx.Node))
-    inputs = node.all_input_nodes
     if how == "add":
         rest = [n for n in inputs if n not in zero]
         return rest[0] if rest else node
@@ -394,7 +392,7 @@ def _culprits(
         oracle = _one_hot(plain, reference, list(wanted), alone)
         try:
             agrees = _agree(_build(plain, oracle, alone).network, oracle, example)
-        except Exception:  # noqa: BLE001
+        except Exception:
             agrees = False
         if not agrees:
             found.append(edge)

@@ -55,9 +55,7 @@ class Edge:
     def values(self, trace: Trace) -> list[tuple[int, int]]:
         """The values (in, out) of each of the edge's calls in a trace."""
         entries, exits = trace.calls_of(self.entry), trace.calls_of(self.exit)
-        return [
-            (trace.calls[a].inputs[0], trace.calls[b].outputs[0]) for a, b in zip(entries, exits, strict=True)
-        ]
+        return [(trace.calls[a].inputs[0], trace.calls[b].outputs[0]) for a, b in zip(entries, exits, strict=True)]
 
 
 def find_edges(program: Program, space: str = "dnat") -> tuple[Edge, ...]:
@@ -81,13 +79,21 @@ def find_edges(program: Program, space: str = "dnat") -> tuple[Edge, ...]:
     """
     if space != "dnat":
         raise unknown("space", space, ["dnat"])
-    candidates = [*_units(program), *_modules(program), *_skips(program)]
+    candidates = [*units(program), *_modules(program), *_skips(program)]
     edges = [_with_choices(edge) for edge in candidates]
     edges = _nones_once(edges)
     groups = _groups(program, edges)
-    order = {path: i for i, path in reversed(list(enumerate(c.path for c in program.traces[0].calls)))}
-    found = [replace(e, group=groups[e.key]) for e in edges if len(e.choices) > 1]
-    return tuple(sorted(found, key=lambda e: (order[e.entry], -order[e.exit])))
+    return in_order(replace(e, group=groups[e.key]) for e in edges if len(e.choices) > 1)
+
+
+def in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:
+    """Edges in order of execution, an outer one before those inside it."""
+    edges = list(edges)
+    order: dict[str, int] = {}
+    for edge in edges[:1]:
+        for i, call in enumerate(edge.program.traces[0].calls):
+            order.setdefault(call.path, i)
+    return tuple(sorted(edges, key=lambda e: (order[e.entry], -order[e.exit])))
 
 
 def replacements(trace: Trace, choices: Mapping[Edge, str]) -> tuple[set[int], dict[int, int]]:
@@ -115,22 +121,25 @@ def problems(choices: Mapping[Edge, str]) -> list[str]:
     return list(found)
 
 
-def _units(program: Program) -> list[Edge]:
-    """Every convolution and linear layer that takes one tensor, with the norm that alone reads its output."""
+def units(program: Program) -> list[Edge]:
+    """Every convolution and linear layer that takes one tensor, with the norm that alone reads its output.
+
+    They are listed as edges with no choice but "original"; `find_edges` tells which have more.
+    """
     exits: defaultdict[str, set[str]] = defaultdict(set)
     for trace in program.traces:
         for i, call in enumerate(trace.calls):
             if program.modules[call.path].kind in ("convolution", "linear"):
                 exits[call.path].add(_norm_behind(program, trace, i) or call.path)
-    units = []
+    found_units = []
     for entry, found in exits.items():
         exit = found.pop() if len(found) == 1 else entry
         if any(len(t.calls_of(entry)) != len(t.calls_of(exit)) for t in program.traces):
             exit = entry
         edge = _edge(program, "unit", entry, exit)
         if edge is not None:
-            units.append(edge)
-    return units
+            found_units.append(edge)
+    return found_units
 
 
 def _norm_behind(program: Program, trace: Trace, call: int) -> str | None:
@@ -277,9 +286,7 @@ def _nones_once(edges: Iterable[Edge]) -> list[Edge]:
             if out not in outer or len(edge.exit) < len(outer[out].exit):
                 outer[out] = edge
     keep = {edge.key for edge in outer.values()}
-    return [
-        e if e.key in keep else replace(e, choices=tuple(c for c in e.choices if c != NONE)) for e in edges
-    ]
+    return [e if e.key in keep else replace(e, choices=tuple(c for c in e.choices if c != NONE)) for e in edges]
 
 
 def _groups(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
@@ -295,12 +302,12 @@ def _groups(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
         parts = edge.entry.split(".")
         for depth in range(1, len(parts) + 1):
             path = ".".join(parts[:depth])
-            info = program.modules.get(path)
+            found = program.modules.get(path)
             inside = edge.exit == path or edge.exit.startswith(path + ".")
-            if info is None or not inside or counts[info.name, info.structure] < 2:
+            if found is None or not inside or counts[found.name, found.structure] < 2:
                 continue
             places = [p[len(path) + 1 :] or "." for p in dict.fromkeys((edge.entry, edge.exit))]
-            groups[edge.key] = f"{info.name}-{info.structure}:{'>'.join(places)}"
+            groups[edge.key] = f"{found.name}-{found.structure}:{'>'.join(places)}"
             break
     return groups
 

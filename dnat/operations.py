@@ -115,10 +115,8 @@ def operation_name(module: nn.Module) -> str:
     """
     if isinstance(module, CONVOLUTIONS):
         size = "x".join(map(str, module.kernel_size))
-        if module.groups > 1:
-            prefix = "dwconv" if module.groups == module.in_channels else "gconv"
-        else:
-            prefix = "conv"
+        depthwise = module.groups == module.in_channels
+        prefix = "conv" if module.groups == 1 else "dwconv" if depthwise else "gconv"
         dilation = "" if set(module.dilation) == {1} else f"_d{max(module.dilation)}"
         return f"{prefix}_{size}{dilation}"
     if isinstance(module, nn.Linear):

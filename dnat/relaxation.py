@@ -29,6 +29,9 @@ from .tracing import copied
 CHOICES = (NONE, IDENTITY, ORIGINAL)
 """The columns of theta."""
 
+IDENTITY_NAME = "identity_operation"
+"""The name under which a null edge holds the operation that connects it."""
+
 STEEPNESS = 8.0
 """Slope of the sigmoid gate's exponent: g lies in (-0.019, 1.019), its slope is 2.1 at 1/2 and 0.15 at 0 and 1."""
 
@@ -198,7 +201,7 @@ class RelaxedNetwork(nn.Module):
         if isinstance(entry, NullEdge):
             # Registered on the null edge, so that its weights train and are saved with the network's.
             candidate = entry.identity()
-            entry.add_module("identity_operation", candidate)
+            entry.add_module(IDENTITY_NAME, candidate)
         hooks = _EdgeHooks(self.architecture, self.row(edge), edge, candidate)
         self._handles.append(entry.register_forward_pre_hook(hooks.enter, with_kwargs=True, prepend=True))
         self._handles.append(exit.register_forward_hook(hooks.leave, with_kwargs=True))
@@ -243,14 +246,13 @@ class RelaxedNetwork(nn.Module):
 
     def detached(self) -> nn.Module:
         """A copy of the network with its present weights and without hooks, theta and added operations."""
-        handles = self._handles
         twin = copied(self)
-        assert isinstance(twin, RelaxedNetwork) and len(twin._handles) == len(handles)
+        assert isinstance(twin, RelaxedNetwork)
         for handle in twin._handles:
             handle.remove()
         for module in twin.network.modules():
-            if isinstance(module, NullEdge) and hasattr(module, "identity_operation"):
-                del module.identity_operation
+            if isinstance(module, NullEdge) and hasattr(module, IDENTITY_NAME):
+                delattr(module, IDENTITY_NAME)
         return twin.network
 
 
@@ -303,7 +305,9 @@ def _check_edges(network: nn.Module, edges: Sequence[Edge]) -> None:
     paths = {path for path, _ in network.named_modules(remove_duplicate=False)}
     for edge in edges:
         if edge.entry not in paths or edge.exit not in paths:
-            raise ValueError(f"{type(network).__name__} has no {edge.key}: were the edges found in another network?")
+            raise ValueError(
+                f"{type(network).__name__} has no {edge.key}: were the edges found in another network?"
+            )
 
 
 def _strip_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:

@@ -56,7 +56,8 @@ _HOMOGENEOUS = set(
     boolean_dispatch view reshape flatten unflatten permute transpose contiguous to clone float half bfloat16 double
     type type_as squeeze unsqueeze expand expand_as repeat repeat_interleave chunk split unbind getitem narrow
     select index_select movedim moveaxis swapaxes flip roll cat concat concatenate stack mean sum neg abs detach
-    pixel_shuffle pixel_unshuffle channel_shuffle interpolate upsample unfold fold T mT alias_update""".split()
+    pixel_shuffle pixel_unshuffle channel_shuffle interpolate upsample unfold fold T mT
+    alias_update""".split()  # noqa: SIM905
 )
 # With a bias of None these map zero to zero; `_behaviour` looks at the arguments.
 _AFFINE = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
@@ -450,9 +451,7 @@ class _Recorder(TorchFunctionMode):
         self.operations.append(Operation(name, how, tuple(self.stack), inputs, (), madds, bool(written)))
         touched = {id(t): t for t in [*fresh, *written]}
         outputs = tuple(self._new(t, number) for t in touched.values())
-        self.operations[number] = Operation(
-            name, how, tuple(self.stack), inputs, outputs, madds, bool(written)
-        )
+        self.operations[number] = Operation(name, how, tuple(self.stack), inputs, outputs, madds, bool(written))
         for tensor in written:
             self._update_views(tensor, touched)
         return result

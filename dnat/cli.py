@@ -1,0 +1,325 @@
+"""The command `dnat`. Each command parses, calls and prints; torch is imported only by those that need it."""
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from . import __version__
+
+SOURCE = Path(__file__).resolve().parent
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dnat")
+def cli() -> None:
+    """Transform a PyTorch network into a smaller one, while it trains.
+
+    \b
+    dnat transform --network resnet8 --epochs 40      the main job, on the data that come along
+    dnat edges --network resnet20                     where a network may change
+    dnat networks, dnat datasets                      what there is by name
+    """
+
+
+def _job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The flags that are settings: each overrides --set, which overrides the file, which overrides defaults."""
+    options = [
+        click.option("--network", help="Name of the network: resnet20, torchvision:NAME, package.module:factory."),
+        click.option("--data", help="Name of the data set (default: digits, which come along)."),
+        click.option("--data-root", help="Folder with the data set's files (default: $DNAT_DATA, then ./data)."),
+        click.option("--method", help="dnat, or original: train the untouched network with the same recipe."),
+        click.option("--mode", help="full: every edge its own theta; cell: repeated blocks share theta."),
+        click.option("--preset", help="improved (default), or paper: Kim & Lee 2020 to the letter."),
+        click.option("--space", help="Which choices an edge has: dnat."),
+        click.option("--epochs", type=int, help="Epochs of both stages together."),
+        click.option("--architecture-epochs", type=int, help="Epochs of the first stage (default: max(5, E/12))."),
+        click.option("--batch-size", type=int, help="Images a step (default: 96)."),
+        click.option("--seed", type=int, help="Seed of every random stream (default: 0)."),
+        click.option("--train-limit", type=int, help="Use so many training images, class-balanced."),
+        click.option("--test-limit", type=int, help="Use so many test images, class-balanced."),
+        click.option("--image-size", type=int, help="Resize images where the data set allows it."),
+        click.option("--device", help="auto (default), cpu, cuda, cuda:1, mps."),
+        click.option("--config", "file", type=click.Path(), help="Settings in a TOML file."),
+        click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def make_job(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) -> Any:
+    """The job that a file, --set and flags describe; later ones win."""
+    from .config import Job, parse_setting, read_toml
+
+    table = read_toml(file) if file else {}
+    for key, value in map(parse_setting, pairs):
+        group, dot, option = key.partition(".")
+        if dot and group == "network":
+            table.setdefault("network_options", {})[option] = value
+        else:
+            table[key] = value
+    table |= {key: value for key, value in flags.items() if value is not None}
+    return Job.from_flat(table)
+
+
+@cli.command()
+@_job_options
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory (default: runs/NETWORK-DATA-METHOD-seedS).")
+@click.option("--download", is_flag=True, help="Fetch the data set if it is missing; nothing is fetched without.")
+def transform(out: Path | None, download: bool, file: str | None, pairs: tuple[str, ...], **flags: Any) -> None:
+    """Train a network, transform it, and train it on.
+
+    The same command again goes on with an unfinished run, and says of a finished one that it is done.
+
+    \b
+    dnat transform --network resnet20 --data cifar10 --data-root DIR --epochs 60 --seed 1
+    dnat transform --network resnet8 --set network.width=8 --set lr_theta=0.01 --out runs/narrow
+    """
+    job = make_job(file, pairs, flags)
+    name = f"{job.network}-{job.data}-{job.method}-seed{job.config.seed}".replace(":", "-").replace("/", "-")
+    _run(job, out or Path("runs") / name, download)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data-root", help="Folder with the data set's files, if it moved.")
+def resume(run: Path, data_root: str | None) -> None:
+    """Go on with a run that was stopped; the result is the same, bit for bit.
+
+    \b
+    dnat resume runs/resnet20-cifar10-dnat-seed1
+    """
+    from dataclasses import replace
+
+    from .records import read_job
+
+    job = read_job(run)
+    _run(replace(job, data_root=data_root) if data_root else job, run, download=False)
+
+
+def _run(job: Any, directory: Path, download: bool) -> None:
+    from .runs import run
+    from .terminal import TerminalTracker, console
+
+    screen = console()
+    screen.print(f"{job.method}: {job.network} on {job.data}, seed {job.config.seed}, {job.config.epochs} epochs", highlight=False)
+    done = (directory / "record.json").exists()
+    tracker = TerminalTracker(screen, job.config.epochs)
+    try:
+        with _stop_on_signals() as stop, _warnings_to(screen):
+            record = run(
+                job, directory, tracker=tracker, stop=stop, download=download, notify=lambda t: screen.print(f"note: {t}")
+            )
+    finally:
+        tracker.finish()
+    if done:
+        screen.print(f"{directory} is done already; this is its result.", highlight=False)
+    _show(screen, directory, record)
+
+
+def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
+    import json
+
+    from .terminal import changes_table, result_table
+
+    screen.print(result_table(record))
+    commitment = json.loads((directory / "architecture.json").read_text())["commitment"]
+    if commitment:
+        screen.print(changes_table(commitment["edges"]))
+        for edge in commitment["edges"]:
+            if edge["reason"]:
+                screen.print(f"note: {edge['key']}: {edge['reason']}", highlight=False)
+        for note in commitment["notes"]:
+            screen.print(f"note: {note}", highlight=False)
+    screen.print(f"files: {directory}/ (record.json, network.safetensors, architecture.png)", highlight=False)
+
+
+@contextmanager
+def _stop_on_signals() -> Iterator[Callable[[Any], bool]]:
+    """Within, SIGINT and SIGTERM only set a flag that the run asks for; a second SIGINT stops at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if number in asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        click.echo("stopping after this batch; once more to stop at once", err=True)
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda progress: bool(asked)
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _warnings_to(screen: Any) -> Iterator[None]:
+    """Within, our own warnings are one plain line each."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *rest, **more: screen.print(f"warning: {message}", highlight=False)
+        yield
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--data-root", help="Folder with the data set's files, if it moved.")
+def evaluate(run: Path, data_root: str | None) -> None:
+    """Test the network of a finished run again, from its files.
+
+    \b
+    dnat evaluate runs/resnet8-digits-dnat-seed0
+    """
+    from dataclasses import replace
+
+    from .cost import cost
+    from .records import read_job
+    from .runs import load_data, restore
+    from .training import evaluate as test
+
+    job = read_job(run)
+    data = load_data(replace(job, data_root=data_root) if data_root else job)
+    network, job, data = restore(run, data)
+    result = test(network, data, job.config)
+    click.echo(f"test accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {len(data.test_labels)} images")
+    click.echo(str(cost(network, data.example(2))))
+
+
+@cli.command()
+@click.option("--network", required=True, help="Name of the network.")
+@click.option("--image-size", type=int, help="Side of the images in pixels (default: the network's usual one).")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="network.OPTION=VALUE; repeatable.")
+def edges(network: str, image_size: int | None, pairs: tuple[str, ...]) -> None:
+    """List where a network may change, and what each place may become.
+
+    \b
+    dnat edges --network resnet20
+    dnat edges --network torchvision:mobilenet_v2 --image-size 96
+    """
+    import torch
+    from rich.table import Table
+
+    from .edges import find_edges
+    from .networks import NETWORKS, build
+    from .terminal import console
+    from .tracing import trace
+
+    options = make_job(None, pairs, {"network": network}).network_options
+    size = image_size or (NETWORKS[network].image_size if network in NETWORKS else 224)
+    found = find_edges(trace(build(network, seed=0, **options), torch.zeros(2, 3, size, size)))
+    if not found:
+        raise ValueError(f"{network} has no operation that could be changed")
+    table = Table(title=f"{network}: {len(found)} edges, {len({e.group for e in found})} groups in cell mode")
+    for name in ("edge", "kind", "operation", "shape", "MAdds", "may become"):
+        table.add_column(name, justify="right" if name == "MAdds" else "left")
+    for edge in found:
+        shape = "x".join(map(str, edge.shape_in)) + " > " + "x".join(map(str, edge.shape_out))
+        table.add_row(edge.key, edge.kind, edge.operation, shape, f"{edge.madds:,}", ", ".join(edge.choices[1:]))
+    console().print(table)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--format", "formats", multiple=True, default=("png", "svg"), help="png, svg or pdf; repeatable.")
+def draw(run: Path, formats: tuple[str, ...]) -> None:
+    """Draw a finished run's network, before and after, again.
+
+    \b
+    dnat draw runs/resnet8-digits-dnat-seed0 --format pdf
+    """
+    from .runs import redraw
+
+    for path in redraw(run, formats):
+        click.echo(path)
+
+
+@cli.command()
+def networks() -> None:
+    """List the networks that can be built by name."""
+    import torch
+    from rich.table import Table
+
+    from .cost import cost
+    from .edges import find_edges
+    from .networks import NETWORKS, build
+    from .terminal import console
+    from .tracing import trace
+
+    table = Table(title="networks", caption="also: torchvision:NAME, package.module:factory")
+    for name in ("name", "parameters", "MAdds", "image", "edges", "groups (cell mode)", "source"):
+        table.add_column(name, justify="left" if name in ("name", "source") else "right")
+    for definition in NETWORKS.values():
+        size = definition.image_size
+        network, example = build(definition.name, seed=0), torch.zeros(2, 3, size, size)
+        found, price = find_edges(trace(network, example)), cost(network, example)
+        groups = len({e.group for e in found})
+        table.add_row(
+            definition.name,
+            f"{price.params:,}",
+            f"{price.madds:,}",
+            f"{size}x{size}",
+            str(len(found)),
+            str(groups),
+            definition.source,
+        )
+    console().print(table)
+
+
+@cli.command()
+def datasets() -> None:
+    """List the data sets that can be loaded by name."""
+    from rich.table import Table
+
+    from .data import describe
+    from .terminal import console
+
+    table = Table(title="data sets")
+    for name in ("name", "what", "classes", "training images", "test images", "size", "source"):
+        table.add_column(name)
+    for d in describe():
+        size = f"{d.size}x{d.size}"
+        table.add_row(d.name, d.title, str(d.classes), f"{d.train:,}", f"{d.test:,}", size, d.source)
+    console().print(table)
+
+
+def exit_code(error: BaseException) -> int:
+    """0 done; 2 wrong use; 65 bad data or loss; 73 locked; 75 stopped, to be resumed; 1 our own bug."""
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        return code
+    if isinstance(error, ValueError | TypeError):
+        # What we raise ourselves is meant for users; the same from deep inside a library is a bug of ours.
+        last = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(last).resolve().is_relative_to(SOURCE):
+            return 2
+    return 1
+
+
+def main() -> None:
+    """Run the command and exit with its code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("dnat: stopped at once", err=True)
+        sys.exit(130)
+    except Exception as error:
+        code = exit_code(error)
+        if code == 1:
+            traceback.print_exc()
+            click.echo("dnat: this is a bug of dnat; please report it with the lines above", err=True)
+        else:
+            hint = "; the same command goes on with it" if code == 75 else ""
+            click.echo(f"dnat: {error}{hint}", err=True)
+        sys.exit(code)

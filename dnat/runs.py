@@ -1,0 +1,192 @@
+"""A job and a directory -> a run and its result: networks and data by name, files in place, resumable."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from . import drawing
+from .config import Job
+from .cost import Cost
+from .data import Data, load
+from .discretization import discretize
+from .edges import Edge, find_edges, in_order, units
+from .networks import accepts, build
+from .records import Records, read_job
+from .tracing import trace
+from .tracking import Tracker
+from .training import Progress
+from .transform import METHODS, Commitment, Transformation
+
+
+def load_data(job: Job, *, download: bool = False) -> Data:
+    """The data set that a job names."""
+    return load(
+        job.data,
+        job.data_root,
+        image_size=job.image_size,
+        train_limit=job.train_limit,
+        test_limit=job.test_limit,
+        download=download,
+    )
+
+
+def build_network(job: Job, data: Data) -> nn.Module:
+    """The network that a job names, for its data, with initial weights from its seed."""
+    options: dict[str, Any] = {}
+    if accepts(job.network, "num_classes"):
+        options["num_classes"] = data.num_classes
+    if data.channels != 3 and accepts(job.network, "in_channels"):
+        options["in_channels"] = data.channels
+    if job.network in _with_skips() and "skips" not in job.network_options:
+        options["skips"] = job.config.skips
+    return build(job.network, seed=job.config.seed, **(options | job.network_options))
+
+
+def _with_skips() -> set[str]:
+    from .networks import NETWORKS
+
+    return {name for name in NETWORKS if accepts(name, "skips")}
+
+
+def run(
+    job: Job,
+    directory: str | Path,
+    *,
+    tracker: Tracker | None = None,
+    stop: Callable[[Progress], bool] | None = None,
+    download: bool = False,
+    notify: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Carry a job out in a directory, or go on with it; a run that is done is not done again.
+
+    Args:
+        job: what to do.
+        directory: the run directory; made when it is missing.
+        tracker: is told of progress.
+        stop: asked after each batch whether to save and stop (`Interrupted`).
+        download: fetch the data set if it is missing.
+        notify: is given what the user should read (a damaged checkpoint, another machine).
+
+    Returns:
+        The record, as it stands in record.json.
+
+    Raises:
+        ValueError, TypeError: a job that cannot be done; nothing was written then.
+        DataError, NonFiniteError, LockedError, Interrupted: see there.
+    """
+    directory = Path(directory)
+    if (directory / "record.json").exists():
+        with Records.open(directory, job) as records:
+            return records.record()
+    data = load_data(job, download=download)
+    network = build_network(job, data)
+    with Records.open(directory, job) as records:
+        for notice in records.notices:
+            notify(notice)
+        if records.is_done():  # by another process, in between
+            return records.record()
+        started = time.time()
+        try:
+            result = METHODS[job.method](
+                network, data, job.config, records=records, tracker=tracker, stop=stop
+            )
+        except BaseException as error:
+            state = "interrupted" if getattr(error, "exit_code", 1) == 75 else "failed"
+            records.status(state, f"{type(error).__name__}: {error}")
+            raise
+        return _finish(records, job, network, data, result, started)
+
+
+def _finish(
+    records: Records, job: Job, network: nn.Module, data: Data, result: Transformation, started: float
+) -> dict[str, Any]:
+    rows = picture_rows(network, data, result.commitment)
+    architecture = asdict(result.commitment) if result.commitment else None
+    records.write_json("architecture.json", {"commitment": architecture, "rows": drawing.rows_to_json(rows)})
+    records.write_tensors("network.safetensors", result.network.state_dict())
+    draw(records.path(), rows, job, result.cost_before, result.cost_after)
+    record = {
+        "results": result.results(),
+        "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
+        "job": job.flat() | {"data_root": None},
+        "data_fingerprint": data.fingerprint(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    records.finish(record)
+    return record
+
+
+def picture_rows(network: nn.Module, data: Data, commitment: Commitment | None) -> list[drawing.Row]:
+    """Every operation of a network, in order, and what became of it, for the picture."""
+    program = trace(network, data.example(2))
+    edges = {e.key: e for e in find_edges(program)}
+    everything = {e.key: e for e in units(program)} | edges
+    reports = {e.key: e for e in commitment.edges} if commitment else {}
+    removed = set(commitment.removed) if commitment else set()
+
+    def row(edge: Edge) -> drawing.Row:
+        report = reports.get(edge.key)
+        choice = report.choice if report else "original"
+        return drawing.Row(
+            key=edge.key,
+            kind=edge.kind if edge.key in edges else "fixed",
+            operation=edge.operation,
+            shape_in=edge.shape_in,
+            shape_out=edge.shape_out,
+            madds=edge.madds,
+            choice=choice,
+            theta=report.gates if report else None,
+            removed=choice == "original" and edge.kind != "skip" and edge.entry in removed,
+        )
+
+    return [row(edge) for edge in in_order(everything.values())]
+
+
+def draw(
+    folder: Path, rows: list[drawing.Row], job: Job, before: Cost, after: Cost, formats: tuple[str, ...] = ("png", "svg")
+) -> list[Path]:
+    """Draw a run's before/after picture into a folder."""
+    title = f"{job.network} on {job.data}, {job.method}"
+    return drawing.draw(rows, folder / "architecture", title=title, before=before, after=after, formats=formats)
+
+
+def redraw(directory: str | Path, formats: tuple[str, ...] = ("png", "svg")) -> list[Path]:
+    """Draw the picture of a finished run again, from its files."""
+    job, record, architecture = _read(directory)
+    rows = drawing.rows_from_json(architecture["rows"])
+    costs = (Cost(**record["results"][name]) for name in ("cost_before", "cost_after"))
+    return draw(Path(directory), rows, job, *costs, formats=formats)
+
+
+def restore(directory: str | Path, data: Data | None = None) -> tuple[nn.Module, Job, Data]:
+    """The trained network of a finished run, its job and its data.
+
+    Raises:
+        ValueError: no run directory, or a run that is not finished.
+    """
+    from safetensors.torch import load_file
+
+    job, _, architecture = _read(directory)
+    data = data or load_data(job)
+    network = build_network(job, data)
+    if architecture["commitment"]:
+        choices = Commitment.from_dict(architecture["commitment"]).choices
+        network = discretize(network, choices, data.example(2))
+    network.load_state_dict(load_file(Path(directory) / "network.safetensors"))
+    return network.eval(), job, data
+
+
+def _read(directory: str | Path) -> tuple[Job, dict[str, Any], dict[str, Any]]:
+    import json
+
+    job = read_job(directory)
+    folder = Path(directory)
+    if not (folder / "record.json").exists():
+        raise ValueError(f"{folder} holds a run that is not finished: `dnat resume {folder}` goes on with it")
+    record = json.loads((folder / "record.json").read_text())
+    return job, record, json.loads((folder / "architecture.json").read_text())

@@ -1,0 +1,122 @@
+"""Progress and results on a terminal: live bars where someone watches, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .tracking import Tracker
+from .training import Progress
+
+
+class TerminalTracker(Tracker):
+    """Shows epochs as they go by: a bar with rate and remaining time on a terminal, one line an epoch elsewhere."""
+
+    def __init__(self, console: Console, total_epochs: int) -> None:
+        self.console, self.total = console, total_epochs
+        self.bars: Bars | None = None
+        self.task: Any = None
+        self.started, self.first = time.monotonic(), 0
+        if console.is_terminal:
+            self.bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=console,
+                transient=True,
+            )
+            self.bars.start()
+
+    def epoch(self, stage: str, progress: Progress, batches: int, epochs: int) -> None:
+        """Show which epoch of which stage begins."""
+        if self.bars is None:
+            return
+        label = f"epoch {progress.epoch + 1}/{epochs} [dim]{stage}[/dim]"
+        if self.task is None:
+            self.task = self.bars.add_task(label, total=batches * epochs, completed=progress.step, rate="")
+            self.started, self.first = time.monotonic(), progress.step
+        self.bars.update(self.task, description=label)
+
+    def batch(self, progress: Progress) -> None:
+        """Move the bar."""
+        if self.bars is not None:
+            rate = (progress.step - self.first) / max(time.monotonic() - self.started, 1e-9)
+            self.bars.update(self.task, completed=progress.step, rate=f"{rate:.1f} steps/s")
+
+    def log(self, row: dict[str, Any]) -> None:
+        """One line for the epoch that is done."""
+        self.console.print(
+            f"epoch {row['epoch']:>{len(str(self.total))}}/{self.total}  {row['stage']:<12}  "
+            f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:7.2%}   "
+            f"test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:7.2%}   "
+            f"{row['seconds']:.1f} s ({row['images_per_second']:.0f} images/s)",
+            highlight=False,
+        )
+
+    def committed(self, changed: int, edges: int) -> None:
+        """Say that the choices are made."""
+        self.console.print(f"the choices are made: {changed} of {edges} edges change", highlight=False)
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self.bars is not None:
+            self.bars.stop()
+            self.bars = None
+
+
+def console() -> Console:
+    """The console that results are printed to; wide enough for its tables when nobody watches."""
+    return Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False)
+
+
+def share(before: float, after: float) -> str:
+    """The change from one number to another, in percent.
+
+    >>> share(200, 150), share(0, 0)
+    ('-25.0 %', '')
+    """
+    return f"{(after - before) / before:+.1%}".replace("%", " %") if before else ""
+
+
+def result_table(record: dict[str, Any]) -> Table:
+    """Accuracy, parameters, multiply-adds and time of a finished run."""
+    results, seconds = record["results"], record["seconds"]
+    before, after = results["cost_before"], results["cost_after"]
+    table = Table(title=f"{record['job']['network']} on {record['job']['data']}, seed {record['job']['seed']}")
+    for name in ("", "before", "after", "change"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("parameters", f"{before['params']:,}", f"{after['params']:,}", share(before["params"], after["params"]))
+    table.add_row("multiply-adds", f"{before['madds']:,}", f"{after['madds']:,}", share(before["madds"], after["madds"]))
+    if results["relaxed_test_accuracy"] is not None:
+        table.add_row("test accuracy, end of the architecture stage", f"{results['relaxed_test_accuracy']:.2%}", "", "")
+        table.add_row("test accuracy, choices just made", "", f"{results['committed_test_accuracy']:.2%}", "")
+    table.add_row("test accuracy, result", "", f"{results['test_accuracy']:.2%}", "")
+    stages = "  ".join(f"{stage} {taken:.1f} s" for stage, taken in seconds.items() if taken)
+    table.add_row("time", "", stages, "")
+    return table
+
+
+def changes_table(edges: list[dict[str, Any]]) -> Table:
+    """The edges that changed, with their gates; `edges` as in architecture.json."""
+    changed = [e for e in edges if e["choice"] != "original"]
+    table = Table(title=f"{len(changed)} of {len(edges)} edges changed")
+    for name in ("edge", "operation", "becomes", "g(identity)", "g(original)", "margin", "MAdds"):
+        table.add_column(name, justify="right" if name[0] == "g" or name in ("margin", "MAdds") else "left")
+    for edge in changed:
+        _, identity, original = edge["gates"]
+        table.add_row(
+            escape(edge["key"]),
+            escape(edge["operation"]),
+            edge["choice"],
+            f"{identity:.3f}",
+            f"{original:.3f}",
+            f"{edge['margin']:.3f}",
+            f"{edge['madds']:,}",
+        )
+    return table

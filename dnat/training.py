@@ -1,0 +1,315 @@
+"""Train and evaluate any network: the architecture stage (weights and theta) and the network stage (weights).
+
+A step of the architecture stage updates the weights on a mini-batch, then theta on the same mini-batch (DNAT,
+section 3.2): a second forward pass with the weights frozen, in which batch norm uses the batch's statistics but
+does not record them a second time. Nothing here draws a random number: images and their augmentation come from
+`Data`, keyed by seed, epoch and index.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from .config import Config
+from .data import Data
+from .edges import IDENTITY, ORIGINAL
+from .relaxation import CHOICES, RelaxedNetwork
+
+CHECK_EVERY = 8
+"""Steps between two looks at whether the loss is finite: each look waits for the device."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The loss or the state of a training is no longer finite."""
+
+    exit_code = 65
+
+
+@dataclass
+class Progress:
+    """Where a run stands: everything but tensors that a resumed run must know.
+
+    Attributes:
+        epoch: epochs that are done.
+        batch: batches of the present epoch that are done.
+        step: batches that are done in all.
+        totals: summed loss, correct answers and images of the present epoch, on the device.
+        seconds: seconds spent in each stage.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    totals: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    seconds: dict[str, float] = field(default_factory=lambda: {"architecture": 0.0, "network": 0.0})
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Mean loss and share of right answers over a data set."""
+
+    loss: float
+    accuracy: float
+
+
+def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
+    """SGD for the weights; the learning rate is set at each step."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters:
+        name = type(network).__name__
+        raise ValueError(f"{name} has no parameters to train (all are frozen, or there are none)")
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def theta_optimizer(relaxed: RelaxedNetwork, config: Config) -> torch.optim.Optimizer:
+    """Adam or SGD for theta, without weight decay: it would pull theta_original, and nothing else, to 0."""
+    if config.theta_optimizer == "sgd":
+        return torch.optim.SGD(relaxed.thetas(), lr=config.lr_theta, momentum=config.theta_betas[0])
+    return torch.optim.Adam(relaxed.thetas(), lr=config.lr_theta, betas=config.theta_betas)
+
+
+def learning_rate(config: Config, step: int, steps: int) -> float:
+    """The weights' learning rate at a step: one cosine from `config.lr` to 0 over all steps of both stages.
+
+    >>> [round(learning_rate(Config(lr=1.0), step, 4), 2) for step in range(5)]
+    [1.0, 0.85, 0.5, 0.15, 0.0]
+    """
+    return config.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def batches_per_epoch(images: int, config: Config) -> int:
+    """Steps of an epoch; a last batch of one image is left out, since batch norm has no use for it.
+
+    Raises:
+        ValueError: fewer images than one batch holds.
+    """
+    if config.batch_size > images:
+        raise ValueError(f"batch_size {config.batch_size} is larger than the {images} training images")
+    if config.batch_size == 1:
+        return images
+    return images // config.batch_size + (images % config.batch_size > 1)
+
+
+def scores(output: object) -> Tensor:
+    """The class scores (N, classes) in a network's output.
+
+    Raises:
+        TypeError: the output holds no scores, with what it is.
+    """
+    output = getattr(output, "logits", output)
+    if isinstance(output, Tensor) and output.dim() == 2:
+        return output
+    what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+    raise TypeError(f"the network must return class scores, a tensor (images, classes), but returns {what}")
+
+
+@contextmanager
+def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within, no gradients are computed for these parameters."""
+    switched = [p for p in parameters if p.requires_grad]
+    for parameter in switched:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in switched:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Within, norms in train mode use the batch's statistics as ever, but do not record them."""
+    norms = [m for m in network.modules() if getattr(m, "track_running_stats", False) is True]
+    for norm in norms:
+        norm.track_running_stats = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True  # type: ignore[assignment]
+
+
+class ArchitectureLoss:
+    """What is added to the loss for theta's sake.
+
+    `-zero_one_weight * sum over free gates of (g - 1/2)^2` pulls gates to 0 or 1 (FairDARTS, with a sum in place
+    of its mean, so that a gate feels the same pull in any network), and `cost_weight * sum over edges of
+    share * g_original` charges each operation its share of the multiply-adds of all edges.
+    """
+
+    def __init__(self, relaxed: RelaxedNetwork, config: Config) -> None:
+        self.relaxed, self.config = relaxed, config
+        theta = next(relaxed.thetas())
+        shares, free = torch.zeros(len(theta)), torch.zeros(len(theta), len(CHOICES))
+        for edge in relaxed.edges:
+            row = relaxed.row(edge)
+            shares[row] += edge.madds
+            free[row, CHOICES.index(ORIGINAL)] = edge.kind != "skip"
+            free[row, CHOICES.index(IDENTITY)] = IDENTITY in edge.choices
+        self.shares = (shares / shares.sum().clamp(min=1)).to(theta)
+        self.free = free.to(theta)
+
+    def __call__(self) -> Tensor:
+        """The loss of theta as it is now, 0-dim."""
+        gates = self.relaxed.architecture.gates()
+        zero_one = ((gates - 0.5) ** 2 * self.free).sum()
+        charge = (self.shares * gates[:, CHOICES.index(ORIGINAL)]).sum()
+        return self.config.cost_weight * charge - self.config.zero_one_weight * zero_one
+
+
+class Interrupted(Exception):  # noqa: N818
+    """A run was asked to stop and has saved where it stands."""
+
+    exit_code = 75
+
+
+class Trainer:
+    """The steps of a training: one network, its optimizers, and where it stands. Knows of no files.
+
+    Attributes:
+        network: a `RelaxedNetwork` in the architecture stage, a plain network in the network stage.
+        optimizer: SGD for the weights.
+        theta: the optimizer of theta; None in the network stage.
+        progress: where the run stands.
+    """
+
+    def __init__(self, network: nn.Module, data: Data, config: Config, progress: Progress) -> None:
+        self.network, self.data, self.config, self.progress = network, data, config, progress
+        self.relaxed = network if isinstance(network, RelaxedNetwork) else None
+        self.weights = self.relaxed.network if self.relaxed else network
+        self.optimizer = weight_optimizer(self.weights, config)
+        self.theta = theta_optimizer(self.relaxed, config) if self.relaxed else None
+        self.architecture_loss = ArchitectureLoss(self.relaxed, config) if self.relaxed else None
+        self.batches = batches_per_epoch(len(data.train_labels), config)
+        self.steps = self.batches * config.epochs
+        self.device = data.train_labels.device
+        progress.totals = progress.totals.to(self.device)
+
+    @property
+    def stage(self) -> str:
+        """ "architecture" or "network"."""
+        return "architecture" if self.relaxed else "network"
+
+    def epoch(self) -> Iterator[Progress]:
+        """Train to the end of the present epoch, from where it stands; yields after each batch.
+
+        Raises:
+            NonFiniteError: the loss is not finite any more.
+        """
+        progress, config = self.progress, self.config
+        order = self.data.order(config.seed, progress.epoch)
+        draws = self.data.draws(config.seed, progress.epoch)
+        self.network.train()
+        while progress.batch < self.batches:
+            start = progress.batch * config.batch_size
+            chosen = order[start : start + config.batch_size]
+            images, labels = self.data.train_batch(chosen, draws, config.cutout)
+            if not config.channels_last:
+                images = images.contiguous()
+            rate = learning_rate(config, progress.step, self.steps)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.step(images, labels)
+            progress.batch += 1
+            progress.step += 1
+            if progress.batch % CHECK_EVERY == 0 or progress.batch == self.batches:
+                self._check_loss()
+            yield progress
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        """One mini-batch: the weights, then, in the architecture stage, theta.
+
+        Args:
+            images: (N, C, H, W).
+            labels: (N,) class numbers.
+        """
+        single = self.relaxed is not None and self.config.single_pass
+        thetas = list(self.relaxed.thetas()) if self.relaxed else []
+        with frozen([] if single else thetas):
+            loss, correct = self._loss(images, labels)
+            total = loss + self.architecture_loss() if single and self.architecture_loss else loss
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.theta:
+                self.theta.zero_grad(set_to_none=True)
+            total.backward()
+        if self.config.grad_clip:
+            nn.utils.clip_grad_norm_(self.weights.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        with torch.no_grad():
+            n = labels.new_tensor(len(labels))
+            self.progress.totals += torch.stack([loss.detach().double() * n, correct.double(), n.double()])
+        if self.theta:
+            if not single:
+                self._theta_gradient(images, labels)
+            self.theta.step()
+
+    def _theta_gradient(self, images: Tensor, labels: Tensor) -> None:
+        assert self.architecture_loss is not None
+        with frozen(self.weights.parameters()), frozen_statistics(self.weights):
+            loss, _ = self._loss(images, labels)
+            (loss + self.architecture_loss()).backward()
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss and the number of right answers."""
+        with autocast(self.config, images.device):
+            output = scores(self.network(images))
+        loss = cross_entropy(output.float() if output.dtype != torch.float64 else output, labels)
+        return loss, (output.detach().argmax(1) == labels).sum()
+
+    def _check_loss(self) -> None:
+        if not math.isfinite(self.progress.totals[0].item()):
+            self.fail("the loss is not finite any more")
+
+    def fail(self, what: str) -> NoReturn:
+        """Give up, saying where and what to try."""
+        where = f"epoch {self.progress.epoch + 1}, at most {CHECK_EVERY} batches before {self.progress.batch}"
+        raise NonFiniteError(
+            f"{what} ({where}): lower lr ({self.config.lr:g}) or lr_theta ({self.config.lr_theta:g}), or look for "
+            "broken images or labels; the last checkpoint is good"
+        )
+
+    def close_epoch(self) -> Evaluation:
+        """Count the epoch as done; returns its mean training loss and accuracy."""
+        loss, correct, images = self.progress.totals.tolist()
+        self.progress.epoch += 1
+        self.progress.batch = 0
+        self.progress.totals.zero_()
+        return Evaluation(loss / images, correct / images)
+
+
+@contextmanager
+def autocast(config: Config, device: torch.device) -> Iterator[None]:
+    """Automatic mixed precision, where the configuration asks for it."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+        yield
+
+
+def evaluate(network: nn.Module, data: Data, config: Config | None = None, batch_size: int = 500) -> Evaluation:
+    """Mean loss and accuracy on the test images.
+
+    Runs in eval mode without gradients; afterwards every module is in the mode in which it was, and no buffer has
+    changed.
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    loss, correct, images = 0.0, 0, 0
+    try:
+        with torch.inference_mode():
+            for batch, labels in data.test_batches(batch_size):
+                with autocast(config or Config(), batch.device):
+                    output = scores(network(batch)).float()
+                loss += cross_entropy(output, labels, reduction="sum").double().item()
+                correct += int((output.argmax(1) == labels).sum())
+                images += len(labels)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    return Evaluation(loss / images, correct / images)

@@ -2,7 +2,7 @@
 
     network -> program -> edges -> relaxed network -> two-stage training -> choices -> plain network
 
-The public names, in the order of that story, are listed in `__all__`. They are imported when first used, so that
+The public names stand below in the order of that story. They are imported when they are first used, so that
 `dnat --help` need not wait for torch.
 """
 
@@ -12,20 +12,41 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .edges import Edge as Edge
-    from .edges import find_edges as find_edges
+    from .config import Config as Config
+    from .cost import Cost as Cost, cost as cost
+    from .data import Data as Data, load as load
+    from .discretization import discretize as discretize
+    from .edges import Edge as Edge, find_edges as find_edges
     from .networks import build as build
-    from .tracing import Program as Program
-    from .tracing import trace as trace
+    from .records import Records as Records
+    from .relaxation import RelaxedNetwork as RelaxedNetwork, relax as relax
+    from .selection import select as select
+    from .tracing import Program as Program, trace as trace
+    from .training import evaluate as evaluate
+    from .transform import Transformation as Transformation, train as train, transform as transform
 
 _HOME = {
     "build": "networks",
-    "Program": "tracing",
+    "load": "data",
+    "Data": "data",
     "trace": "tracing",
-    "Edge": "edges",
+    "Program": "tracing",
     "find_edges": "edges",
+    "Edge": "edges",
+    "relax": "relaxation",
+    "RelaxedNetwork": "relaxation",
+    "select": "selection",
+    "discretize": "discretization",
+    "cost": "cost",
+    "Cost": "cost",
+    "Config": "config",
+    "transform": "transform",
+    "train": "transform",
+    "evaluate": "training",
+    "Transformation": "transform",
+    "Records": "records",
 }
-__all__ = list(_HOME)
+__all__ = list(_HOME)  # noqa: PLE0605
 __version__ = "0.1.0"
 
 
@@ -42,8 +63,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """Keeps `dnat.cost` and `dnat.transform` the functions: importing the modules of the same names would
-    otherwise put the modules in their place."""
+    """Keeps `dnat.cost` and `dnat.transform` the functions.
+
+    Importing the modules of the same names would otherwise put the modules in their place.
+    """
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOME and isinstance(value, types.ModuleType)):

@@ -182,7 +182,8 @@ def _build(plain: nn.Module, reference: RelaxedNetwork, wanted: Mapping[Edge, st
     for edge, choice in wanted.items():
         if choice == IDENTITY:
             network = _identity(network, reference, edge)
-    if IDENTITY in wanted.values():
+    if set(wanted.values()) != {ORIGINAL}:
+        # What an activation may overwrite was its own; behind an identity or a lost branch others read it, too.
         for module in network.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]

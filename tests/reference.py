@@ -1,0 +1,153 @@
+"""Slow, obvious oracles and small networks for the tests. Never imported by dnat."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+import dnat
+from dnat.edges import problems
+
+
+class Residual(nn.Module):
+    """A stem, one residual block with a convolution too many, and a classifier; out of place throughout."""
+
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.stem_norm = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 1)
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem_norm(self.stem(x)))
+        y = torch.relu(self.norm1(self.conv1(x)))
+        x = x + self.conv2(y)
+        return self.head(x.mean((2, 3)))
+
+
+class TwoBranches(nn.Module):
+    """Two branches of a sum and nothing else: each may go, both may not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.left = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.right = nn.Conv2d(4, 4, 1, bias=False)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.left(x) + self.right(x))
+        return self.head(x.mean((2, 3)))
+
+
+class InPlace(nn.Module):
+    """In-place activations and an in-place sum, as torchvision writes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm2 = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.stem(x))
+        y = self.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        y += x
+        return self.head(self.relu(y).mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """One convolution that is called twice, under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.alias = self.conv
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = x + torch.relu(self.conv(x))
+        x = x + torch.relu(self.alias(x))
+        return self.head(x.mean((2, 3)))
+
+
+class DataDependent(nn.Module):
+    """Control flow that no symbolic tracer can follow, around a block that one can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.block = Residual(4)
+        self.block.stem = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if float(x.detach().sum()) > 1e9:
+            x = x * 2
+        return self.block(x)
+
+
+SMALL = {
+    "residual": Residual,
+    "two branches": TwoBranches,
+    "in place": InPlace,
+    "shared": Shared,
+    "data dependent": DataDependent,
+    "resnet8": lambda: dnat.build("resnet8", width=4, seed=3),
+    "resnet8 with skips": lambda: dnat.build("resnet8", width=4, skips=True, seed=3),
+    "sequential": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1),
+        nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)),
+        nn.Flatten(),
+        nn.Linear(4 * 64, 5),
+    ),
+}
+
+
+def small(name: str) -> nn.Module:
+    """A small network with weights and norm statistics that are nothing special."""
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = SMALL[name]()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.normal_(module.weight, 1, 0.3)
+                nn.init.normal_(module.bias, 0, 0.3)
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+    return network
+
+
+def images(n: int = 4, size: int = 8, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Some images that are nothing special."""
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def legal_sets(edges: tuple[dnat.Edge, ...]) -> list[dict[str, str]]:
+    """Every set of choices that can be made together, by trying them all."""
+    sets = itertools.product(*(edge.choices for edge in edges))
+    by_edge = (dict(zip(edges, choices, strict=True)) for choices in sets)
+    return [{e.key: c for e, c in choices.items()} for choices in by_edge if not problems(choices)]
+
+
+def relaxed_by_hand(network: nn.Module, edges: tuple[dnat.Edge, ...], gates: dict[str, tuple[float, float]]) -> nn.Module:
+    """The relaxed network in the most obvious way: a hook for each plain module edge, weights as Python numbers."""
+    for edge in edges:
+        seen: list[Tensor] = []
+        original, identity = gates[edge.key]
+        network.get_submodule(edge.entry).register_forward_pre_hook(lambda m, a, s=seen: s.append(a[0].clone()))
+        network.get_submodule(edge.exit).register_forward_hook(
+            lambda m, a, out, s=seen, o=original, i=identity: out * o + (s.pop() * i if i else 0)
+        )
+    return network

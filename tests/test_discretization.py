@@ -1,0 +1,172 @@
+import copy
+import pickle
+
+import pytest
+import torch
+from reference import SMALL, images, legal_sets, small
+from torch import nn
+
+import dnat
+from dnat.discretization import discretization
+from dnat.relaxation import relax
+
+
+def edges_of(network):
+    return dnat.find_edges(dnat.trace(network, images()))
+
+
+def sets_to_try(edges):
+    sets = legal_sets(edges) if len(edges) <= 6 else legal_sets(edges[:6])
+    return [s | {e.key: "original" for e in edges if e.key not in s} for s in sets[:: max(1, len(sets) // 48)]]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_one_hot_relaxed_equals_discretized_for_every_legal_set(name):
+    network = small(name)
+    edges = edges_of(network)
+    relaxed = relax(network, edges)
+    for choices in sets_to_try(edges):
+        made = discretization(relaxed, choices, images(), edges=edges)
+        assert not made.kept, made.kept
+        assert made.choices == choices
+        reference = copy.deepcopy(relaxed)
+        reference.set_one_hot(choices)
+        for training in (False, True):
+            a, b = copy.deepcopy(made.network).train(training), copy.deepcopy(reference).train(training)
+            x = images()
+            assert torch.equal(a(x), b(x)), (choices, training)
+            a(x).square().sum().backward()  # in-place code must not break it
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_keys_are_a_subset_and_nothing_of_dnat_is_left(name):
+    network = small(name)
+    edges = edges_of(network)
+    for choices in sets_to_try(edges)[:: max(1, len(sets_to_try(edges)) // 6)]:
+        plain = dnat.discretize(network, choices, images())
+        known = set(network.state_dict())
+        added = {k for k in plain.state_dict() if k not in known}
+        assert all(".identity_operation." in key for key in added)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in plain.modules())
+        again = pickle.loads(pickle.dumps(copy.deepcopy(plain)))
+        assert torch.equal(again.eval()(images()), plain.eval()(images()))
+
+
+@pytest.mark.parametrize("name", [n for n in SMALL if "skips" not in n])
+def test_all_original_is_the_original(name):
+    network = small(name)
+    plain = dnat.discretize(network, {}, images())
+    assert plain.state_dict().keys() == network.state_dict().keys()
+    assert torch.equal(plain.eval()(images()), network.eval()(images()))
+    assert type(plain) is type(network)
+
+
+def test_the_network_that_is_given_is_left_alone():
+    network = small("in place").train()
+    before = copy.deepcopy(network.state_dict())
+    out = copy.deepcopy(network)(images())
+    dnat.discretize(network, {"conv1>norm1": "identity", "conv2>norm2": "none"}, images())
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
+    assert torch.equal(copy.deepcopy(network)(images()), out)
+    assert network.relu.inplace
+
+
+def test_none_takes_along_what_only_fed_it():
+    network = small("residual")
+    made = discretization(network, {"conv2": "none"}, images())
+    assert {"conv1", "norm1", "conv2"} <= set(made.removed)
+    cost = dnat.cost(made.network, images())
+    assert cost.madds == 64 * 3 * 4 * 9 + 4 * 5
+    assert cost.params == 3 * 4 * 9 + 8 + 25
+
+
+def test_identity_removes_parameters_and_multiply_adds():
+    network = small("resnet8")
+    edge = edges_of(network)[0]
+    before, after = dnat.cost(network, images()), dnat.cost(
+        dnat.discretize(network, {edge.key: "identity"}, images()), images()
+    )
+    assert before.madds - after.madds == edge.madds
+    assert before.params - after.params == 4 * 4 * 9 + 8
+
+
+@pytest.mark.parametrize("gate", ["raw", "sigmoid"])
+@pytest.mark.parametrize("name", [n for n in SMALL if n != "sequential"])
+def test_folding_theta_computes_the_same(name, gate):
+    network = small(name)
+    edges = edges_of(network)
+    relaxed = relax(network.double(), edges, gate=gate).eval()
+    relaxed.architecture.theta.data[:, 2].uniform_(0.2, 0.9)
+    made = discretization(relaxed, {}, images(dtype=torch.float64), scales="fold")
+    assert not made.notes
+    x = images(dtype=torch.float64)
+    assert torch.allclose(made.network.eval()(x), relaxed(x), rtol=1e-9, atol=1e-12)
+
+
+def test_a_theta_that_cannot_be_folded_is_named():
+    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3, affine=False))
+    relaxed = relax(network, edges_of(network))
+    relaxed.architecture.theta.data[0, 2] = 0.5
+    made = discretization(relaxed, {}, images(), scales="fold")
+    assert made.notes == ["theta 0.500 of 0>1 has nothing to be folded into and becomes 1"]
+
+
+def test_trained_operations_on_null_edges_are_kept():
+    network = small("resnet8 with skips")
+    relaxed = relax(network, edges_of(network))
+    reduce = relaxed.network.get_submodule("layer2.0.skip3.identity_operation")
+    nn.init.constant_(reduce.conv1.weight, 0.25)
+    plain = dnat.discretize(relaxed, {"layer2.0.skip3": "identity"}, images())
+    assert torch.equal(plain.state_dict()["layer2.0.skip3.identity_operation.conv1.weight"], reduce.conv1.weight)
+    assert not any(type(m).__name__ == "NullEdge" for m in plain.modules())
+
+
+def test_what_cannot_be_traced_is_kept_and_said():
+    class Untraceable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.branch = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            y = self.branch(x)
+            return x + y if float(x.detach().sum()) < 1e9 else x - y
+
+    made = discretization(Untraceable(), {"branch": "none"}, images())
+    assert made.choices == {"branch": "original"}
+    assert "cannot be traced" in made.kept["branch"]
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"conv9": "none"}, "unknown edge 'conv9'; did you mean 'conv2'"),
+        ({"conv1>norm1": "none"}, "cannot become 'none'; legal: original, identity"),
+    ],
+)
+def test_wrong_choices_are_refused(choices, words):
+    with pytest.raises(ValueError, match=words):
+        dnat.discretize(small("residual"), choices, images())
+
+
+def test_choices_that_are_legal_alone_but_not_together_are_refused():
+    with pytest.raises(ValueError, match="cannot be made together: .*every input of add would be lost"):
+        dnat.discretize(small("two branches"), {"left": "none", "right": "none"}, images())
+
+
+def test_dropout_and_stochastic_depth_do_not_disturb_the_check():
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.branch = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.dropout(x + self.dropout(self.branch(x)))
+
+    made = discretization(Dropping(), {"branch": "none"}, images())
+    assert not made.kept
+    assert "branch.0" in made.removed

@@ -1,0 +1,105 @@
+import pytest
+import torch
+from reference import SMALL, images, small
+from torch import nn
+
+import dnat
+from dnat.edges import problems
+
+
+def edges_of(name):
+    return dnat.find_edges(dnat.trace(small(name), images()))
+
+
+def test_edges_of_a_residual_network():
+    found = {e.key: e for e in edges_of("residual")}
+    assert {k: e.choices for k, e in found.items()} == {
+        "conv1>norm1": ("original", "identity"),
+        "conv2": ("original", "identity", "none"),
+    }
+    edge = found["conv1>norm1"]
+    assert (edge.kind, edge.operation, edge.shape_in, edge.madds) == ("unit", "conv_3x3", (4, 8, 8), 64 * 4 * 4 * 9)
+
+
+def test_either_branch_may_go_but_not_both():
+    left, right = edges_of("two branches")
+    assert "none" in left.choices
+    assert "none" in right.choices
+    assert not problems({left: "none", right: "original"})
+    assert problems({left: "none", right: "none"})
+
+
+def test_a_shared_module_is_one_edge():
+    network = small("shared")
+    assert [e.key for e in edges_of("shared")] == ["conv"]
+    assert network.get_submodule("alias") is network.get_submodule("conv")
+
+
+def test_an_output_that_is_written_in_place_asks_for_a_copy():
+    assert {e.key: e.copies for e in edges_of("in place")} == {"conv1>norm1": False, "conv2>norm2": True}
+
+
+def test_no_choice_means_no_edge():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3))
+    assert dnat.find_edges(dnat.trace(network, images())) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "skips", "edges", "groups"),
+    [("resnet20", False, 16, 3), ("resnet20", True, 43, 9), ("resnet56", False, 52, 3), ("resnet8", False, 4, 3)],
+)
+def test_edges_of_the_papers_networks(name, skips, edges, groups):
+    network = dnat.build(name, skips=skips, seed=0)
+    found = dnat.find_edges(dnat.trace(network, images(2, 32)))
+    assert len(found) == edges
+    assert len({e.group for e in found}) == groups
+    assert sum(e.kind == "skip" for e in found) == (27 if skips else 0)
+
+
+def test_branches_and_blocks_of_torchvision():
+    network = dnat.build("torchvision:mobilenet_v2")
+    found = {e.key: e for e in dnat.find_edges(dnat.trace(network, images(2, 32)))}
+    branch = found["features.3.conv"]
+    assert (branch.kind, branch.choices) == ("branch", ("original", "identity", "none"))
+    # The last unit ends where the branch ends: none is offered once.
+    assert "features.3.conv.2>features.3.conv.3" not in found
+
+
+def test_a_block_without_a_shortcut_is_an_edge():
+    found = {e.key: e for e in edges_of("sequential")}
+    assert found["1"].kind == "block"
+    assert found["1"].choices == ("original", "identity")
+    assert {"1.0", "1.2"} <= found.keys()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_keys_are_the_same_every_time(name):
+    assert [e.key for e in edges_of(name)] == [e.key for e in edges_of(name)]
+    assert len({e.key for e in edges_of(name)}) == len(edges_of(name))
+
+
+def test_cell_mode_groups_repeated_blocks():
+    network = dnat.build("resnet20", seed=0)
+    groups = {}
+    for edge in dnat.find_edges(dnat.trace(network, images(2, 32))):
+        groups.setdefault(edge.group, []).append(edge.key)
+    sizes = sorted(map(len, groups.values()))
+    assert sizes == [2, 7, 7]  # second convolutions of the two reducing blocks, and both of the seven others
+
+
+def test_an_unknown_space_is_refused():
+    with pytest.raises(ValueError, match="unknown space 'dnta'; did you mean 'dnat'"):
+        dnat.find_edges(dnat.trace(small("residual"), images()), "dnta")
+
+
+def test_dtype_matters_for_identity():
+    class Widen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+
+        def forward(self, x):
+            return self.block(x).double()
+
+    found = dnat.find_edges(dnat.trace(Widen(), torch.ones(2, 3)))
+    assert all("none" not in e.choices for e in found)

@@ -1,0 +1,207 @@
+import copy
+import math
+import pickle
+
+import pytest
+import torch
+from reference import SMALL, images, relaxed_by_hand, small
+from torch import nn
+
+import dnat
+from dnat.relaxation import CHOICES, mix, relax
+
+
+def relaxed_of(name, **options):
+    network = small(name)
+    return network, relax(network, dnat.find_edges(dnat.trace(network, images())), **options)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("mode", ["full", "cell"])
+@pytest.mark.parametrize("gate", ["raw", "sigmoid"])
+@pytest.mark.parametrize("name", SMALL)
+def test_untouched_means_the_original_bit_for_bit(name, gate, mode, training):
+    network, relaxed = relaxed_of(name, gate=gate, mode=mode)
+    network.train(training)
+    relaxed.train(training)
+    assert torch.equal(relaxed(images()), network(images()))
+    for key, tensor in network.state_dict().items():  # running statistics, too
+        assert torch.equal(relaxed.state_dict()[key], tensor)
+
+
+@pytest.mark.parametrize("name", ["residual", "in place", "shared", "data dependent"])
+def test_any_theta_gives_the_same_as_the_obvious_twin(name):
+    network, relaxed = relaxed_of(name)
+    torch.manual_seed(2)
+    theta = torch.randn(len(relaxed.groups), 3).double()
+    relaxed, network = relaxed.double().eval(), network.double().eval()
+    relaxed.architecture.theta.data.copy_(theta)
+    original, identity = CHOICES.index("original"), CHOICES.index("identity")
+    gates = {
+        e.key: (theta[i, original].item(), theta[i, identity].item() if "identity" in e.choices else 0)
+        for i, e in enumerate(relaxed.edges)
+    }
+    for module in network.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    x = images(dtype=torch.float64)
+    assert torch.allclose(relaxed(x), relaxed_by_hand(network, relaxed.edges, gates)(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize("gate", ["raw", "sigmoid"])
+def test_gradient_of_theta_by_finite_differences(gate):
+    _, relaxed = relaxed_of("residual", gate=gate)
+    relaxed = relaxed.double().eval()
+
+    def loss(theta):
+        with torch.nn.utils.stateless._reparametrize_module(relaxed, {"architecture.theta": theta}):
+            return relaxed(images(dtype=torch.float64)).square().sum()
+
+    theta = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    assert torch.autograd.gradcheck(loss, theta.requires_grad_())
+
+
+def test_the_mixture_passes_gradcheck_to_second_order():
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    inputs += [torch.randn((), dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    assert torch.autograd.gradcheck(mix, inputs)
+    assert torch.autograd.gradgradcheck(mix, inputs)
+
+
+@pytest.mark.parametrize("gate", ["raw", "sigmoid"])
+def test_theta_none_never_moves(gate):
+    _, relaxed = relaxed_of("resnet8 with skips", gate=gate)
+    optimizer = torch.optim.Adam(relaxed.thetas(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        relaxed(images()).square().sum().backward()
+        assert not next(relaxed.thetas()).grad[:, CHOICES.index("none")].any()
+        optimizer.step()
+    theta = next(relaxed.thetas())
+    assert not theta[:, CHOICES.index("none")].any()
+    assert theta[:, CHOICES.index("identity")].any()
+
+
+def test_theta_original_of_a_scale_invariant_edge_has_no_gradient():
+    # conv-norm-relu-conv-norm: the second norm undoes any scale of the first unit (Euler; methods C2.4).
+    network = dnat.build("resnet8", width=4, seed=1).double().train()
+    x = images(dtype=torch.float64)
+    relaxed = relax(network, dnat.find_edges(dnat.trace(network, x)))
+    for module in relaxed.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-30
+    relaxed(x).square().sum().backward()
+    gradient = next(relaxed.thetas()).grad[:, CHOICES.index("original")].abs()
+    first, second = gradient[0], gradient[1]
+    assert first < 1e-9 * second
+
+
+def test_sigmoid_gates_follow_their_closed_form():
+    _, relaxed = relaxed_of("residual", gate="sigmoid")
+    values = torch.linspace(-2, 3, 6)
+    relaxed.architecture.theta.data = values.view(2, 3)
+    logistic = lambda z: 1 / (1 + math.exp(-z))  # noqa: E731
+    low, high = logistic(-4), logistic(4)
+    wanted = [(logistic(8 * v - 4) - low) / (high - low) for v in values.tolist()]
+    assert torch.allclose(relaxed.architecture.gates().flatten(), torch.tensor(wanted), atol=1e-6)
+
+
+def test_a_gate_of_zero_silences_what_is_not_finite():
+    y, x = torch.tensor([1.0, math.inf]), torch.tensor([math.nan, 2.0])
+    zero, one = torch.tensor(0.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
+    out = mix(y, x, one, zero)
+    assert torch.equal(out, torch.tensor([1.0, math.inf]))
+    out = mix(y[:1], x[:1], one, zero)
+    out.sum().backward()
+    assert zero.grad.isfinite()
+    assert torch.equal(mix(y, x, zero, zero), torch.zeros(2))
+
+
+def test_parameters_are_partitioned():
+    network, relaxed = relaxed_of("resnet8 with skips")
+    weights, thetas = {id(p) for p in relaxed.weights()}, {id(p) for p in relaxed.thetas()}
+    assert weights | thetas == {id(p) for p in relaxed.parameters()}
+    assert not weights & thetas
+    assert network.state_dict().keys() <= relaxed.state_dict().keys()
+    assert type(relaxed.network) is type(network)
+
+
+def test_the_network_that_is_given_is_left_alone():
+    network, relaxed = relaxed_of("resnet8 with skips")
+    before = copy.deepcopy(network.state_dict())
+    relaxed.train()
+    torch.optim.SGD(relaxed.parameters(), 0.1).zero_grad()
+    relaxed(images()).sum().backward()
+    torch.optim.SGD(relaxed.parameters(), 0.1).step()
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    assert relaxed.detached().state_dict().keys() == before.keys()
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_copies_pickles_and_loads(name):
+    _, relaxed = relaxed_of(name)
+    relaxed.eval()
+    relaxed.architecture.theta.data.normal_()
+    x = images()
+    wanted = relaxed(x)
+    twin = copy.deepcopy(relaxed)
+    again = pickle.loads(pickle.dumps(relaxed))
+    fresh = relaxed_of(name)[1].eval()
+    fresh.load_state_dict(relaxed.state_dict())
+    relaxed.architecture.theta.data.zero_()  # the copies must not share theta with it
+    for other in (twin, again, fresh):
+        assert torch.equal(other(x), wanted)
+    assert not torch.equal(relaxed(x), wanted)
+
+
+def test_a_forward_that_fails_leaves_nothing_behind():
+    network, relaxed = relaxed_of("residual")
+    wanted = network.eval()(images())
+    relaxed.eval()
+    relaxed.network.conv2.register_forward_pre_hook(lambda m, a: 1 / 0, prepend=False)
+    with pytest.raises(ZeroDivisionError):
+        relaxed(images())
+    relaxed.network.conv2._forward_pre_hooks.popitem()
+    assert torch.equal(relaxed(images()), wanted)
+
+
+def test_autocast_keeps_the_bits():
+    network, relaxed = relaxed_of("resnet8")
+    network.eval(), relaxed.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(relaxed(images()), network(images()))
+
+
+def test_one_theta_moves_all_edges_of_a_group():
+    network = dnat.build("resnet20", width=4, seed=1).eval()
+    edges = dnat.find_edges(dnat.trace(network, images()))
+    cell, full = relax(network, edges, mode="cell").eval(), relax(network, edges).eval()
+    row = torch.tensor([0.0, 0.3, 0.7])
+    group = cell.groups[0]
+    cell.architecture.theta.data[0] = row
+    for edge in edges:
+        if edge.group == group:
+            full.architecture.theta.data[full.row(edge)] = row
+    assert torch.equal(cell(images()), full(images()))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"mode": "ful"}, "unknown mode 'ful'; did you mean 'full'"),
+        ({"gate": "sigmod"}, "unknown gate 'sigmod'; did you mean 'sigmoid'"),
+    ],
+)
+def test_unknown_names_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        relaxed_of("residual", **options)
+
+
+def test_edges_of_another_network_are_refused():
+    edges = dnat.find_edges(dnat.trace(small("residual"), images()))
+    with pytest.raises(ValueError, match="Shared has no conv1>norm1"):
+        relax(small("shared"), edges)
+    with pytest.raises(ValueError, match="no edges to relax"):
+        relax(small("shared"), ())

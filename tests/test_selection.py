@@ -1,0 +1,94 @@
+import itertools
+
+import pytest
+import torch
+from reference import images, small
+
+import dnat
+from dnat.edges import problems
+from dnat.relaxation import relax
+from dnat.selection import decide
+
+
+def relaxed_of(name, **options):
+    network = small(name)
+    return relax(network, dnat.find_edges(dnat.trace(network, images())), **options)
+
+
+def set_theta(relaxed, key, identity, original):
+    row = relaxed.row(next(e for e in relaxed.edges if e.key == key))
+    relaxed.architecture.theta.data[row] = torch.tensor([0.0, identity, original])
+
+
+@pytest.mark.parametrize(
+    ("identity", "original", "choice"),
+    [
+        (0.2, 0.8, "original"),
+        (0.8, 0.2, "identity"),
+        (-0.1, -0.2, "none"),
+        (-3.0, 0.1, "original"),  # by sign, not by magnitude
+        (0.5, 0.5, "original"),  # ties: original, identity, none
+        (0.0, -0.5, "identity"),
+        (0.0, 0.0, "original"),
+    ],
+)
+def test_signed_argmax_and_ties(identity, original, choice):
+    relaxed = relaxed_of("residual")
+    set_theta(relaxed, "conv2", identity, original)
+    assert dnat.select(relaxed)["conv2"] == choice
+
+
+def test_the_start_changes_nothing():
+    for name, mode, gate in itertools.product(
+        ("residual", "resnet8 with skips"), ("full", "cell"), ("raw", "sigmoid")
+    ):
+        assert set(dnat.select(relaxed_of(name, mode=mode, gate=gate)).values()) == {"original"}
+
+
+def test_sigmoid_gates_are_cut_in_the_middle():
+    relaxed = relaxed_of("residual", gate="sigmoid")
+    set_theta(relaxed, "conv2", 0.4, 0.45)
+    assert dnat.select(relaxed)["conv2"] == "none"
+    set_theta(relaxed, "conv2", 0.4, 0.55)
+    assert dnat.select(relaxed)["conv2"] == "original"
+
+
+def test_a_null_edge_is_connected_above_its_threshold():
+    relaxed = relaxed_of("resnet8 with skips")
+    set_theta(relaxed, "layer1.0.skip2", 0.7, 1.0)
+    assert dnat.select(relaxed)["layer1.0.skip2"] == "original"  # the paper: the identity must exceed 1
+    chosen = {d.edge.key: d.choice for d in decide(relaxed, skip_threshold=0.5)}
+    assert chosen["layer1.0.skip2"] == "identity"
+
+
+def test_a_node_never_starves():
+    relaxed = relaxed_of("two branches")
+    set_theta(relaxed, "left", -1.0, -0.3)
+    set_theta(relaxed, "right", -1.0, -0.2)
+    decisions = {d.edge.key: d for d in decide(relaxed)}
+    assert decisions["left"].choice == "none"
+    assert decisions["right"].choice == "original"  # its theta is the better one
+    assert "restored" in decisions["right"].reason
+    assert decisions["right"].margin < 0
+
+
+@pytest.mark.parametrize("mode", ["full", "cell"])
+@pytest.mark.parametrize("name", ["residual", "two branches", "resnet8", "resnet8 with skips", "sequential"])
+def test_whatever_theta_is_the_network_lives(name, mode):
+    relaxed = relaxed_of(name, mode=mode)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(25):
+        relaxed.architecture.theta.data.normal_(-0.3, 1, generator=generator)
+        choices = dnat.select(relaxed)
+        assert not problems({e: choices[e.key] for e in relaxed.edges})
+        if mode == "cell":
+            groups = {(e.group, choices[e.key]) for e in relaxed.edges}
+            assert len(groups) == len({e.group for e in relaxed.edges})
+    plain = dnat.discretize(relaxed, choices, images())
+    x, y = images(), images().flip(0)
+    assert not torch.equal(plain.eval()(x), plain.eval()(y))  # the output depends on the input
+
+
+def test_a_budget_is_refused_for_now():
+    with pytest.raises(ValueError, match="a budget cannot be kept yet"):
+        dnat.select(relaxed_of("residual"), budget=0.7)

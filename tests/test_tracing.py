@@ -1,0 +1,95 @@
+import copy
+
+import pytest
+import torch
+from reference import SMALL, images, small
+from torch import nn
+
+import dnat
+from dnat.tracing import State
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_tracing_leaves_everything_as_it_was(name):
+    network = small(name).train()
+    before, rng = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    program = dnat.trace(network, images())
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), network.state_dict().values(), strict=True))
+    assert torch.equal(rng, torch.get_rng_state())
+    assert all(m.training for m in network.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+    assert [t.training for t in program.traces] == [False, True]
+
+
+def test_multiply_adds_are_those_of_the_layers():
+    network, x = small("residual"), images()
+    trace = dnat.trace(network, x).traces[0]
+    by_hand = 8 * 8 * (3 * 4 * 9 + 4 * 4 * 9 + 4 * 4) + 4 * 5
+    assert sum(op.madds for op in trace.operations) == by_hand * len(x)
+
+
+def test_in_place_writes_reach_every_view():
+    class Views(nn.Module):
+        def forward(self, x):
+            y = x.clone()
+            half = y[:, :2]
+            half.zero_()
+            half += 1
+            return y
+
+    trace = dnat.trace(Views(), images()).traces[0]
+    # The output is the value that y has after the writes, not the one that clone made.
+    made_by = trace.operations[trace.values[trace.outputs[0]].producer]
+    assert made_by.name == "alias_update"
+
+
+def test_zero_is_followed_through_a_network():
+    trace = dnat.trace(small("residual"), images()).traces[0]
+    out = {c.path: c.outputs[0] for c in trace.calls if c.path}
+    assert trace.propagate()[trace.outputs[0]] is State.DATA
+    assert not trace.problems({out["conv2"]})  # the sum loses an operand
+    assert trace.problems({out["norm1"]})  # conv2 has a bias: a constant would be left
+    assert trace.problems({out["stem_norm"]})  # nothing would be left
+
+
+def test_calls_with_keywords_dicts_and_several_examples():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, a, *, b):
+            return {"sum": self.fc(a) + b}
+
+    x = torch.ones(2, 3)
+    program = dnat.trace(Keywords(), [{"a": x, "b": x}, {"a": x[:1], "b": x[:1]}])
+    assert len(program.traces) == 4
+    assert all(len(t.outputs) == 1 and len(t.inputs) == 2 for t in program.traces)
+
+
+def test_the_fingerprint_is_stable_and_tells_networks_apart():
+    prints = [dnat.trace(small(n), images()).fingerprint for n in ("residual", "residual", "two branches")]
+    assert prints[0] == prints[1] != prints[2]
+    # A known value: the fingerprint must be the same in every process and on every day.
+    assert dnat.trace(nn.Linear(2, 2), torch.ones(1, 2)).fingerprint == "6faa8afe112197ea"
+
+
+@pytest.mark.parametrize(
+    ("network", "example", "error", "words"),
+    [
+        (42, torch.ones(1), TypeError, "must be a torch.nn.Module, not int"),
+        (nn.Linear(2, 2), [], TypeError, "the example is empty"),
+        (nn.Linear(2, 2), 3.0, TypeError, "must be a tensor, a tuple, a dict"),
+        (nn.Linear(2, 2), torch.ones(1, 3), ValueError, r"Linear's forward failed on the example of shape \[\(1, 3\)\]"),
+        (nn.LazyLinear(2), torch.ones(1, 3), ValueError, "not initialized yet"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_errors_say_what_was_wrong(network, example, error, words):
+    with pytest.raises(error, match=words):
+        dnat.trace(network, example)
+
+
+def test_one_image_is_doubled_where_batch_norm_needs_two():
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    assert [t.batch for t in dnat.trace(network, images(1)).traces] == [1, 2]

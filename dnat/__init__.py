@@ -13,17 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Config as Config
-    from .cost import Cost as Cost, cost as cost
-    from .data import Data as Data, load as load
+    from .cost import Cost as Cost
+    from .cost import cost as cost
+    from .data import Data as Data
+    from .data import load as load
     from .discretization import discretize as discretize
-    from .edges import Edge as Edge, find_edges as find_edges
+    from .edges import Edge as Edge
+    from .edges import find_edges as find_edges
     from .networks import build as build
     from .records import Records as Records
-    from .relaxation import RelaxedNetwork as RelaxedNetwork, relax as relax
+    from .relaxation import RelaxedNetwork as RelaxedNetwork
+    from .relaxation import relax as relax
     from .selection import select as select
-    from .tracing import Program as Program, trace as trace
+    from .tracing import Program as Program
+    from .tracing import trace as trace
     from .training import evaluate as evaluate
-    from .transform import Transformation as Transformation, train as train, transform as transform
+    from .transform import Transformation as Transformation
+    from .transform import train as train
+    from .transform import transform as transform
 
 _HOME = {
     "build": "networks",
@@ -46,7 +53,7 @@ _HOME = {
     "Transformation": "transform",
     "Records": "records",
 }
-__all__ = list(_HOME)  # noqa: PLE0605
+__all__ = list(_HOME)
 __version__ = "0.1.0"
 
 

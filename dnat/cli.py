@@ -70,7 +70,9 @@ def make_job(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) ->
 
 @cli.command()
 @_job_options
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory (default: runs/NETWORK-DATA-METHOD-seedS).")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run directory (default: runs/NETWORK-DATA-METHOD-seedS)."
+)
 @click.option("--download", is_flag=True, help="Fetch the data set if it is missing; nothing is fetched without.")
 def transform(out: Path | None, download: bool, file: str | None, pairs: tuple[str, ...], **flags: Any) -> None:
     """Train a network, transform it, and train it on.
@@ -108,13 +110,21 @@ def _run(job: Any, directory: Path, download: bool) -> None:
     from .terminal import TerminalTracker, console
 
     screen = console()
-    screen.print(f"{job.method}: {job.network} on {job.data}, seed {job.config.seed}, {job.config.epochs} epochs", highlight=False)
+    screen.print(
+        f"{job.method}: {job.network} on {job.data}, seed {job.config.seed}, {job.config.epochs} epochs",
+        highlight=False,
+    )
     done = (directory / "record.json").exists()
     tracker = TerminalTracker(screen, job.config.epochs)
     try:
         with _stop_on_signals() as stop, _warnings_to(screen):
             record = run(
-                job, directory, tracker=tracker, stop=stop, download=download, notify=lambda t: screen.print(f"note: {t}")
+                job,
+                directory,
+                tracker=tracker,
+                stop=stop,
+                download=download,
+                notify=lambda t: screen.print(f"note: {t}"),
             )
     finally:
         tracker.finish()

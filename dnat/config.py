@@ -281,7 +281,13 @@ def _type_problem(value: object, wanted: Any) -> str:
     if origin is Literal:
         return "" if value in arguments else f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
-        return "" if isinstance(value, tuple) and len(value) == len(arguments) and not any(_type_problem(v, float) for v in value) else f"{len(arguments)} numbers"
+        return (
+            ""
+            if isinstance(value, tuple)
+            and len(value) == len(arguments)
+            and not any(_type_problem(v, float) for v in value)
+            else f"{len(arguments)} numbers"
+        )
     if wanted in (int, float):
         kinds = int if wanted is int else (int, float)
         fits = isinstance(value, kinds) and not isinstance(value, bool)

@@ -202,7 +202,9 @@ def _identity(network: nn.Module, reference: RelaxedNetwork, edge: Edge) -> nn.M
         added = copied(reference.network.get_submodule(f"{edge.entry}.{IDENTITY_NAME}"))
         # Under its own name inside a Sequential, so that the weights keep the names they were trained under.
         fits = isinstance(added, nn.Identity)
-        return _replaced(network, edge.entry, added if fits else nn.Sequential(OrderedDict({IDENTITY_NAME: added})))
+        return _replaced(
+            network, edge.entry, added if fits else nn.Sequential(OrderedDict({IDENTITY_NAME: added}))
+        )
     network = _replaced(network, edge.exit, copying_identity() if edge.copies else nn.Identity())
     return network if edge.entry == edge.exit else _replaced(network, edge.entry, nn.Identity())
 

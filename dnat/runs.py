@@ -91,9 +91,7 @@ def run(
             return records.record()
         started = time.time()
         try:
-            result = METHODS[job.method](
-                network, data, job.config, records=records, tracker=tracker, stop=stop
-            )
+            result = METHODS[job.method](network, data, job.config, records=records, tracker=tracker, stop=stop)
         except BaseException as error:
             state = "interrupted" if getattr(error, "exit_code", 1) == 75 else "failed"
             records.status(state, f"{type(error).__name__}: {error}")
@@ -148,7 +146,12 @@ def picture_rows(network: nn.Module, data: Data, commitment: Commitment | None) 
 
 
 def draw(
-    folder: Path, rows: list[drawing.Row], job: Job, before: Cost, after: Cost, formats: tuple[str, ...] = ("png", "svg")
+    folder: Path,
+    rows: list[drawing.Row],
+    job: Job,
+    before: Cost,
+    after: Cost,
+    formats: tuple[str, ...] = ("png", "svg"),
 ) -> list[Path]:
     """Draw a run's before/after picture into a folder."""
     title = f"{job.network} on {job.data}, {job.method}"

@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bars, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 
 from .tracking import Tracker
@@ -91,10 +92,16 @@ def result_table(record: dict[str, Any]) -> Table:
     table = Table(title=f"{record['job']['network']} on {record['job']['data']}, seed {record['job']['seed']}")
     for name in ("", "before", "after", "change"):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row("parameters", f"{before['params']:,}", f"{after['params']:,}", share(before["params"], after["params"]))
-    table.add_row("multiply-adds", f"{before['madds']:,}", f"{after['madds']:,}", share(before["madds"], after["madds"]))
+    table.add_row(
+        "parameters", f"{before['params']:,}", f"{after['params']:,}", share(before["params"], after["params"])
+    )
+    table.add_row(
+        "multiply-adds", f"{before['madds']:,}", f"{after['madds']:,}", share(before["madds"], after["madds"])
+    )
     if results["relaxed_test_accuracy"] is not None:
-        table.add_row("test accuracy, end of the architecture stage", f"{results['relaxed_test_accuracy']:.2%}", "", "")
+        table.add_row(
+            "test accuracy, end of the architecture stage", f"{results['relaxed_test_accuracy']:.2%}", "", ""
+        )
         table.add_row("test accuracy, choices just made", "", f"{results['committed_test_accuracy']:.2%}", "")
     table.add_row("test accuracy, result", "", f"{results['test_accuracy']:.2%}", "")
     stages = "  ".join(f"{stage} {taken:.1f} s" for stage, taken in seconds.items() if taken)

@@ -64,9 +64,7 @@ def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
     if not parameters:
         name = type(network).__name__
         raise ValueError(f"{name} has no parameters to train (all are frozen, or there are none)")
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
 def theta_optimizer(relaxed: RelaxedNetwork, config: Config) -> torch.optim.Optimizer:
@@ -165,7 +163,7 @@ class ArchitectureLoss:
         return self.config.cost_weight * charge - self.config.zero_one_weight * zero_one
 
 
-class Interrupted(Exception):  # noqa: N818
+class Interrupted(Exception):
     """A run was asked to stop and has saved where it stands."""
 
     exit_code = 75

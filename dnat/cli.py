@@ -140,8 +140,11 @@ def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
 
     screen.print(result_table(record))
     commitment = json.loads((directory / "architecture.json").read_text())["commitment"]
-    if commitment:
+    if commitment and all(edge["choice"] == "original" for edge in commitment["edges"]):
+        screen.print(f"none of the {len(commitment['edges'])} edges changed", highlight=False)
+    elif commitment:
         screen.print(changes_table(commitment["edges"]))
+    if commitment:
         for edge in commitment["edges"]:
             if edge["reason"]:
                 screen.print(f"note: {edge['key']}: {edge['reason']}", highlight=False)

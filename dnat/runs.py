@@ -1,11 +1,13 @@
 """A job and a directory -> a run and its result: networks and data by name, files in place, resumable."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
 from . import drawing
@@ -14,12 +16,12 @@ from .cost import Cost
 from .data import Data, load
 from .discretization import discretize
 from .edges import Edge, find_edges, in_order, units
-from .networks import accepts, build
+from .networks import NETWORKS, accepts, build
 from .records import Records, read_job
 from .tracing import trace
 from .tracking import Tracker
 from .training import Progress
-from .transform import METHODS, Commitment, Transformation
+from .transform import METHODS, Commitment, Transformation, check, transform
 
 
 def load_data(job: Job, *, download: bool = False) -> Data:
@@ -41,15 +43,9 @@ def build_network(job: Job, data: Data) -> nn.Module:
         options["num_classes"] = data.num_classes
     if data.channels != 3 and accepts(job.network, "in_channels"):
         options["in_channels"] = data.channels
-    if job.network in _with_skips() and "skips" not in job.network_options:
+    if job.network in NETWORKS and accepts(job.network, "skips"):
         options["skips"] = job.config.skips
     return build(job.network, seed=job.config.seed, **(options | job.network_options))
-
-
-def _with_skips() -> set[str]:
-    from .networks import NETWORKS
-
-    return {name for name in NETWORKS if accepts(name, "skips")}
 
 
 def run(
@@ -84,6 +80,9 @@ def run(
             return records.record()
     data = load_data(job, download=download)
     network = build_network(job, data)
+    # Whatever can be known to fail does so here, before a directory is made that a corrected command would
+    # find occupied by other settings.
+    check(network, data, job.config, transforming=METHODS[job.method] is transform)
     with Records.open(directory, job) as records:
         for notice in records.notices:
             notify(notice)
@@ -162,8 +161,8 @@ def redraw(directory: str | Path, formats: tuple[str, ...] = ("png", "svg")) -> 
     """Draw the picture of a finished run again, from its files."""
     job, record, architecture = _read(directory)
     rows = drawing.rows_from_json(architecture["rows"])
-    costs = (Cost(**record["results"][name]) for name in ("cost_before", "cost_after"))
-    return draw(Path(directory), rows, job, *costs, formats=formats)
+    before, after = (Cost(**record["results"][name]) for name in ("cost_before", "cost_after"))
+    return draw(Path(directory), rows, job, before, after, formats)
 
 
 def restore(directory: str | Path, data: Data | None = None) -> tuple[nn.Module, Job, Data]:
@@ -172,8 +171,6 @@ def restore(directory: str | Path, data: Data | None = None) -> tuple[nn.Module,
     Raises:
         ValueError: no run directory, or a run that is not finished.
     """
-    from safetensors.torch import load_file
-
     job, _, architecture = _read(directory)
     data = data or load_data(job)
     network = build_network(job, data)
@@ -185,8 +182,6 @@ def restore(directory: str | Path, data: Data | None = None) -> tuple[nn.Module,
 
 
 def _read(directory: str | Path) -> tuple[Job, dict[str, Any], dict[str, Any]]:
-    import json
-
     job = read_job(directory)
     folder = Path(directory)
     if not (folder / "record.json").exists():

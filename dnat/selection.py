@@ -11,6 +11,11 @@ THRESHOLDS = {"raw": (0.0, 1.0), "sigmoid": (0.5, 0.5)}
 what the identity's gate must exceed on a null edge (the paper's argmax compares it with theta's start, 1)."""
 
 
+def none_threshold(relaxed: RelaxedNetwork) -> float:
+    """What both gates of an edge must fall below for none."""
+    return THRESHOLDS[relaxed.architecture.gate][0]
+
+
 @dataclass(frozen=True)
 class Decision:
     """What becomes of one edge, and why.

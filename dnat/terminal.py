@@ -73,7 +73,7 @@ class TerminalTracker(Tracker):
 
 def console() -> Console:
     """The console that results are printed to; wide enough for its tables when nobody watches."""
-    return Console(width=None if sys.stdout.isatty() else 120, soft_wrap=False)
+    return Console(width=None if sys.stdout.isatty() else 120, soft_wrap=True)
 
 
 def share(before: float, after: float) -> str:

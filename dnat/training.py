@@ -18,8 +18,9 @@ from torch.nn.functional import cross_entropy
 
 from .config import Config
 from .data import Data
-from .edges import IDENTITY, ORIGINAL
+from .edges import NONE, ORIGINAL
 from .relaxation import CHOICES, RelaxedNetwork
+from .selection import none_threshold
 
 CHECK_EVERY = 8
 """Steps between two looks at whether the loss is finite: each look waits for the device."""
@@ -136,31 +137,46 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 
 
 class ArchitectureLoss:
-    """What is added to the loss for theta's sake.
+    """What is added to the loss for theta's sake: `cost_weight * expected cost - zero_one_weight * distance`.
 
-    `-zero_one_weight * sum over free gates of (g - 1/2)^2` pulls gates to 0 or 1 (FairDARTS, with a sum in place
-    of its mean, so that a gate feels the same pull in any network), and `cost_weight * sum over edges of
-    share * g_original` charges each operation its share of the multiply-adds of all edges.
+    The expected cost is the share of the edges' multiply-adds that would be kept if each group chose by a softmax
+    of its gates over its legal choices (none counts with its threshold), at a temperature of 1/4. It compares
+    choices, so it also works where a gate alone means nothing because a norm undoes every scale. The distance is
+    the sum over free gates of (g - 1/2)^2, which pulls gates to 0 or 1 (FairDARTS takes its mean; with a sum a gate
+    feels the same pull in any network).
     """
+
+    TEMPERATURE = 0.25
 
     def __init__(self, relaxed: RelaxedNetwork, config: Config) -> None:
         self.relaxed, self.config = relaxed, config
         theta = next(relaxed.thetas())
-        shares, free = torch.zeros(len(theta)), torch.zeros(len(theta), len(CHOICES))
-        for edge in relaxed.edges:
-            row = relaxed.row(edge)
-            shares[row] += edge.madds
-            free[row, CHOICES.index(ORIGINAL)] = edge.kind != "skip"
-            free[row, CHOICES.index(IDENTITY)] = IDENTITY in edge.choices
+        shares, legal = torch.zeros(len(theta)), torch.zeros(len(theta), len(CHOICES), dtype=torch.bool)
+        for row, group in enumerate(relaxed.groups):
+            shares[row] = sum(edge.madds for edge in relaxed.members(group))
+            legal[row] = torch.tensor([choice in relaxed.choices_of(group) for choice in CHOICES])
         self.shares = (shares / shares.sum().clamp(min=1)).to(theta)
+        self.illegal = ~legal.to(theta.device)
+        free = legal & (torch.tensor(CHOICES.index(NONE)) != torch.arange(len(CHOICES)))
+        skips = torch.tensor([relaxed.members(group)[0].kind == "skip" for group in relaxed.groups])
+        free[skips, CHOICES.index(ORIGINAL)] = False  # of a null edge: it weighs nothing
         self.free = free.to(theta)
+        self.none = torch.zeros(len(CHOICES), dtype=torch.bool)
+        self.none[CHOICES.index(NONE)] = True
+        self.none = self.none.to(theta.device)
 
     def __call__(self) -> Tensor:
         """The loss of theta as it is now, 0-dim."""
         gates = self.relaxed.architecture.gates()
         zero_one = ((gates - 0.5) ** 2 * self.free).sum()
-        charge = (self.shares * gates[:, CHOICES.index(ORIGINAL)]).sum()
-        return self.config.cost_weight * charge - self.config.zero_one_weight * zero_one
+        return self.config.cost_weight * self.expected_cost() - self.config.zero_one_weight * zero_one
+
+    def expected_cost(self) -> Tensor:
+        """The expected share of the edges' multiply-adds that is kept, 0-dim, from 0 to 1."""
+        gates = self.relaxed.architecture.gates()
+        scores = torch.where(self.none, none_threshold(self.relaxed), gates)
+        scores = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf)
+        return (self.shares * scores.softmax(1)[:, CHOICES.index(ORIGINAL)]).sum()
 
 
 class Interrupted(Exception):

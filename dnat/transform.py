@@ -27,7 +27,16 @@ from .seeds import Stream, torch_seed
 from .selection import decide
 from .tracing import Program, copied, trace
 from .tracking import Tracker
-from .training import Evaluation, Interrupted, Progress, Trainer, batches_per_epoch, evaluate, scores
+from .training import (
+    Evaluation,
+    Interrupted,
+    Progress,
+    Trainer,
+    batches_per_epoch,
+    evaluate,
+    scores,
+    weight_optimizer,
+)
 
 SAVE_SECONDS = 300.0
 """A checkpoint is written at the end of each epoch, and when this long has passed since the last one."""
@@ -191,14 +200,32 @@ METHODS = {"dnat": transform, "original": train}
 """The methods by name; all have one signature."""
 
 
+def check(network: nn.Module, data: Data, config: Config, *, transforming: bool = True) -> None:
+    """Find out what can be known to fail, before anything is trained or written.
+
+    Raises:
+        ValueError, TypeError: see `transform`.
+    """
+    batches_per_epoch(len(data.train_labels), config)
+    choose_device(config.device)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    example = data.example(2).to(device)
+    program = trace(network, example)
+    if transforming and not find_edges(program, config.space):
+        raise ValueError(f"{type(network).__name__} has no operation that could be changed")
+    with torch.no_grad():
+        classes = scores(copied(network).eval()(example)).shape[1]
+    if classes < data.num_classes:
+        raise ValueError(f"the network tells {classes} classes apart, but {data.name} has {data.num_classes}")
+    weight_optimizer(network, config)
+
+
 def weights_digest(network: nn.Module) -> str:
     """A SHA-256 over names, shapes and bits of a network's state."""
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-        )
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -280,7 +307,7 @@ class _Run:
             original = original.to(memory_format=torch.channels_last)
         example = self.data.example(2)
         program = trace(original, example)
-        self._check(original, example)
+        check(original, self.data, config, transforming=transforming)
         cost_before = cost(original, example)
         self.trainer = self._start(original, program, example, transforming)
         if transforming:
@@ -304,26 +331,15 @@ class _Run:
             seconds=progress.seconds,
         )
 
-    def _check(self, network: nn.Module, example: Tensor) -> None:
-        """Everything that can be known to fail, before the first step."""
-        batches_per_epoch(len(self.data.train_labels), self.config)
-        twin = copied(network).eval()
-        with torch.no_grad():
-            classes = scores(twin(example)).shape[1]
-        if classes < self.data.num_classes:
-            raise ValueError(
-                f"the network tells {classes} classes apart, but {self.data.name} has {self.data.num_classes}"
-            )
-
     def _warn_of_short_stage(self) -> None:
-        reach = self.config.lr_theta * self.trainer.batches * self.config.architecture_epochs
+        steps = self.trainer.batches * self.config.architecture_epochs
+        reach = self.config.lr_theta * steps
         if reach < 3:
             cannot = "no choice can change" if reach < 0.5 else "few choices can change"
             warnings.warn(
-                f"lr_theta {self.config.lr_theta:g} x {self.trainer.batches * self.config.architecture_epochs} steps "
-                f"moves theta by at most {reach:.2g}: {cannot}; take more architecture epochs or a larger lr_theta "
-                f"(about {3 / (self.trainer.batches * self.config.architecture_epochs):.1g})",
-                stacklevel=4,
+                f"lr_theta {self.config.lr_theta:g} x {steps} steps moves theta by at most {reach:.2g}: {cannot}; take "
+                f"more architecture epochs or a larger lr_theta (about {3 / steps:.1g})",
+                stacklevel=5,
             )
 
     def _start(self, original: nn.Module, program: Program, example: Tensor, transforming: bool) -> Trainer:
@@ -338,8 +354,6 @@ class _Run:
             network = discretization(original, self.commitment.choices, example).network
         elif transforming:
             edges = find_edges(program, self.config.space)
-            if not edges:
-                raise ValueError(f"{type(original).__name__} has no operation that could be changed")
             config = self.config
             network = relax(original, edges, config.mode, config.gate, config.seed)
         trainer = Trainer(network, self.data, self.config, Progress())

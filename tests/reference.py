@@ -141,7 +141,9 @@ def legal_sets(edges: tuple[dnat.Edge, ...]) -> list[dict[str, str]]:
     return [{e.key: c for e, c in choices.items()} for choices in by_edge if not problems(choices)]
 
 
-def relaxed_by_hand(network: nn.Module, edges: tuple[dnat.Edge, ...], gates: dict[str, tuple[float, float]]) -> nn.Module:
+def relaxed_by_hand(
+    network: nn.Module, edges: tuple[dnat.Edge, ...], gates: dict[str, tuple[float, float]]
+) -> nn.Module:
     """The relaxed network in the most obvious way: a hook for each plain module edge, weights as Python numbers."""
     for edge in edges:
         seen: list[Tensor] = []

@@ -83,8 +83,9 @@ def test_none_takes_along_what_only_fed_it():
 def test_identity_removes_parameters_and_multiply_adds():
     network = small("resnet8")
     edge = edges_of(network)[0]
-    before, after = dnat.cost(network, images()), dnat.cost(
-        dnat.discretize(network, {edge.key: "identity"}, images()), images()
+    before, after = (
+        dnat.cost(network, images()),
+        dnat.cost(dnat.discretize(network, {edge.key: "identity"}, images()), images()),
     )
     assert before.madds - after.madds == edge.madds
     assert before.params - after.params == 4 * 4 * 9 + 8

@@ -18,7 +18,12 @@ def test_edges_of_a_residual_network():
         "conv2": ("original", "identity", "none"),
     }
     edge = found["conv1>norm1"]
-    assert (edge.kind, edge.operation, edge.shape_in, edge.madds) == ("unit", "conv_3x3", (4, 8, 8), 64 * 4 * 4 * 9)
+    assert (edge.kind, edge.operation, edge.shape_in, edge.madds) == (
+        "unit",
+        "conv_3x3",
+        (4, 8, 8),
+        64 * 4 * 4 * 9,
+    )
 
 
 def test_either_branch_may_go_but_not_both():

@@ -80,7 +80,12 @@ def test_the_fingerprint_is_stable_and_tells_networks_apart():
         (42, torch.ones(1), TypeError, "must be a torch.nn.Module, not int"),
         (nn.Linear(2, 2), [], TypeError, "the example is empty"),
         (nn.Linear(2, 2), 3.0, TypeError, "must be a tensor, a tuple, a dict"),
-        (nn.Linear(2, 2), torch.ones(1, 3), ValueError, r"Linear's forward failed on the example of shape \[\(1, 3\)\]"),
+        (
+            nn.Linear(2, 2),
+            torch.ones(1, 3),
+            ValueError,
+            r"Linear's forward failed on the example of shape \[\(1, 3\)\]",
+        ),
         (nn.LazyLinear(2), torch.ones(1, 3), ValueError, "not initialized yet"),
     ],
 )

@@ -1,0 +1,389 @@
+"""Before/after pictures of a network: its operations in order, the changed ones marked.
+
+A picture is drawn from plain rows, so that a finished run can be drawn again from architecture.json. Colours are
+those of Okabe and Ito, and every state has a line style of its own, so that nothing is lost in grey.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+
+WIDTH = 12.4
+"""Width of the picture in inches; one unit of its coordinates is an inch."""
+
+_BOX, _HEIGHT, _GAP, _PAD = 0.92, 0.46, 0.16, 0.12
+_LANE = 0.22
+_STYLES = {
+    # state: (edge colour, fill, line style, line width)
+    "original": ("#444444", "#e8eef4", "-", 0.8),
+    "fixed": ("#999999", "#f6f6f6", "-", 0.6),
+    "identity": ("#d55e00", "#ffffff", (0, (4, 2)), 1.3),
+    "none": ("#b00020", "#ffffff", (0, (1, 1.5)), 1.3),
+    "removed": ("#b00020", "#ffffff", (0, (1, 4)), 0.8),
+    "added": ("#009e73", "#d9f0e8", "-", 1.5),
+    "absent": ("#bbbbbb", "#ffffff", (0, (1, 3)), 0.6),
+}
+_LEGEND = {
+    "original": "kept",
+    "fixed": "cannot change",
+    "identity": "becomes identity",
+    "none": "branch removed",
+    "removed": "gone along with it",
+    "added": "skip connection added",
+}
+
+
+class _Cost(Protocol):
+    @property
+    def params(self) -> int: ...
+    @property
+    def madds(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operation of a network and what became of it.
+
+    Attributes:
+        key: path of its entry, or "entry>exit".
+        kind: unit, block, branch, skip; fixed for an operation that has no choice.
+        operation: name ("conv_3x3").
+        shape_in, shape_out: without the batch.
+        madds: multiply-adds of one image.
+        choice: original, identity or none; of a skip edge, original means that it stays absent.
+        theta: gates for none, identity and original when the choice was made.
+        removed: it is gone since everything that it fed is gone.
+    """
+
+    key: str
+    kind: str
+    operation: str
+    shape_in: tuple[int, ...]
+    shape_out: tuple[int, ...]
+    madds: int
+    choice: str = "original"
+    theta: tuple[float, float, float] | None = None
+    removed: bool = False
+
+    @property
+    def state(self) -> str:
+        """How the row looks after the transformation."""
+        if self.kind == "skip":
+            return "added" if self.choice == "identity" else "absent"
+        if self.removed:
+            return "removed"
+        return "fixed" if self.kind == "fixed" else self.choice
+
+    @property
+    def entry(self) -> str:
+        """The path of the operation's first module."""
+        return self.key.partition(">")[0]
+
+
+def rows_to_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
+    """Rows as JSON can hold them."""
+    return [asdict(row) for row in rows]
+
+
+def rows_from_json(tables: Iterable[dict[str, Any]]) -> list[Row]:
+    """The inverse of `rows_to_json`."""
+    tuples = ("shape_in", "shape_out", "theta")
+    return [Row(**{k: tuple(v) if k in tuples and v else v for k, v in table.items()}) for table in tables]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows that are drawn in one frame: operations side by side, whole branches above, skip edges below."""
+
+    name: str
+    units: tuple[Row, ...]
+    wholes: tuple[Row, ...]
+    skips: tuple[Row, ...]
+
+    @property
+    def slots(self) -> int:
+        return max(len(self.units), 1)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether it is one operation that needs no frame."""
+        return len(self.units) == 1 and self.units[0].entry == self.name
+
+    @property
+    def width(self) -> float:
+        return self.slots * _BOX + (self.slots - 1) * _GAP + 2 * _PAD
+
+
+def draw(
+    rows: Sequence[Row],
+    path: str | Path,
+    *,
+    title: str,
+    before: _Cost,
+    after: _Cost,
+    formats: Sequence[str] = ("png", "svg"),
+) -> list[Path]:
+    """Draw a network before and after its transformation.
+
+    Args:
+        rows: its operations in order of execution.
+        path: where to write, without a suffix.
+        title: the first line of the picture.
+        before, after: what the network costs.
+        formats: png, svg or pdf.
+
+    Returns:
+        The files that were written. The same rows give the same SVG, byte for byte.
+
+    Raises:
+        ValueError: an unknown format.
+    """
+    for name in formats:
+        if name not in ("png", "svg", "pdf"):
+            raise ValueError(f"unknown format {name!r}; known: png, svg, pdf")
+    lines = _lines(_blocks(rows))
+    panel = sum(_line_height(line) for line in lines) + 0.35
+    height = 1.15 + 2 * panel + 0.45
+    figure = Figure(figsize=(WIDTH, height), dpi=150, facecolor="white")
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, WIDTH)
+    axes.set_ylim(height, 0)  # downwards, as one reads
+    axes.axis("off")
+    _header(axes, rows, title, before, after)
+    _panel(axes, lines, 1.15, "before", changed=False)
+    _panel(axes, lines, 1.15 + panel, "after", changed=True)
+    _legend(axes, rows, height - 0.25)
+    files = []
+    with rc_context({"svg.hashsalt": "dnat", "svg.fonttype": "none"}):
+        for name in formats:
+            file = Path(path).with_name(f"{Path(path).name}.{name}")
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[name]
+            figure.savefig(file, format=name, metadata=metadata)
+            files.append(file)
+    return files
+
+
+def _blocks(rows: Sequence[Row]) -> list[_Block]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(_block_of(row.entry), []).append(row)
+    blocks = []
+    for name, members in found.items():
+        wholes = tuple(r for r in members if r.kind in ("block", "branch"))
+        skips = tuple(r for r in members if r.kind == "skip")
+        units = tuple(r for r in members if r not in wholes and r not in skips)
+        blocks.append(_Block(name, units, wholes, skips))
+    return blocks
+
+
+def _block_of(entry: str) -> str:
+    """The path up to its first number that is not its end: layer1.0.conv1 is drawn in layer1.0."""
+    parts = entry.split(".")
+    for i, part in enumerate(parts[:-1]):
+        if part.isdigit():
+            return ".".join(parts[: i + 1])
+    return ".".join(parts[:-1]) or entry
+
+
+def _lines(blocks: Iterable[_Block]) -> list[list[_Block]]:
+    """Blocks in lines, as words are; a block that is wider than a line is cut in pieces."""
+    most = int((WIDTH - 0.8 - 2 * _PAD + _GAP) // (_BOX + _GAP))
+    pieces = []
+    for block in blocks:
+        first = _Block(block.name, block.units[:most], block.wholes, block.skips)
+        rest = [block.units[i : i + most] for i in range(most, len(block.units), most)]
+        pieces += [first, *(_Block(block.name, units, (), ()) for units in rest)]
+    lines: list[list[_Block]] = [[]]
+    used = 0.0
+    for block in pieces:
+        if lines[-1] and used + block.width > WIDTH - 0.8:
+            lines.append([])
+            used = 0.0
+        lines[-1].append(block)
+        used += block.width + 0.3
+    return lines
+
+
+def _line_height(line: Sequence[_Block]) -> float:
+    return 0.62 + _HEIGHT + _LANE * (max(len(b.wholes) for b in line) + max(_skip_lanes(b) for b in line))
+
+
+def _skip_lanes(block: _Block) -> int:
+    return -(-len(block.skips) // block.slots)
+
+
+def _header(axes: Any, rows: Sequence[Row], title: str, before: _Cost, after: _Cost) -> None:
+    edges = [row for row in rows if row.kind != "fixed"]
+    states = [row.state for row in edges if row.choice != "original"]
+    words = f"{len(states)} of {len(edges)} edges changed: {states.count('identity')} identity, {states.count('none')} none"
+    if "added" in states:
+        words += f", {states.count('added')} skip connections added"
+    cost = "      ".join(
+        f"{name} {_short(a)} → {_short(b)} ({(b - a) / a:+.1%})" if a else f"{name} 0"
+        for name, a, b in (
+            ("parameters", before.params, after.params),
+            ("multiply-adds", before.madds, after.madds),
+        )
+    )
+    _text(axes, 0.4, 0.35, title, size=14, weight="bold", align="left")
+    _text(axes, 0.4, 0.65, cost, size=10, align="left")
+    _text(axes, 0.4, 0.9, words, size=10, align="left", colour="#444444")
+
+
+def _panel(axes: Any, lines: Sequence[Sequence[_Block]], top: float, name: str, *, changed: bool) -> None:
+    _text(axes, 0.4, top + 0.12, name, size=11, weight="bold", align="left")
+    y = top + 0.35
+    for i, line in enumerate(lines):
+        x = 0.4
+        wholes = max(len(block.wholes) for block in line)
+        for j, block in enumerate(line):
+            _block(axes, block, x, y, wholes, changed=changed)
+            last = j == len(line) - 1
+            if not (last and i == len(lines) - 1):
+                middle = y + 0.3 + _LANE * wholes + _HEIGHT / 2
+                start = x + block.width - (_PAD if block.is_alone else 0)
+                end = x + block.width + (0.22 if last else 0.3 + (_PAD if line[j + 1].is_alone else 0))
+                _arrow(axes, start, middle, end)
+            x += block.width + 0.3
+        y += _line_height(line)
+
+
+def _block(axes: Any, block: _Block, x: float, y: float, wholes: int, *, changed: bool) -> None:
+    top = y + 0.3 + _LANE * wholes
+    lanes = _LANE * _skip_lanes(block)
+    if not block.is_alone:
+        frame = (x, y + 0.2, block.width, 0.2 + _LANE * wholes + _HEIGHT + lanes)
+        _rounded(axes, *frame, "#cfd6dd", "none", "-", 0.8)
+        _text(axes, x + 0.05, y + 0.1, block.name, size=7.5, align="left", colour="#555555", limit=block.width * 2)
+    for i, row in enumerate(block.wholes):
+        lane = (x + _PAD, y + 0.25 + _LANE * i, block.width - 2 * _PAD, _LANE - 0.05)
+        _cell(axes, lane, row, row.state if changed else "original", f"{row.kind} {_leaf(row)}", changed)
+    gone = changed and any(row.state in ("identity", "none") for row in block.wholes)
+    for i, row in enumerate(block.units):
+        left = x + _PAD + i * (_BOX + _GAP)
+        state = row.state if changed else ("fixed" if row.kind == "fixed" else "original")
+        if gone and any(_inside(row, w) for w in block.wholes):
+            state = "removed"
+        _cell(axes, (left, top, _BOX, _HEIGHT), row, state, _operation(row), changed)
+        if i + 1 < len(block.units):
+            _arrow(axes, left + _BOX, top + _HEIGHT / 2, left + _BOX + _GAP)
+    for i, row in enumerate(block.skips):
+        column, lane_number = i % block.slots, i // block.slots
+        left = x + _PAD + column * (_BOX + _GAP)
+        place = (left, top + _HEIGHT + 0.06 + _LANE * lane_number, _BOX, _LANE - 0.07)
+        state = row.state if changed else "absent"
+        _cell(axes, place, row, state, ("+ " if state == "added" else "") + _leaf(row), changed)
+
+
+def _inside(row: Row, whole: Row) -> bool:
+    return whole.choice != "original" and row.entry.startswith(whole.entry + ".")
+
+
+def _cell(
+    axes: Any, place: tuple[float, float, float, float], row: Row, state: str, label: str, changed: bool
+) -> None:
+    """One operation: a box with its name, below it its channels or what became of it."""
+    x, y, width, height = place
+    colour, fill, style, line = _STYLES[state]
+    box = _rounded(axes, x, y, width, height, colour, fill, style, line)
+    box.set_gid(f"edge:{row.key}:{state}" if changed else f"before:{row.key}")
+    middle = x + width / 2
+    middle = x + width / 2
+    strong = "#222222" if state not in ("absent", "removed", "fixed") else "#888888"
+    if height < _HEIGHT:
+        _text(axes, middle, y + height / 2, label, size=7, colour=strong, limit=width * 2)
+        return
+    if changed and state == "identity":
+        axes.plot([x, x + width], [y + height * 0.78] * 2, color=colour, lw=1.6, solid_capstyle="butt")
+    if changed and state in ("none", "removed"):
+        axes.plot([x, x + width], [y + height, y], color=colour, lw=0.9, alpha=0.35)
+    _text(axes, middle, y + height * 0.3, label, size=8, colour=strong, limit=width * 2)
+    if state == "identity" and changed:
+        return
+    _text(
+        axes, middle, y + height * 0.72, _second_line(row, state, changed), size=7, colour=strong, limit=width * 2
+    )
+
+
+def _second_line(row: Row, state: str, changed: bool) -> str:
+    if changed and state in ("none", "removed"):
+        return state
+    return f"{row.shape_in[0]} → {row.shape_out[0]}" + (
+        f" @{row.shape_out[-1]}" if len(row.shape_out) == 3 else ""
+    )
+
+
+def _operation(row: Row) -> str:
+    return (
+        row.operation.replace("_", " ").replace("x", "×")
+        if row.operation.startswith(("conv", "dw", "gc"))
+        else (row.operation)
+    )
+
+
+def _leaf(row: Row) -> str:
+    return row.entry.rpartition(".")[2]
+
+
+def _legend(axes: Any, rows: Sequence[Row], y: float) -> None:
+    states = {row.state for row in rows}
+    x = 0.4
+    for state, words in _LEGEND.items():
+        if state in states or state == "original":
+            colour, fill, style, line = _STYLES[state]
+            _rounded(axes, x, y - 0.08, 0.3, 0.16, colour, fill, style, line)
+            _text(axes, x + 0.38, y, words, size=8, align="left")
+            x += 0.62 + 0.075 * len(words)
+
+
+def _rounded(
+    axes: Any, x: float, y: float, width: float, height: float, colour: str, fill: str, style: Any, line: float
+) -> Any:
+    box = FancyBboxPatch(
+        (x, y),
+        width,
+        height,
+        boxstyle="round,pad=0,rounding_size=0.05",
+        edgecolor=colour,
+        facecolor=fill,
+        linestyle=style,
+        linewidth=line,
+    )
+    return axes.add_patch(box)
+
+
+def _arrow(axes: Any, x: float, y: float, end: float) -> None:
+    style = {"arrowstyle": "-|>", "color": "#777777", "lw": 0.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 6}
+    axes.annotate("", xy=(end, y), xytext=(x, y), arrowprops=style)
+
+
+def _text(
+    axes: Any,
+    x: float,
+    y: float,
+    words: str,
+    *,
+    size: float,
+    align: str = "center",
+    colour: str = "#222222",
+    weight: str = "normal",
+    limit: float | None = None,
+) -> None:
+    """Text at a place; cut to what fits into `limit` half-inches, and never read as mathematics."""
+    most = int(limit * 36 / (size * 0.58)) if limit else len(words)
+    words = words if len(words) <= most else words[: max(most - 1, 1)] + "…"
+    axes.text(x, y, words, fontsize=size, ha=align, va="center", color=colour, weight=weight, parse_math=False)
+
+
+def _short(number: int) -> str:
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)

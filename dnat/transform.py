@@ -376,7 +376,7 @@ class _Run:
             if time.monotonic() - self.saved_at > SAVE_SECONDS:
                 self._save(program)
         images = (progress.batch - first) * self.config.batch_size
-        rate = trainer.optimizer.param_groups[0]["lr"]
+        rate = learning_rate(self.config, progress.step - 1, trainer.steps)
         trained = trainer.close_epoch()
         tested = evaluate(trainer.network, self.data, self.config)
         taken = time.monotonic() - started

@@ -1,0 +1,41 @@
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Two processes of two threads each would wait for one another on a small machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cifar10_root():
+    """A folder that holds the real files of CIFAR-10."""
+    import os
+
+    if os.environ.get("DNAT_DATA") and (Path(os.environ["DNAT_DATA"]) / "cifar-10-batches-py").exists():
+        return Path(os.environ["DNAT_DATA"])
+    unpack = SHARED / "cifar10" / "unpack.py"
+    if not unpack.exists():
+        pytest.skip("no CIFAR-10 here: set DNAT_DATA to a folder that holds cifar-10-batches-py")
+    folder = Path(tempfile.gettempdir()) / "dnat-test-data"
+    folder.mkdir(exist_ok=True)
+    subprocess.run([sys.executable, unpack, folder], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def quiet():
+    """Warnings of short architecture stages are expected here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="lr_theta")
+        yield

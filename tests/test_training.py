@@ -1,0 +1,204 @@
+import copy
+import math
+
+import pytest
+import torch
+from reference import images, small
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import dnat
+from dnat.relaxation import relax
+from dnat.training import (
+    NonFiniteError,
+    Progress,
+    Trainer,
+    batches_per_epoch,
+    evaluate,
+    frozen_statistics,
+    learning_rate,
+    scores,
+)
+
+
+def tiny_data(n=24, size=8, classes=5):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    y = torch.arange(n) % classes
+    return dnat.Data.from_tensors("tiny", (x, y), (x[:10], y[:10]))
+
+
+def config(**options):
+    defaults = {"epochs": 4, "architecture_epochs": 2, "batch_size": 8, "threads": 1, "lr_theta": 0.05}
+    return dnat.Config(**(defaults | options))
+
+
+def relaxed_trainer(name="residual", **options):
+    network = small(name)
+    c = config(**options)
+    relaxed = relax(network, dnat.find_edges(dnat.trace(network, images())), gate=c.gate)
+    return Trainer(relaxed.train(), tiny_data(), c, Progress())
+
+
+def test_one_joint_step_by_hand():
+    """Weights first, then theta at the new weights, on the same batch: written out with plain torch."""
+    trainer = relaxed_trainer(preset="paper", lr=0.1, lr_theta=0.01, grad_clip=0.0)
+    twin = copy.deepcopy(trainer.network)
+    x, y = images(), torch.tensor([0, 1, 2, 3])
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.1
+    trainer.step(x, y)
+
+    weights, theta = list(twin.weights()), next(twin.thetas())
+    for w, g in zip(weights, torch.autograd.grad(cross_entropy(twin(x), y), weights), strict=True):
+        w.data -= 0.1 * (g + 3e-4 * w.data)  # first step of SGD: the momentum is the gradient
+    buffers = {k: v.clone() for k, v in twin.named_buffers()}
+    (g,) = torch.autograd.grad(cross_entropy(twin(x), y), theta)
+    theta.data -= 0.01 * g / (g.abs() + 1e-8)  # first step of Adam: the sign
+    for name, buffer in twin.named_buffers():
+        buffer.copy_(buffers[name])
+    for (name, ours), (_, theirs) in zip(
+        trainer.network.state_dict().items(), twin.state_dict().items(), strict=True
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6), name
+
+
+@pytest.mark.parametrize("gate", ["raw", "sigmoid"])
+def test_theta_gradient_of_a_joint_step_by_finite_differences(gate):
+    trainer = relaxed_trainer(gate=gate, cost_weight=0.7, zero_one_weight=0.3)
+    relaxed = trainer.network.double()
+    trainer.architecture_loss = type(trainer.architecture_loss)(relaxed, trainer.config)
+    relaxed.architecture.theta.data += torch.tensor([[0.0, 0.3, -0.2], [0.0, -0.1, 0.1]], dtype=torch.float64)
+    x, y = images(dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+
+    def loss():
+        with torch.no_grad(), frozen_statistics(relaxed):
+            return (cross_entropy(relaxed(x), y) + trainer.architecture_loss()).item()
+
+    relaxed.zero_grad()
+    trainer._theta_gradient(x, y)
+    theta = next(relaxed.thetas())
+    for i in range(theta.numel()):
+        flat, eps = theta.data.view(-1), 1e-5
+        value = flat[i].item()
+        flat[i] = value + eps
+        up = loss()
+        flat[i] = value - eps
+        down = loss()
+        flat[i] = value
+        assert theta.grad.view(-1)[i].item() == pytest.approx((up - down) / (2 * eps), rel=1e-4, abs=1e-8)
+
+
+def test_the_theta_pass_touches_neither_weights_nor_statistics():
+    trainer = relaxed_trainer()
+    before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
+    trainer.network.zero_grad(set_to_none=True)
+    trainer._theta_gradient(images(), torch.tensor([0, 1, 2, 3]))
+    assert all(p.grad is None for p in trainer.network.weights())
+    assert all(p.requires_grad for p in trainer.network.parameters())
+    assert all(torch.equal(before[k], v) for k, v in trainer.network.state_dict().items())
+    assert next(trainer.network.thetas()).grad is not None
+
+
+def test_a_single_pass_has_the_gradients_of_one_backward():
+    trainer = relaxed_trainer(single_pass=True, grad_clip=0.0)
+    twin = copy.deepcopy(trainer.network)
+    x, y = images(), torch.tensor([0, 1, 2, 3])
+    loss = cross_entropy(twin(x), y) + type(trainer.architecture_loss)(twin, trainer.config)()
+    loss.backward()
+    trainer.step(x, y)
+    wanted = dict(twin.named_parameters())
+    for name, parameter in trainer.network.named_parameters():
+        assert torch.allclose(parameter.grad, wanted[name].grad, rtol=1e-5, atol=1e-8), name
+
+
+def test_theta_has_no_weight_decay():
+    trainer = relaxed_trainer(weight_decay=0.5)
+    assert all(group["weight_decay"] == 0 for group in trainer.theta.param_groups)
+    shared = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
+    assert not shared & {id(p) for p in trainer.network.thetas()}
+
+
+def test_the_expected_cost_is_the_softmax_mean_written_out():
+    trainer = relaxed_trainer(gate="sigmoid")
+    relaxed = trainer.network
+    relaxed.architecture.theta.data = torch.tensor([[0.0, 0.2, 0.9], [0.0, 0.6, 0.4]])
+    gates = relaxed.architecture.gates().tolist()
+    total = sum(e.madds for e in relaxed.edges)
+    wanted = 0.0
+    for edge, (_, identity, original) in zip(relaxed.edges, gates, strict=True):
+        values = {"original": original, "identity": identity, "none": 0.5}
+        weights = {c: math.exp(values[c] / 0.25) for c in edge.choices}
+        wanted += edge.madds / total * weights["original"] / sum(weights.values())
+    assert trainer.architecture_loss.expected_cost().item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_one_cosine_over_both_stages():
+    c = config(lr=0.4, epochs=10)
+    rates = [learning_rate(c, step, 100) for step in range(101)]
+    assert rates[0] == 0.4
+    assert rates[50] == pytest.approx(0.2)
+    assert rates[100] == pytest.approx(0.0)
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize(("images_", "size", "steps"), [(24, 8, 3), (25, 8, 3), (26, 8, 4), (8, 8, 1), (3, 1, 3)])
+def test_batches_of_an_epoch(images_, size, steps):
+    assert batches_per_epoch(images_, config(batch_size=size)) == steps
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="batch_size 32 is larger than the 24 training images"):
+        batches_per_epoch(24, config(batch_size=32))
+
+
+def test_evaluation_is_exact_and_leaves_no_trace():
+    network, data = small("residual"), tiny_data()
+    network.conv1.eval()
+    state = copy.deepcopy(network.state_dict())
+    found = evaluate(network, data, batch_size=3)
+    twin = copy.deepcopy(network).eval()
+    output = twin(data.example(10))
+    assert found.loss == pytest.approx(cross_entropy(output, data.test_labels).item(), rel=1e-5)
+    assert found.accuracy == (output.argmax(1) == data.test_labels).double().mean().item()
+    assert all(torch.equal(state[k], v) for k, v in network.state_dict().items())
+    assert network.training
+    assert not network.conv1.training
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_training(value):
+    trainer = relaxed_trainer()
+    trainer.network.network.head.bias.data[0] = value
+    with pytest.raises(NonFiniteError, match=r"the loss is not finite any more \(epoch 1"):
+        list(trainer.epoch())
+
+
+@pytest.mark.parametrize(
+    ("output", "words"),
+    [
+        ({"a": 1}, "returns dict"),
+        (torch.zeros(2, 3, 4), r"a tensor of shape \(2, 3, 4\)"),
+        (None, "returns NoneType"),
+    ],
+)
+def test_outputs_that_are_no_scores(output, words):
+    with pytest.raises(TypeError, match=words):
+        scores(output)
+
+
+def test_a_frozen_network_is_refused():
+    network = small("residual").requires_grad_(False)
+    with pytest.raises(ValueError, match="Residual has no parameters to train"):
+        Trainer(network, tiny_data(), config(), Progress())
+
+
+def test_partly_frozen_weights_stay():
+    network = small("residual")
+    network.stem.requires_grad_(False)
+    before = network.stem.weight.clone()
+    trainer = Trainer(network, tiny_data(), config(), Progress())
+    list(trainer.epoch())
+    assert torch.equal(network.stem.weight, before)
+    assert not network.stem.weight.requires_grad
+    assert isinstance(network.head, nn.Linear)

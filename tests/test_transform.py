@@ -1,0 +1,238 @@
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from reference import images, small
+from test_training import config, tiny_data
+from torch import nn
+
+import dnat
+from dnat.config import Job
+from dnat.records import Records
+from dnat.training import Interrupted, NonFiniteError
+from dnat.transform import METHODS, weights_digest
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+
+class Dropping(nn.Module):
+    """Draws random numbers while it trains, and has a branch to lose."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv1 = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(4)
+        self.conv2 = nn.Conv2d(4, 4, 3, padding=1)
+        self.dropout = nn.Dropout(0.3)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x + self.conv2(self.dropout(torch.relu(self.norm1(self.conv1(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+def network():
+    with torch.random.fork_rng():
+        torch.manual_seed(11)
+        return Dropping()
+
+
+# Both edges change under this pressure, so that the runs below really cross a transformation.
+PRESSED = {"cost_weight": 20.0, "lr_theta": 0.3, "batch_size": 8}
+
+
+def job(method="dnat", **options):
+    return Job(network="test:dropping", method=method, config=config(**(PRESSED | options)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(method):
+    runs = [METHODS[method](network(), tiny_data(), config(**PRESSED, seed=s)).results() for s in (1, 1, 2)]
+    assert runs[0] == runs[1]
+    assert runs[0]["weights_sha256"] != runs[2]["weights_sha256"]
+
+
+@pytest.mark.parametrize("preset", ["paper", "improved"])
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_at_every_batch_gives_the_same_bits(method, preset, tmp_path):
+    j = job(method, preset=preset)
+    whole = METHODS[method](network(), tiny_data(), j.config)
+    if method == "dnat":
+        assert set(whole.choices.values()) != {"original"}
+    steps = j.config.epochs * 3
+    for stop_at in range(1, steps + 1):
+        with Records.open(tmp_path / f"{stop_at}", j) as records, pytest.raises(Interrupted):
+            METHODS[method](
+                network(), tiny_data(), j.config, records=records, stop=lambda p, n=stop_at: p.step == n
+            )
+        with Records.open(tmp_path / f"{stop_at}", j) as records:
+            torch.manual_seed(99)  # the global random state must not matter
+            again = METHODS[method](network(), tiny_data(), j.config, records=records)
+        assert again.results() == whole.results(), stop_at
+        assert again.choices == whole.choices
+        rows = [{k: v for k, v in r.items() if "second" not in k} for r in again.history]
+        assert rows == [{k: v for k, v in r.items() if "second" not in k} for r in whole.history]
+
+
+def test_stopping_at_every_batch_in_turn_gives_the_same_bits(tmp_path):
+    j = job()
+    whole = dnat.transform(network(), tiny_data(), j.config).results()
+    for _ in range(j.config.epochs * 3):
+        with Records.open(tmp_path / "run", j) as records, pytest.raises(Interrupted):
+            dnat.transform(network(), tiny_data(), j.config, records=records, stop=lambda p: True)
+    with Records.open(tmp_path / "run", j) as records:
+        assert dnat.transform(network(), tiny_data(), j.config, records=records).results() == whole
+        assert [row["epoch"] for row in records.metrics()] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("forgotten", ["momentum", "torch_rng", "theta", "progress", "network"])
+def test_each_part_of_a_checkpoint_matters(forgotten, tmp_path, monkeypatch):
+    """The control of the tests above: leave one thing out, and the bits differ."""
+    from dnat.transform import _Run
+
+    j = job()
+    whole = dnat.transform(network(), tiny_data(), j.config).results()
+    with Records.open(tmp_path / "run", j) as records, pytest.raises(Interrupted):
+        dnat.transform(network(), tiny_data(), j.config, records=records, stop=lambda p: p.step == 4)
+    restore = _Run._restore
+
+    def forgetful(self, trainer, state):
+        kept = {"rng": torch.get_rng_state(), "theta": trainer.theta.state_dict() if trainer.theta else None}
+        first = copy.deepcopy(trainer.network.state_dict())
+        if forgotten == "momentum":
+            state["momentum"] = {}
+        if forgotten == "progress":
+            state["progress"]["step"] = 0
+        restore(self, trainer, state)
+        if forgotten == "torch_rng":
+            torch.set_rng_state(kept["rng"])
+        if forgotten == "theta":
+            trainer.theta.load_state_dict(kept["theta"])
+        if forgotten == "network":
+            trainer.network.load_state_dict(first)
+
+    monkeypatch.setattr(_Run, "_restore", forgetful)
+    with Records.open(tmp_path / "run", j) as records:
+        assert dnat.transform(network(), tiny_data(), j.config, records=records).results() != whole
+
+
+def test_every_method_sees_the_same_images_and_starts_from_the_same_weights(monkeypatch):
+    from dnat.training import Trainer
+
+    seen = {}
+    step = Trainer.step
+
+    def spy(self, x, y):
+        seen.setdefault(method, []).append((x.clone(), y.clone()))
+        if len(seen[method]) == 1:
+            seen[method + " weights"] = copy.deepcopy(self.weights.state_dict())
+        step(self, x, y)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    for method, run in METHODS.items():
+        torch.manual_seed(len(method))
+        run(network(), tiny_data(), config(**PRESSED))
+    assert len(seen["dnat"]) == len(seen["original"]) == 12
+    for a, b in zip(seen["dnat"], seen["original"], strict=True):
+        assert torch.equal(a[0], b[0])
+        assert torch.equal(a[1], b[1])
+    for key, tensor in seen["original weights"].items():
+        assert torch.equal(seen["dnat weights"][key], tensor)
+
+
+def test_the_global_state_is_left_alone():
+    torch.set_num_threads(2)
+    before = torch.get_rng_state()
+    given = network()
+    digest = weights_digest(given)
+    dnat.transform(given, tiny_data(), config(**PRESSED))
+    assert torch.get_num_threads() == 2
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert weights_digest(given) == digest
+
+
+def test_momentum_of_kept_weights_goes_on():
+    from dnat import transform as function
+    from dnat.discretization import discretization
+    from dnat.relaxation import relax
+    from dnat.training import Progress, Trainer
+    from dnat.transform import _momentum
+
+    assert callable(function)
+    net = network()
+    relaxed = relax(net, dnat.find_edges(dnat.trace(net, images())))
+    old = Trainer(relaxed.train(), tiny_data(), config(), Progress())
+    list(old.epoch())
+    kept = _momentum(old)
+    assert kept.keys() == dict(net.named_parameters()).keys()
+    plain = discretization(relaxed, {"conv2": "none"}, images()).network
+    assert dict(plain.named_parameters()).keys() < kept.keys()
+
+
+@pytest.mark.parametrize("mode", ["full", "cell"])
+@pytest.mark.parametrize("name", ["resnet8 with skips", "in place", "shared", "data dependent"])
+def test_awkward_networks_go_through_the_whole_story(name, mode):
+    result = dnat.transform(small(name), tiny_data(classes=5), config(**PRESSED, mode=mode))
+    assert result.cost_after.madds <= result.cost_before.madds
+    assert result.history[-1]["epoch"] == 4
+    assert torch.isfinite(result.network(images())).all()
+
+
+def test_a_short_stage_is_warned_of():
+    with pytest.warns(UserWarning, match=r"lr_theta 0.001 x 6 steps moves theta by at most 0.006: no choice can"):
+        dnat.transform(network(), tiny_data(), config(lr_theta=0.001))
+
+
+def test_a_poisoned_run_keeps_its_last_good_checkpoint(tmp_path):
+    j = job(lr=1e30, grad_clip=0.0)
+    with Records.open(tmp_path / "run", j) as records, pytest.raises(NonFiniteError):
+        dnat.transform(network(), tiny_data(), j.config, records=records)
+    with Records.open(tmp_path / "run", j) as records:
+        newest = records.newest()
+        assert newest is None or all(t.isfinite().all() for t in newest[1]["network"].values())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 99}, "batch_size 99 is larger than the 24 training images"),
+        ({"device": "cuda:7"}, "there is no device 'cuda:7' here"),
+        ({"device": "gpu"}, "device 'gpu' is not one that torch knows"),
+    ],
+)
+def test_what_cannot_work_is_said_first(options, words):
+    with pytest.raises(ValueError, match=words):
+        dnat.transform(network(), tiny_data(), config(**options))
+
+
+def test_networks_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="tells 5 classes apart, but tiny has 8"):
+        dnat.transform(network(), tiny_data(classes=8), config())
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    with pytest.raises(ValueError, match="Sequential has no operation that could be changed"):
+        dnat.transform(plain, tiny_data(), config())
+    assert dnat.train(plain, tiny_data(), config()).choices == {}
+
+
+def test_bf16_and_contiguous_layout_run():
+    for options in ({"amp": "bf16"}, {"channels_last": False}, {"single_pass": True}, {"theta_optimizer": "sgd"}):
+        result = dnat.transform(network(), tiny_data(), config(**(PRESSED | options)))
+        assert 0 <= result.test.accuracy <= 1
+        json.dumps(result.results(), allow_nan=False)
+
+
+def test_a_result_is_json_and_says_what_became_of_each_edge():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        result = dnat.transform(network(), tiny_data(), config(**PRESSED))
+    assert set(result.choices) == {"conv1>norm1", "conv2"}
+    assert json.loads(json.dumps(result.results()))["choices"] == result.choices
+    assert result.results()["cost_after"] == {
+        "params": dnat.cost(result.network, images()).params,
+        "madds": dnat.cost(result.network, images()).madds,
+    }

@@ -135,7 +135,7 @@ def _one_hot(
 def _fold(plain: nn.Module, relaxed: RelaxedNetwork, wanted: Mapping[Edge, str]) -> list[str]:
     """Multiply each kept operation's gate into the module at its end; returns what could not be folded."""
     notes = []
-    pairs = relaxed.architecture.pairs()
+    pairs = [(original.detach(), identity.detach()) for original, identity in relaxed.architecture.pairs()]
     for edge, choice in wanted.items():
         original, identity = pairs[relaxed.row(edge)]
         target: nn.Module | None = None

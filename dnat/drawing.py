@@ -94,7 +94,10 @@ def rows_to_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
 def rows_from_json(tables: Iterable[dict[str, Any]]) -> list[Row]:
     """The inverse of `rows_to_json`."""
     tuples = ("shape_in", "shape_out", "theta")
-    return [Row(**{k: tuple(v) if k in tuples and v else v for k, v in table.items()}) for table in tables]
+    found: list[dict[str, Any]] = [
+        {k: tuple(v) if k in tuples and v else v for k, v in table.items()} for table in tables
+    ]
+    return [Row(**row) for row in found]
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,8 @@ def _skip_lanes(block: _Block) -> int:
 def _header(axes: Any, rows: Sequence[Row], title: str, before: _Cost, after: _Cost) -> None:
     edges = [row for row in rows if row.kind != "fixed"]
     states = [row.state for row in edges if row.choice != "original"]
-    words = f"{len(states)} of {len(edges)} edges changed: {states.count('identity')} identity, {states.count('none')} none"
+    words = f"{len(states)} of {len(edges)} edges changed: "
+    words += f"{states.count('identity')} identity, {states.count('none')} none"
     if "added" in states:
         words += f", {states.count('added')} skip connections added"
     cost = "      ".join(

@@ -15,7 +15,7 @@ from .training import Progress
 
 
 class TerminalTracker(Tracker):
-    """Shows epochs as they go by: a bar with rate and remaining time on a terminal, one line an epoch elsewhere."""
+    """Shows epochs as they go by: a bar with rate and remaining time on a terminal, else a line an epoch."""
 
     def __init__(self, console: Console, total_epochs: int) -> None:
         self.console, self.total = console, total_epochs

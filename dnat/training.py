@@ -142,8 +142,8 @@ class ArchitectureLoss:
     The expected cost is the share of the edges' multiply-adds that would be kept if each group chose by a softmax
     of its gates over its legal choices (none counts with its threshold), at a temperature of 1/4. It compares
     choices, so it also works where a gate alone means nothing because a norm undoes every scale. The distance is
-    the sum over free gates of (g - 1/2)^2, which pulls gates to 0 or 1 (FairDARTS takes its mean; with a sum a gate
-    feels the same pull in any network).
+    the sum over free gates of (g - 1/2)^2, which pulls gates to 0 or 1 (FairDARTS takes its mean; with a
+    sum a gate feels the same pull in any network).
     """
 
     TEMPERATURE = 0.25

@@ -34,6 +34,7 @@ from .training import (
     Trainer,
     batches_per_epoch,
     evaluate,
+    learning_rate,
     scores,
     weight_optimizer,
 )
@@ -93,12 +94,14 @@ class Commitment:
     def from_dict(cls, table: Mapping[str, Any]) -> "Commitment":
         """The inverse of `dataclasses.asdict`, from JSON or a checkpoint."""
         tuples = {"shape_in", "shape_out", "gates"}
-        edges = [EdgeReport(**{k: tuple(v) if k in tuples else v for k, v in e.items()}) for e in table["edges"]]
+        rows: list[dict[str, Any]] = [
+            {k: tuple(v) if k in tuples else v for k, v in edge.items()} for edge in table["edges"]
+        ]
         return cls(
             epoch=table["epoch"],
             relaxed=Evaluation(**table["relaxed"]),
             compact=Evaluation(**table["compact"]),
-            edges=tuple(edges),
+            edges=tuple(EdgeReport(**row) for row in rows),
             removed=tuple(table["removed"]),
             notes=tuple(table["notes"]),
         )
@@ -261,12 +264,12 @@ def reproducible(config: Config) -> Iterator[None]:
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     benchmark = torch.backends.cudnn.benchmark
     torch.set_num_threads(config.threads)
     # Warn only: an operation without a deterministic form should be named, not forbidden.
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
@@ -276,7 +279,7 @@ def reproducible(config: Config) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = benchmark
 
 
@@ -304,7 +307,7 @@ class _Run:
         original = copied(self.given).to(device).train()
         self.data = self.data.to(device)
         if config.channels_last:
-            original = original.to(memory_format=torch.channels_last)
+            original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = self.data.example(2)
         program = trace(original, example)
         check(original, self.data, config, transforming=transforming)
@@ -337,8 +340,8 @@ class _Run:
         if reach < 3:
             cannot = "no choice can change" if reach < 0.5 else "few choices can change"
             warnings.warn(
-                f"lr_theta {self.config.lr_theta:g} x {steps} steps moves theta by at most {reach:.2g}: {cannot}; take "
-                f"more architecture epochs or a larger lr_theta (about {3 / steps:.1g})",
+                f"lr_theta {self.config.lr_theta:g} x {steps} steps moves theta by at most {reach:.2g}: {cannot}; "
+                f"take more architecture epochs or a larger lr_theta (about {3 / steps:.1g})",
                 stacklevel=5,
             )
 
@@ -437,13 +440,14 @@ class _Run:
             notes=tuple(made.notes),
         )
         self.trainer = trainer
-        self.tracker.committed(sum(c != ORIGINAL for c in made.choices.values()), len(made.choices))
+        changed = sum(c != ORIGINAL for c in made.choices.values())
+        self.tracker.committed(changed, len(made.choices))
 
     def _save(self, program: Program) -> None:
         if not self.records:
             return
         trainer, progress = self.trainer, self.trainer.progress
-        state = {
+        state: dict[str, Any] = {
             "fingerprint": program.fingerprint,
             "progress": {**asdict(replace(progress, totals=torch.zeros(0))), "totals": progress.totals.cpu()},
             "commitment": asdict(self.commitment) if self.commitment else None,

@@ -144,7 +144,7 @@ def legal_sets(edges: tuple[dnat.Edge, ...]) -> list[dict[str, str]]:
 def relaxed_by_hand(
     network: nn.Module, edges: tuple[dnat.Edge, ...], gates: dict[str, tuple[float, float]]
 ) -> nn.Module:
-    """The relaxed network in the most obvious way: a hook for each plain module edge, weights as Python numbers."""
+    """The relaxed network in the most obvious way: a hook for each edge, gates as Python numbers."""
     for edge in edges:
         seen: list[Tensor] = []
         original, identity = gates[edge.key]

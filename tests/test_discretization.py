@@ -152,7 +152,7 @@ def test_wrong_choices_are_refused(choices, words):
 
 
 def test_choices_that_are_legal_alone_but_not_together_are_refused():
-    with pytest.raises(ValueError, match="cannot be made together: .*every input of add would be lost"):
+    with pytest.raises(ValueError, match=r"cannot be made together: .*every input of add would be lost"):
         dnat.discretize(small("two branches"), {"left": "none", "right": "none"}, images())
 
 

@@ -17,6 +17,11 @@ from dnat.transform import METHODS, weights_digest
 pytestmark = pytest.mark.usefixtures("quiet")
 
 
+def at(step):
+    """Stop after this many batches."""
+    return lambda progress: progress.step == step
+
+
 class Dropping(nn.Module):
     """Draws random numbers while it trains, and has a branch to lose."""
 

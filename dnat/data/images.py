@@ -11,6 +11,7 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,9 +93,8 @@ class Data:
         wrong = ((labels < 0) | (labels >= len(self.classes))).nonzero()
         if len(wrong):
             i = int(wrong[0])
-            raise DataError(
-                f"{self.name}: {split} image {i} has label {int(labels[i])}; classes are 0 to {len(self.classes) - 1}"
-            )
+            last, label = len(self.classes) - 1, int(labels[i])
+            raise DataError(f"{self.name}: {split} image {i} has label {label}; classes are 0 to {last}")
 
     @classmethod
     def from_tensors(
@@ -174,7 +174,8 @@ class Data:
         names = ("train_images", "train_labels", "test_images", "test_labels")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # said when the data were made
-            return replace(self, **{name: getattr(self, name).to(device) for name in names})
+            moved: dict[str, Any] = {name: getattr(self, name).to(device) for name in names}
+            return replace(self, **moved)
 
     def subset(self, train_limit: int | None = None, test_limit: int | None = None) -> "Data":
         """The first images of each class, as many of each as it takes, in their order.
@@ -182,7 +183,7 @@ class Data:
         Raises:
             ValueError: fewer images than classes, or more of a class than there are.
         """
-        changes: dict[str, Tensor] = {}
+        changes: dict[str, Any] = {}
         for split, limit in (("train", train_limit), ("test", test_limit)):
             if limit is None:
                 continue

@@ -112,6 +112,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
         channels, previous = width, (width, 1)
+        stages = []
         for stage in (1, 2, 3):
             layer = nn.ModuleList()
             for i in range(blocks):
@@ -121,7 +122,8 @@ class ResNet(nn.Module):
                 else:
                     layer.append(BasicBlock(channels, out, stride))
                 channels, previous = out, (channels, stride)
-            self.add_module(f"layer{stage}", layer)
+            stages.append(layer)
+        self.layer1, self.layer2, self.layer3 = stages
         self.skips = skips
         self.fc = nn.Linear(channels, num_classes)
         for module in self.modules():

@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "commit": "reset",  # the kept operation goes on with theta 1
         "skips": True,  # the hand-made networks carry the null edges of NAT's genotypes
         "skip_threshold": 1.0,  # literal argmax of (0, theta_identity, 1) on a null edge
-        "lr_theta": 3e-4,
+        "lr_theta": 3e-4,  # Adam's step, as in DARTS
         "theta_betas": (0.5, 0.999),
         "zero_one_weight": 0.0,
         "cost_weight": 0.0,
@@ -46,7 +46,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "commit": "fold",  # the kept operation goes on with its theta folded into norm or weights
         "skips": False,
         "skip_threshold": 0.5,
-        "lr_theta": 3e-3,
+        "lr_theta": None,  # from theta_reach: a short stage can change choices as a long one can
         "theta_betas": (0.9, 0.999),
         "zero_one_weight": 0.01,
         "cost_weight": 0.1,
@@ -99,8 +99,10 @@ class Config:
     """How theta weighs an operation: "raw" as in the paper, "sigmoid" for bounded gates."""
     theta_optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer of theta."""
-    lr_theta: float = _FROM_PRESET
-    """Learning rate of theta, constant."""
+    lr_theta: float | None = None
+    """Learning rate of theta, constant; None takes `theta_reach` / steps of the architecture stage."""
+    theta_reach: float = 6.0
+    """How far theta could move in the architecture stage, where lr_theta is not given."""
     theta_betas: tuple[float, float] = _FROM_PRESET
     """Adam's betas for theta (the first is the momentum when theta is trained by SGD)."""
     zero_one_weight: float = _FROM_PRESET
@@ -140,7 +142,7 @@ class Config:
             object.__setattr__(self, "architecture_epochs", default)
         limit = f"from 1 to epochs ({self.epochs})"
         _check(self, "architecture_epochs", limit, lambda v: 1 <= v <= self.epochs)
-        for name in ("lr", "lr_theta"):
+        for name in ("lr", "theta_reach", *(["lr_theta"] if self.lr_theta is not None else [])):
             _check(self, name, "a positive number", lambda v: 0 < v < math.inf)
         for name in ("cutout", "weight_decay", "grad_clip", "zero_one_weight", "cost_weight", "skip_threshold"):
             _check(self, name, "a number of at least 0", lambda v: 0 <= v < math.inf)

@@ -54,9 +54,9 @@ _HOMOGENEOUS = set(
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     boolean_dispatch view reshape flatten unflatten permute transpose contiguous to clone float half bfloat16
-    double type type_as squeeze unsqueeze expand expand_as repeat repeat_interleave chunk split unbind getitem narrow
-    select index_select movedim moveaxis swapaxes flip roll cat concat concatenate stack mean sum neg abs detach
-    pixel_shuffle pixel_unshuffle channel_shuffle interpolate upsample unfold fold T mT
+    double type type_as squeeze unsqueeze expand expand_as repeat repeat_interleave chunk split unbind getitem
+    narrow select index_select movedim moveaxis swapaxes flip roll cat concat concatenate stack mean sum neg
+    abs detach pixel_shuffle pixel_unshuffle channel_shuffle interpolate upsample unfold fold T mT
     alias_update""".split()  # noqa: SIM905
 )
 # With a bias of None these map zero to zero; `_behaviour` looks at the arguments.

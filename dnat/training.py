@@ -68,11 +68,23 @@ def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
-def theta_optimizer(relaxed: RelaxedNetwork, config: Config) -> torch.optim.Optimizer:
+def theta_rate(config: Config, batches: int) -> float:
+    """The learning rate of theta: as configured, or so that theta can move by `theta_reach` in its stage.
+
+    >>> theta_rate(Config(architecture_epochs=3, theta_reach=6.0), batches=100)
+    0.02
+    """
+    if config.lr_theta is not None:
+        return config.lr_theta
+    return config.theta_reach / (config.architecture_epochs * batches)
+
+
+def theta_optimizer(relaxed: RelaxedNetwork, config: Config, batches: int) -> torch.optim.Optimizer:
     """Adam or SGD for theta, without weight decay: it would pull theta_original, and nothing else, to 0."""
+    rate = theta_rate(config, batches)
     if config.theta_optimizer == "sgd":
-        return torch.optim.SGD(relaxed.thetas(), lr=config.lr_theta, momentum=config.theta_betas[0])
-    return torch.optim.Adam(relaxed.thetas(), lr=config.lr_theta, betas=config.theta_betas)
+        return torch.optim.SGD(relaxed.thetas(), lr=rate, momentum=config.theta_betas[0])
+    return torch.optim.Adam(relaxed.thetas(), lr=rate, betas=config.theta_betas)
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
@@ -200,9 +212,9 @@ class Trainer:
         self.relaxed = network if isinstance(network, RelaxedNetwork) else None
         self.weights = self.relaxed.network if self.relaxed else network
         self.optimizer = weight_optimizer(self.weights, config)
-        self.theta = theta_optimizer(self.relaxed, config) if self.relaxed else None
-        self.architecture_loss = ArchitectureLoss(self.relaxed, config) if self.relaxed else None
         self.batches = batches_per_epoch(len(data.train_labels), config)
+        self.theta = theta_optimizer(self.relaxed, config, self.batches) if self.relaxed else None
+        self.architecture_loss = ArchitectureLoss(self.relaxed, config) if self.relaxed else None
         self.steps = self.batches * config.epochs
         self.device = data.train_labels.device
         progress.totals = progress.totals.to(self.device)
@@ -286,7 +298,8 @@ class Trainer:
         """Give up, saying where and what to try."""
         where = f"epoch {self.progress.epoch + 1}, at most {CHECK_EVERY} batches before {self.progress.batch}"
         raise NonFiniteError(
-            f"{what} ({where}): lower lr ({self.config.lr:g}) or lr_theta ({self.config.lr_theta:g}), or look for "
+            f"{what} ({where}): lower lr ({self.config.lr:g}) or the rate of theta "
+            f"({theta_rate(self.config, self.batches):g}), or look for "
             "broken images or labels; the last checkpoint is good"
         )
 

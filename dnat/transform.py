@@ -36,6 +36,7 @@ from .training import (
     evaluate,
     learning_rate,
     scores,
+    theta_rate,
     weight_optimizer,
 )
 
@@ -336,11 +337,12 @@ class _Run:
 
     def _warn_of_short_stage(self) -> None:
         steps = self.trainer.batches * self.config.architecture_epochs
-        reach = self.config.lr_theta * steps
+        rate = theta_rate(self.config, self.trainer.batches)
+        reach = rate * steps
         if reach < 3:
             cannot = "no choice can change" if reach < 0.5 else "few choices can change"
             warnings.warn(
-                f"lr_theta {self.config.lr_theta:g} x {steps} steps moves theta by at most {reach:.2g}: {cannot}; "
+                f"lr_theta {rate:g} x {steps} steps moves theta by at most {reach:.2g}: {cannot}; "
                 f"take more architecture epochs or a larger lr_theta (about {3 / steps:.1g})",
                 stacklevel=5,
             )

@@ -270,7 +270,7 @@ def _cut(images: Tensor, row: Tensor, column: Tensor, side: int) -> Tensor:
         at = torch.arange(size, device=images.device)
         start = (u * size).long()[:, None] - side // 2
         masks.append((at >= start) & (at < start + side))
-    return images.masked_fill((masks[0][:, :, None] & masks[1][:, None, :])[:, None], 0.0)
+    return images.masked_fill_((masks[0][:, :, None] & masks[1][:, None, :])[:, None], 0.0)
 
 
 def _balanced(labels: Tensor, limit: int, classes: int, what: str) -> Tensor:
@@ -293,6 +293,8 @@ def _pixels(name: str, split: str, images: Tensor) -> Tensor:
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         hint = "; move the channels to the front" if images.dim() == 4 and images.shape[3] in (1, 3) else ""
         raise DataError(f"{name}: {split} images must be (N, 1 or 3, H, W), not {_kind(images)}{hint}")
+    if not len(images):
+        raise DataError(f"{name} has no {split} images")
     if images.is_floating_point():
         broken = (~images.isfinite()).flatten(1).any(1).nonzero()
         if len(broken):
@@ -300,7 +302,10 @@ def _pixels(name: str, split: str, images: Tensor) -> Tensor:
         low, high = images.min().item(), images.max().item()
         if low < 0 or high > 1:
             raise DataError(f"{name}: floating point {split} images must lie in 0 to 1, not {low:g} to {high:g}")
-        images = (images * 255).round().to(torch.uint8)
+        images = (images * 255).round()
+    elif images.dtype != torch.uint8:
+        raise DataError(f"{name}: {split} images must be uint8 or floating point, not {_kind(images)}")
+    images = images.to(torch.uint8)
     return images.permute(0, 2, 3, 1).contiguous()
 
 

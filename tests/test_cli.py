@@ -1,0 +1,281 @@
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import dnat
+from dnat import cli as module
+from dnat.cli import cli, exit_code
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--network", "resnet8", "--set", "network.width=4", "--set", "threads=1", "--train-limit", "200"]
+QUICK = [*TINY, "--test-limit", "50", "--epochs", "2", "--architecture-epochs", "1", "--set", "lr_theta=1.0"]
+
+
+def run(*arguments, folder, **environment):
+    """The real command in a process of its own."""
+    command = [sys.executable, str(ROOT / "cli.py"), *map(str, arguments)]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"DNAT_DATA": ""} | environment,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A folder with one finished run."""
+    folder = tmp_path_factory.mktemp("cli")
+    result = run("transform", *QUICK, "--seed", 1, "--out", "runs/one", folder=folder)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_a_run_writes_what_it_says(finished):
+    folder, result = finished
+    files = {p.name for p in (folder / "runs" / "one").iterdir()}
+    assert files == {
+        ".lock",
+        "architecture.json",
+        "architecture.png",
+        "architecture.svg",
+        "config.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "network.safetensors",
+        "record.json",
+        "status.json",
+    }
+    assert "test accuracy, result" in result.stdout
+    assert len(re.findall(r"^epoch \d/2 ", result.stdout, re.M)) == 2
+    assert "\x1b" not in result.stdout + result.stderr  # plain lines where nobody watches
+    record = json.loads((folder / "runs" / "one" / "record.json").read_text())
+    accuracy = record["results"]["test_accuracy"]
+    assert f"{accuracy:.2%}" in result.stdout
+
+
+def test_the_same_command_again_is_done(finished):
+    folder, _ = finished
+    before = (folder / "runs" / "one" / "record.json").read_bytes()
+    result = run("transform", *QUICK, "--seed", 1, "--out", "runs/one", folder=folder)
+    assert result.returncode == 0
+    assert "is done already" in result.stdout
+    assert (folder / "runs" / "one" / "record.json").read_bytes() == before
+
+
+def test_the_same_seed_gives_the_same_results_in_another_process(finished):
+    folder, _ = finished
+    assert run("transform", *QUICK, "--seed", 1, "--out", "runs/two", folder=folder).returncode == 0
+    one, two = (json.loads((folder / "runs" / n / "record.json").read_text())["results"] for n in ("one", "two"))
+    assert one == two
+
+
+def test_evaluate_gives_the_recorded_accuracy(finished):
+    folder, _ = finished
+    result = run("evaluate", "runs/one", folder=folder)
+    results = json.loads((folder / "runs" / "one" / "record.json").read_text())["results"]
+    assert (
+        f"test accuracy {results['test_accuracy']:.2%}, loss {results['test_loss']:.4f} on 50 images"
+        in result.stdout
+    )
+
+
+def test_draw_gives_the_same_picture(finished):
+    folder, _ = finished
+    picture = folder / "runs" / "one" / "architecture.svg"
+    before = picture.read_bytes()
+    picture.unlink()
+    assert run("draw", "runs/one", "--format", "svg", folder=folder).returncode == 0
+    assert picture.read_bytes() == before
+
+
+def test_another_configuration_in_the_same_place_is_refused(finished):
+    folder, _ = finished
+    result = run("transform", *QUICK, "--seed", 2, "--out", "runs/one", folder=folder)
+    assert result.returncode == 2
+    assert "seed 1 (there) / 2 (now)" in result.stderr
+
+
+def test_killed_at_any_moment_and_run_again_gives_the_same_results(finished):
+    folder, _ = finished
+    long = [*TINY, "--epochs", "30", "--architecture-epochs", "15", "--set", "lr_theta=0.2", "--seed", "3"]
+    assert run("transform", *long, "--out", "runs/whole", folder=folder).returncode == 0
+    generator, kills = random.Random(0), 0
+    command = [sys.executable, str(ROOT / "cli.py"), "transform", *long, "--out", "runs/killed"]
+    while not (folder / "runs" / "killed" / "record.json").exists():
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=2.5 + 2 * generator.random())
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+        assert kills < 40
+    whole, killed = (json.loads((folder / "runs" / n / "record.json").read_text()) for n in ("whole", "killed"))
+    assert kills > 0
+    assert whole["results"] == killed["results"]
+    rows = [json.loads(line) for line in (folder / "runs" / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, 31))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_75(finished, number):
+    folder, _ = finished
+    name = f"runs/signal-{number.name}"
+    long = [*TINY, "--epochs", "300", "--seed", "4", "--out", name]
+    command = [sys.executable, str(ROOT / "cli.py"), "transform", *long]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any(line.startswith("epoch") for line in process.stdout)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "the same command goes on with it" in errors
+    assert json.loads((folder / name / "status.json").read_text())["state"] == "interrupted"
+    assert list((folder / name).glob("checkpoint-*.ckpt"))
+    locked = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert any(line.startswith("epoch") for line in locked.stdout)
+    second = run("resume", name, folder=folder)
+    assert second.returncode == 73
+    assert f"in use by pid {locked.pid}" in second.stderr
+    locked.kill()
+    locked.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["transform", "--network", "resent8"], 2, "unknown network 'resent8'; did you mean 'resnet8'?"),
+        (["transform"], 2, "no network given: add --network NAME"),
+        (["transform", *TINY, "--data", "digit"], 2, "unknown data set 'digit'; did you mean 'digits'?"),
+        (["transform", *TINY, "--data", "cifar10"], 65, "data_batch_1 cannot be read"),
+        (["transform", *TINY, "--epochs", "0"], 2, "epochs must be at least 1, not 0"),
+        (["transform", *TINY, "--batch-size", "500"], 2, "batch_size 500 is larger than the 200 training images"),
+        (["transform", *TINY, "--set", "lrr=1"], 2, "unknown setting 'lrr'; did you mean 'lr'?"),
+        (["transform", *TINY, "--set", "lr=fast"], 2, "lr must be a number, not the text 'fast'"),
+        (["transform", *TINY, "--set", "lr"], 2, "--set takes key=value, not 'lr'"),
+        (
+            ["transform", *TINY, "--set", "network.wdith=2"],
+            2,
+            "unknown option of resnet8 'wdith'; did you mean 'width'?",
+        ),
+        (["transform", *TINY, "--seed", "-1"], 2, "seed must be an integer from 0"),
+        (["transform", *TINY, "--preset", "papr"], 2, "preset must be one of paper, improved"),
+        (["transform", *TINY, "--config", "missing.toml"], 2, "missing.toml: cannot be read"),
+        (["transform", *TINY, "--out", "runs/a b"], 2, "'a b' cannot name a run"),
+        (
+            ["transform", *QUICK, "--set", "lr=1e30", "--set", "grad_clip=0", "--out", "runs/x"],
+            65,
+            "not finite any more",
+        ),
+        (["transform", "--epoch", "3"], 2, "Did you mean"),
+        (["trasform"], 2, "Did you mean 'transform'?"),
+        (["resume", "runs/nothing"], 2, "is not a run directory"),
+        (["evaluate", "runs/nothing"], 2, "is not a run directory"),
+        (["edges", "--network", "torchvision:resnet81"], 2, "did you mean 'resnet18'"),
+        (["transform", "--network", "json:dumps"], 2, "network 'json:dumps' cannot be built"),
+        (["transform", "--network", "os:nothing"], 2, "cannot be imported"),
+    ],
+)
+def test_mistakes_get_one_clear_line_and_leave_nothing(arguments, code, words, tmp_path):
+    result = run(*arguments, folder=tmp_path)
+    assert result.returncode == code, result.stderr
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    if "runs/x" not in arguments:
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        (lambda: dnat.build("nothing"), 2),
+        (lambda: torch.zeros(2).view(3), 1),
+        (lambda: json.loads("{"), 1),  # a ValueError, but none of ours
+    ],
+)
+def test_an_error_of_ours_is_told_from_one_of_the_users(call, code):
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        call()
+    assert exit_code(error.value) == code
+
+
+def test_a_file_then_set_then_flags(tmp_path):
+    (tmp_path / "job.toml").write_text(
+        'network = "resnet8"\nlr = 0.1\nseed = 5\nepochs = 7\n[network_options]\nwidth = 4\n'
+    )
+    job = module.make_job(str(tmp_path / "job.toml"), ("lr=0.2", "seed=6", "network.skips=true"), {"seed": 7})
+    assert (job.config.lr, job.config.seed, job.config.epochs) == (0.2, 7, 7)
+    assert job.network_options == {"width": 4, "skips": True}
+
+
+def test_a_saved_configuration_is_a_configuration_file(finished):
+    from dnat.records import read_job
+
+    folder, _ = finished
+    assert module.make_job(str(folder / "runs" / "one" / "config.toml"), (), {}) == read_job(
+        folder / "runs" / "one"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_help(name):
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    assert cli.commands[name].help
+    for parameter in cli.commands[name].params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, parameter.name
+
+
+def test_help_does_not_import_torch():
+    code = "import sys; from dnat.cli import cli; cli.main(['--help'], standalone_mode=False); "
+    code += "assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_lists():
+    for arguments, words in (
+        (["networks"], ["resnet20", "269,722", "40,551,040"]),
+        (["datasets"], ["digits", "cifar10", "50,000"]),
+        (["edges", "--network", "resnet8"], ["layer1.0.conv2>layer1.0.bn2", "identity, none"]),
+    ):
+        result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+        for word in words:
+            assert word in result.output
+
+
+def test_on_a_terminal_there_are_bars(tmp_path):
+    import pty
+
+    parent, child = pty.openpty()
+    command = [sys.executable, str(ROOT / "cli.py"), "transform", *QUICK, "--out", "runs/terminal"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=child, stderr=child, env=os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    )
+    os.close(child)
+    shown, end = b"", time.monotonic() + 120
+    while time.monotonic() < end:
+        try:
+            part = os.read(parent, 4096)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(parent)
+    assert process.wait() == 0
+    text = shown.decode()
+    assert "steps/s" in text
+    assert "test accuracy, result" in text

@@ -1,0 +1,334 @@
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from dnat import records as module
+from dnat.config import Config, Job
+from dnat.records import CorruptError, LockedError, Records, atomic_write, check_name, pack, read_job, unpack
+
+
+def job(**options):
+    return Job(network="resnet8", config=Config(threads=1, epochs=3, **options))
+
+
+def state(step=1):
+    return {"step": step, "weights": torch.full((64,), float(step)), "words": ["a", {"b": 1.5}]}
+
+
+def test_a_container_gives_back_what_it_was_given(tmp_path):
+    atomic_write(tmp_path / "x", pack(state(7), step=7, metrics_bytes=0))
+    header, found = unpack(tmp_path / "x")
+    assert (header["step"], header["format"]) == (7, 1)
+    assert torch.equal(found["weights"], state(7)["weights"])
+    assert found["words"] == ["a", {"b": 1.5}]
+
+
+def test_every_flipped_bit_and_every_cut_is_found(tmp_path):
+    content = pack(state(), step=1, metrics_bytes=0)
+    path = tmp_path / "x"
+    for i in [*range(0, 60), *range(60, len(content), 13)]:
+        damaged = bytearray(content)
+        damaged[i] ^= 1 << (i % 8)
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptError):
+            unpack(path)
+    for size in [0, 1, 7, 8, 15, 16, 40, *range(60, len(content), 97), len(content) - 1]:
+        path.write_bytes(content[:size])
+        with pytest.raises(CorruptError):
+            unpack(path)
+
+
+class Malicious:
+    def __reduce__(self):
+        return (os._exit, (13,))
+
+
+def container(payload, **header):
+    import hashlib
+
+    header |= {
+        "format": 1,
+        "length": len(payload),
+        "sha256": hashlib.sha256(payload).hexdigest(),
+        "metrics_bytes": 0,
+    }
+    text = json.dumps(header).encode()
+    front = module.MAGIC + struct.pack("<Q", len(text)) + text
+    return front + hashlib.sha256(front).digest() + payload
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"x": Malicious()}, buffer, pickle_module=pickle)
+    (tmp_path / "x").write_bytes(container(buffer.getvalue()))
+    with pytest.raises(CorruptError, match="something else than tensors"):
+        unpack(tmp_path / "x")
+
+
+def test_compressed_data_are_refused(tmp_path):
+    buffer, small = io.BytesIO(), io.BytesIO()
+    torch.save({"x": torch.zeros(1_000_000)}, buffer)
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(small, "w", zipfile.ZIP_DEFLATED) as target:
+        for info in source.infolist():
+            target.writestr(info.filename, source.read(info))
+    (tmp_path / "x").write_bytes(container(small.getvalue()))
+    with pytest.raises(CorruptError, match="compressed"):
+        unpack(tmp_path / "x")
+
+
+def test_a_newer_format_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "FORMAT", 3)
+    content = pack(state(), step=1)
+    monkeypatch.setattr(module, "FORMAT", 1)
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(ValueError, match="written by format 3, this is 1"):
+        unpack(tmp_path / "x")
+
+
+def test_a_file_is_synced_moved_and_its_directory_synced_in_that_order(tmp_path, monkeypatch):
+    seen = []
+    fsync, replace = os.fsync, os.replace
+
+    def spy_sync(descriptor):
+        seen.append("sync directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "sync file")
+        fsync(descriptor)
+
+    def spy_replace(a, b):
+        seen.append("move")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "fsync", spy_sync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    atomic_write(tmp_path / "x", b"content")
+    assert seen == ["sync file", "move", "sync directory"]
+
+
+def test_older_checkpoints_go_only_when_the_new_one_is_safe(tmp_path, monkeypatch):
+    with Records.open(tmp_path / "run", job()) as records:
+        for step in range(1, 5):
+            records.save(step, state(step))
+        assert sorted(p.name for p in records.path().glob("*.ckpt")) == [
+            "checkpoint-000000003.ckpt",
+            "checkpoint-000000004.ckpt",
+        ]
+        monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "no space left")))
+        with pytest.raises(OSError, match="no space"):
+            records.save(5, state(5))
+        monkeypatch.undo()
+        assert not list(records.path().glob(".*.tmp"))
+        assert records.newest()[0] == 4
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told_of(tmp_path):
+    with Records.open(tmp_path / "run", job()) as records:
+        records.log({"epoch": 1})
+        records.save(1, state(1))
+        records.log({"epoch": 2})
+        records.save(2, state(2))
+        path = records.path("checkpoint-000000002.ckpt")
+        content = bytearray(path.read_bytes())
+        content[-5] ^= 1
+        path.write_bytes(content)
+        os.utime(records.path("checkpoint-000000001.ckpt"), (1, 1))  # clocks have no say
+        step, found = records.newest()
+        assert step == 1
+        assert found["step"] == 1
+        assert "checksum does not match; an older checkpoint is used" in records.notices[0]
+        assert records.path("checkpoint-000000002.ckpt.corrupt").exists()
+        assert records.metrics() == [{"epoch": 1}]  # cut back to the moment of that checkpoint
+
+
+def test_metrics_without_any_checkpoint_are_emptied(tmp_path):
+    with Records.open(tmp_path / "run", job()) as records:
+        records.log({"epoch": 1})
+        assert records.newest() is None
+        assert records.metrics() == []
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            records.log({"loss": float("nan")})
+
+
+CHILD = """
+import sys, torch
+from dnat.config import Config, Job
+from dnat.records import Records
+job = Job(network="resnet8", config=Config(threads=1, epochs=3))
+with Records.open(sys.argv[1], job) as records:
+    newest = records.newest()
+    step = newest[0] if newest else 0
+    assert newest is None or newest[1]["weights"][0] == step
+    print("open", step, flush=True)
+    while True:
+        step += 1
+        records.save(step, {"weights": torch.full((100_000,), float(step))})
+        print(step, flush=True)
+"""
+
+
+def child(path):
+    return subprocess.Popen([sys.executable, "-c", CHILD, path], stdout=subprocess.PIPE, text=True)
+
+
+def test_kill_9_while_saving_loses_nothing_that_was_acknowledged(tmp_path):
+    acknowledged = 0
+    for i in range(6):
+        process = child(tmp_path / "run")
+        first = process.stdout.readline().split()
+        assert first[0] == "open"
+        assert int(first[1]) >= acknowledged
+        time.sleep(0.05 + 0.037 * i)
+        process.send_signal(signal.SIGKILL)
+        lines = process.stdout.read().split()
+        process.wait()
+        process.stdout.close()
+        acknowledged = max([acknowledged, *map(int, lines)])
+    with Records.open(tmp_path / "run", job()) as records:
+        assert records.newest()[0] >= acknowledged > 0
+        assert not records.notices
+        assert not list(records.path().glob(".*.tmp"))
+
+
+def test_one_process_at_a_time_and_no_stale_lock(tmp_path):
+    process = child(tmp_path / "run")
+    process.stdout.readline()
+    with pytest.raises(LockedError, match=f"is in use by pid {process.pid} on .* since 20"):
+        Records.open(tmp_path / "run", job())
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    Records.open(tmp_path / "run", job()).close()
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path):
+    records = Records.open(tmp_path / "run", job())
+    records.save(1, state(1))
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        for limit in (0, 10, 500, 2000):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, old[1]))
+            with pytest.raises(OSError, match="large"):
+                records.save(2, {"weights": torch.zeros(10_000)})
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+            assert records.newest()[0] == 1
+            assert not list(records.path().glob(".*.tmp"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+        records.close()
+
+
+def test_another_configuration_is_refused_with_the_keys(tmp_path):
+    Records.open(tmp_path / "run", job()).close()
+    with pytest.raises(
+        ValueError, match=r"other settings: lr 0.025 \(there\) / 0.5 \(now\), seed 0 \(there\) / 3"
+    ):
+        Records.open(tmp_path / "run", job(lr=0.5, seed=3))
+    moved = Job(network="resnet8", data_root="/elsewhere", config=job().config)
+    Records.open(tmp_path / "run", moved).close()  # where the data lie does not count
+
+
+def test_other_directories_are_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="is not empty and not a run directory"):
+        Records.open(tmp_path / "mine", job())
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_is_done_when_its_record_is_there(tmp_path, monkeypatch):
+    with Records.open(tmp_path / "run", job()) as records:
+        records.save(1, state())
+        write = module.atomic_write
+
+        def fails(path, content):
+            if Path(path).name == "record.json":
+                raise OSError(28, "no space left")
+            write(path, content)
+
+        monkeypatch.setattr(module, "atomic_write", fails)
+        with pytest.raises(OSError, match="no space"):
+            records.finish({"results": 1})
+        assert not records.is_done()
+        assert records.newest() is not None  # and can still be finished
+        monkeypatch.undo()
+        records.finish({"results": 1})
+        assert records.is_done()
+        assert records.record() == {"results": 1}
+        assert not list(records.path().glob("*.ckpt"))
+        assert records.read_json("status.json")["state"] == "done"
+
+
+def test_another_environment_is_noticed(tmp_path):
+    with Records.open(tmp_path / "run", job()) as records:
+        there = records.read_json("environment.json")
+        records.write_json("environment.json", there | {"torch": "1.0"})
+    with Records.open(tmp_path / "run", job()) as records:
+        assert "may not be equal to the bit" in records.notices[0]
+        assert f"torch 1.0 (then) / {torch.__version__} (now)" in records.notices[0]
+        assert records.read_json("status.json")["attempts"] == 2
+        text = json.dumps(records.read_json("environment.json"))
+        assert str(Path.home()) not in text
+
+
+def test_tensors_that_share_memory_are_written_each(tmp_path):
+    from safetensors.torch import load_file
+
+    shared = torch.arange(6.0)
+    with Records.open(tmp_path / "run", job()) as records:
+        records.write_tensors("network.safetensors", {"a": shared, "b": shared, "c": shared.view(2, 3).t()})
+        found = load_file(records.path("network.safetensors"))
+    assert torch.equal(found["a"], found["b"])
+    assert torch.equal(found["c"], shared.view(2, 3).t())
+
+
+@pytest.mark.parametrize("name", ["a", "run-1", "resnet20_s=1+x", "0.5", "A" * 100])
+def test_good_names(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", ".hidden", "a/b", "a\\b", "a b", "a..b", "end.", "con", "COM1.txt", "ü", "a\0", "A" * 101],
+)
+def test_bad_names(name):
+    with pytest.raises(ValueError, match="cannot name a run"):
+        check_name(name)
+
+
+def test_reading_what_is_no_run(tmp_path):
+    Records.open(tmp_path / "resnet", job()).close()
+    assert read_job(tmp_path / "resnet") == job()
+    with pytest.raises(ValueError, match="did you mean 'resnet'"):
+        read_job(tmp_path / "resnt")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is not a run directory: it has no config"):
+        read_job(tmp_path / "empty")
+    (tmp_path / "empty" / "config.toml").write_text("= nonsense")
+    with pytest.raises(ValueError, match="not a TOML file"):
+        read_job(tmp_path / "empty")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_cannot_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(LockedError, match="cannot be written"):
+        Records.open(tmp_path / "run", job())
+    tmp_path.chmod(0o700)
+
+
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LockedError, match="cannot be written"):
+        Records.open(tmp_path / "file" / "run", job())

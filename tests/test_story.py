@@ -1,0 +1,114 @@
+"""The whole story on the digits, and what holds the house together."""
+
+import ast
+import importlib
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+import dnat
+from dnat.data import load
+
+PACKAGE = Path(dnat.__file__).parent
+
+# What a module may import stands before it.
+ORDER = [
+    "__init__",
+    "naming",
+    "seeds",
+    "config",
+    "operations",
+    "networks",
+    "tracing",
+    "cost",
+    "edges",
+    "relaxation",
+    "selection",
+    "data",
+    "training",
+    "discretization",
+    "tracking",
+    "records",
+    "transform",
+    "drawing",
+    "runs",
+    "terminal",
+    "cli",
+]
+
+
+def test_imports_point_backwards_only():
+    found = {p.stem for p in PACKAGE.glob("*.py")} | {
+        p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()
+    }
+    assert found == set(ORDER)
+    for path in PACKAGE.rglob("*.py"):
+        place = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        inside = len(path.relative_to(PACKAGE).parts) > 1
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or place == "__init__":
+                continue
+            if node.level == (2 if inside else 1):
+                names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+                for name in names:
+                    name = name if name in ORDER else "__init__"
+                    assert ORDER.index(name) < ORDER.index(place), f"{path}: {place} imports {name}"
+
+
+def test_the_public_names_are_what_they_say():
+    source = ast.parse((PACKAGE / "__init__.py").read_text())
+    typed = {
+        alias.asname
+        for node in ast.walk(source)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert typed == set(dnat.__all__)
+    for name in dnat.__all__:
+        assert getattr(dnat, name).__doc__
+    # The modules of the same names do not get in the way.
+    for name in ("cost", "transform"):
+        assert isinstance(importlib.import_module(f"dnat.{name}"), types.ModuleType | types.FunctionType)
+    assert callable(dnat.cost)
+    assert callable(dnat.transform)
+    with pytest.raises(AttributeError, match="no attribute 'transfrom'"):
+        _ = dnat.transfrom
+
+
+def test_no_evil():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                assert name not in ("eval", "exec", "pickle.load", "pickle.loads"), path
+                if name == "torch.load":
+                    assert any(k.arg == "weights_only" and k.value.value is True for k in node.keywords)
+
+
+def test_the_story_step_by_step():
+    data = load("digits", train_limit=300, test_limit=100)
+    network = dnat.build("resnet8", seed=0)
+    example = data.example()
+    program = dnat.trace(network, example)
+    edges = dnat.find_edges(program, space="dnat")
+    relaxed = dnat.relax(network, edges, mode="full")
+    assert torch.equal(relaxed(example), network(example))
+    choices = dnat.select(relaxed, budget=None)
+    assert set(choices) == {e.key for e in edges}
+    choices["layer2.0.conv2>layer2.0.bn2"] = "none"
+    compact = dnat.discretize(network, choices, example)
+    assert dnat.cost(compact, example).madds < dnat.cost(network, example).madds
+
+
+def test_the_story_in_one_call_learns_and_shrinks():
+    data = load("digits")
+    config = dnat.Config(epochs=12, architecture_epochs=7, batch_size=64, cost_weight=0.3, seed=0, threads=1)
+    result = dnat.transform(dnat.build("resnet8", seed=0), data, config)
+    assert result.test.accuracy > 0.85
+    assert result.cost_after.madds < result.cost_before.madds
+    assert result.commitment.epoch == 7
+    reloaded = dnat.discretize(dnat.build("resnet8", seed=5), result.choices, data.example())
+    reloaded.load_state_dict(result.network.state_dict())
+    assert dnat.evaluate(reloaded, data).accuracy == result.test.accuracy

@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_theta": None,  # from theta_reach: a short stage can change choices as a long one can
         "theta_betas": (0.9, 0.999),
         "zero_one_weight": 0.01,
-        "cost_weight": 0.1,
+        "cost_weight": 0.3,
     },
 }
 

@@ -1,0 +1,54 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dnat
+from dnat.cli import cli
+from dnat.config import PRESETS
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_code_of_the_readme_runs(tmp_path):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README, re.S))
+    assert code.count("dnat.") > 10
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "MAdds" in result.stdout
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_stands_in_the_readme(name):
+    assert f"dnat {name}" in README
+
+
+def test_the_settings_that_are_named_exist():
+    known = {*dnat.Config.__dataclass_fields__, *PRESETS["paper"]}
+    assert set(PRESETS["paper"]) == set(PRESETS["improved"]) <= known
+    assert f"weight {PRESETS['improved']['cost_weight']}" in README
+    flags = {flag for command in cli.commands.values() for p in command.params for flag in p.opts}
+    for flag in set(re.findall(r"`?(--[a-z-]+)", README)):
+        assert flag in flags, flag
+
+
+def test_files_that_are_named_exist():
+    for name in re.findall(r"`((?:docs|dnat|runs|benchmarks)/[\w./]+)`", README) + ["docs/demo.png", "LICENSE"]:
+        assert (ROOT / name).exists(), name
+
+
+def test_nothing_private_is_in_the_repository():
+    for path in ROOT.glob("**/*"):
+        if path.suffix in (".py", ".md", ".toml", ".txt", "") and path.is_file() and ".venv" not in path.parts:
+            if any(
+                part.startswith((".git", ".mypy", ".ruff", ".pytest")) or part == "runs" for part in path.parts
+            ):
+                continue
+            text = path.read_text(errors="ignore")
+            assert str(Path.home()) + "/" not in text or str(Path.home()) == "/", path
+            assert str(ROOT) not in text, path

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from .config import Config
 from .cost import Cost, cost
-from .data import Data
+from .data import Data, load
 from .discretization import discretization
 from .edges import ORIGINAL, find_edges
+from .networks import accepts, build
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
@@ -153,8 +154,8 @@ class Transformation:
 
 
 def transform(
-    network: nn.Module,
-    data: Data,
+    network: nn.Module | str,
+    data: Data | str,
     config: Config | None = None,
     *,
     records: Records | None = None,
@@ -166,8 +167,8 @@ def transform(
     The network that is given is left unchanged.
 
     Args:
-        network: any module that maps images (N, C, H, W) to class scores (N, classes).
-        data: from `dnat.load`, or `Data.from_tensors`.
+        network: any module that maps images (N, C, H, W) to class scores (N, classes), or a name for `dnat.build`.
+        data: from `dnat.load` or `Data.from_tensors`, or a name for `dnat.load`.
         config: the method's settings; `Config()` by default.
         records: a run directory to write to. If it holds a checkpoint, the run goes on from there and ends with
             the same bits as if it had never stopped.
@@ -179,13 +180,13 @@ def transform(
         NonFiniteError: the loss is not finite any more; the last checkpoint is good.
         Interrupted: `stop` said yes; call again with the same records to go on.
     """
-    run = _Run(network, data, config or Config(), records, tracker or Tracker(), stop)
+    run = _Run(*_named(network, data, config), records, tracker or Tracker(), stop)
     return run.to_end(transforming=True)
 
 
 def train(
-    network: nn.Module,
-    data: Data,
+    network: nn.Module | str,
+    data: Data | str,
     config: Config | None = None,
     *,
     records: Records | None = None,
@@ -196,8 +197,24 @@ def train(
 
     Arguments, result and errors are those of `transform`.
     """
-    run = _Run(network, data, config or Config(), records, tracker or Tracker(), stop)
+    run = _Run(*_named(network, data, config), records, tracker or Tracker(), stop)
     return run.to_end(transforming=False)
+
+
+def _named(network: nn.Module | str, data: Data | str, config: Config | None) -> tuple[nn.Module, Data, Config]:
+    """Networks and data sets that were given by name, made; a name's weights come from the configuration's seed."""
+    config = config or Config()
+    data = load(data) if isinstance(data, str) else data
+    if isinstance(network, str):
+        classes = {"num_classes": data.num_classes} if accepts(network, "num_classes") else {}
+        network = build(network, seed=config.seed, **classes)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"a network must be a torch.nn.Module or a name, not {type(network).__name__}")
+    if not isinstance(data, Data):
+        raise TypeError(
+            f"data must be a dnat.Data or a name, not {type(data).__name__}: see dnat.load and Data.from_tensors"
+        )
+    return network, data, config
 
 
 METHODS = {"dnat": transform, "original": train}

@@ -167,7 +167,8 @@ def transform(
     The network that is given is left unchanged.
 
     Args:
-        network: any module that maps images (N, C, H, W) to class scores (N, classes), or a name for `dnat.build`.
+        network: any module that maps images (N, C, H, W) to class scores (N, classes), or a name
+            for `dnat.build`.
         data: from `dnat.load` or `Data.from_tensors`, or a name for `dnat.load`.
         config: the method's settings; `Config()` by default.
         records: a run directory to write to. If it holds a checkpoint, the run goes on from there and ends with
@@ -205,15 +206,14 @@ def _named(network: nn.Module | str, data: Data | str, config: Config | None) ->
     """Networks and data sets that were given by name, made; a name's weights come from the configuration's seed."""
     config = config or Config()
     data = load(data) if isinstance(data, str) else data
+    if not isinstance(data, Data):
+        kind = type(data).__name__
+        raise TypeError(f"data must be a dnat.Data or a name, not {kind}: see dnat.load and Data.from_tensors")
     if isinstance(network, str):
         classes = {"num_classes": data.num_classes} if accepts(network, "num_classes") else {}
         network = build(network, seed=config.seed, **classes)
     if not isinstance(network, nn.Module):
         raise TypeError(f"a network must be a torch.nn.Module or a name, not {type(network).__name__}")
-    if not isinstance(data, Data):
-        raise TypeError(
-            f"data must be a dnat.Data or a name, not {type(data).__name__}: see dnat.load and Data.from_tensors"
-        )
     return network, data, config
 
 

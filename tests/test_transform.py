@@ -247,7 +247,7 @@ def test_names_will_do_and_other_things_are_refused():
     c = config(epochs=1, architecture_epochs=1, batch_size=1379)
     by_name = dnat.transform("resnet8", "digits", c).results()
     assert by_name == dnat.transform(dnat.build("resnet8", seed=0), dnat.load("digits"), c).results()
-    with pytest.raises(TypeError, match="data must be a dnat.Data or a name, not list"):
+    with pytest.raises(TypeError, match=r"data must be a dnat.Data or a name, not list"):
         dnat.transform("resnet8", [])
     with pytest.raises(TypeError, match=r"a network must be a torch.nn.Module or a name, not int"):
         dnat.transform(3, "digits")

@@ -1,5 +1,6 @@
 """The command `dnat`. Each command parses, calls and prints; torch is imported only by those that need it."""
 
+import os
 import signal
 import sys
 import traceback
@@ -106,6 +107,8 @@ def resume(run: Path, data_root: str | None) -> None:
 
 
 def _run(job: Any, directory: Path, download: bool) -> None:
+    # Older torch refuses deterministic matrix products on CUDA without it, and only reads it at the start.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from .runs import run
     from .terminal import TerminalTracker, console
 

@@ -217,7 +217,9 @@ class Trainer:
         self.architecture_loss = ArchitectureLoss(self.relaxed, config) if self.relaxed else None
         self.steps = self.batches * config.epochs
         self.device = data.train_labels.device
-        progress.totals = progress.totals.to(self.device)
+        # Apple's GPUs have no double precision.
+        self.wide = torch.float32 if self.device.type == "mps" else torch.float64
+        progress.totals = progress.totals.to(self.device, self.wide)
 
     @property
     def stage(self) -> str:
@@ -270,8 +272,8 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.weights.parameters(), self.config.grad_clip)
         self.optimizer.step()
         with torch.no_grad():
-            n = labels.new_tensor(len(labels))
-            self.progress.totals += torch.stack([loss.detach().double() * n, correct.double(), n.double()])
+            n = labels.new_tensor(len(labels)).to(self.wide)
+            self.progress.totals += torch.stack([loss.detach().to(self.wide) * n, correct.to(self.wide), n])
         if self.theta:
             if not single:
                 self._theta_gradient(images, labels)

@@ -203,7 +203,7 @@ def train(
 
 
 def _named(network: nn.Module | str, data: Data | str, config: Config | None) -> tuple[nn.Module, Data, Config]:
-    """Networks and data sets that were given by name, made; a name's weights come from the configuration's seed."""
+    """Networks and data sets that were given by name, made; weights come from the configuration's seed."""
     config = config or Config()
     data = load(data) if isinstance(data, str) else data
     if not isinstance(data, Data):
@@ -492,7 +492,7 @@ class _Run:
             trainer.theta.load_state_dict(state["theta"])
         for name, value in state["progress"].items():
             setattr(trainer.progress, name, value)
-        trainer.progress.totals = trainer.progress.totals.to(trainer.device)
+        trainer.progress.totals = trainer.progress.totals.to(trainer.device, trainer.wide)
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])

@@ -222,12 +222,15 @@ class Data:
             return self._normalized(self.train_images[where]), self.train_labels[where]
         pad = self.augmentation.pad
         height, width = self.image_size
-        u = torch.from_numpy(draws[positions.numpy()]).to(device)
-        rows = (u[:, 0] * (2 * pad + 1)).long()[:, None] + torch.arange(height, device=device)
+        # Whole numbers are made on the CPU in double precision, so that every device sees the same crops.
+        u = draws[positions.numpy()]
+        scale = np.array([2 * pad + 1, 2 * pad + 1, 2, height, width])
+        top, left, unflipped, row, column = torch.from_numpy((u * scale).astype(np.int64)).to(device).unbind(1)
+        rows = top[:, None] + torch.arange(height, device=device)
         columns = torch.arange(width, device=device).repeat(len(u), 1)
         if self.augmentation.flip:
-            columns = torch.where(u[:, 2:3] < 0.5, width - 1 - columns, columns)
-        columns = columns + (u[:, 1] * (2 * pad + 1)).long()[:, None]
+            columns = torch.where(unflipped[:, None] == 0, width - 1 - columns, columns)
+        columns = columns + left[:, None]
         # One gather of whole pixels from the padded images, seen as one long list: the fastest way that was
         # measured on CPUs, and a single kernel on a GPU.
         padded = self._padded
@@ -235,7 +238,7 @@ class Data:
         pixels = (where * len(padded[0]) * stride)[:, None, None] + rows[:, :, None] * stride + columns[:, None, :]
         images = padded.view(-1, self.channels).index_select(0, pixels.flatten())
         out = self._normalized(images.view(len(u), height, width, self.channels))
-        return (_cut(out, u[:, 3], u[:, 4], cutout) if cutout else out), self.train_labels[where]
+        return (_cut(out, row, column, cutout) if cutout else out), self.train_labels[where]
 
     @property
     def _padded(self) -> Tensor:
@@ -266,9 +269,9 @@ class Data:
 def _cut(images: Tensor, row: Tensor, column: Tensor, side: int) -> Tensor:
     """Set a square to 0 (the mean colour); its centre is anywhere in the image, so it may stick out (DARTS)."""
     masks = []
-    for u, size in ((row, images.shape[2]), (column, images.shape[3])):
+    for centre, size in ((row, images.shape[2]), (column, images.shape[3])):
         at = torch.arange(size, device=images.device)
-        start = (u * size).long()[:, None] - side // 2
+        start = centre[:, None] - side // 2
         masks.append((at >= start) & (at < start + side))
     return images.masked_fill_((masks[0][:, :, None] & masks[1][:, None, :])[:, None], 0.0)
 

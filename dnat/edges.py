@@ -156,7 +156,10 @@ def _norm_behind(program: Program, trace: Trace, call: int) -> str | None:
 
 
 def _modules(program: Program) -> list[Edge]:
-    """Modules of several units that map one tensor to one; with a shortcut inside, its units do as well."""
+    """Modules that map one tensor to one by several multiplying operations, and have no shortcut inside.
+
+    With a shortcut, the branches beside it offer the same and more.
+    """
     first = program.traces[0]
     edges = []
     for path in dict.fromkeys(call.path for call in first.calls):
@@ -168,16 +171,10 @@ def _modules(program: Program) -> list[Edge]:
             continue
         call = first.calls_of(path)[0]
         scope = first.within(call)
-        heavy = {
-            c.outputs[0]
-            for c in first.calls
-            if program.modules[c.path].kind in ("convolution", "linear")
-            and len(c.outputs) == 1
-            and first.values[c.outputs[0]].producer in scope
-        }
+        heavy = {first.operations[i].outputs[0] for i in scope if first.operations[i].madds}
         if len(heavy) < 2:
-            continue
-        # Without its units, does the input still get through? Then it has a shortcut.
+            continue  # a unit and perhaps its activation: the unit is an edge itself
+        # Does the input get through where nothing is multiplied? Then there is a shortcut.
         value_in, value_out = edge.values(first)[0]
         if _reaches(first, value_in, value_out, heavy):
             continue

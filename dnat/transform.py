@@ -41,7 +41,7 @@ from .training import (
     weight_optimizer,
 )
 
-SAVE_SECONDS = 300.0
+SAVE_SECONDS = 30.0
 """A checkpoint is written at the end of each epoch, and when this long has passed since the last one."""
 
 

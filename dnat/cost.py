@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .tracing import Example, examples_of
+from .tracing import Example, examples_of, in_mode
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,7 @@ def cost(network: nn.Module, example: Example) -> Cost:
     """
     args, kwargs = examples_of(example)[0]
     rows = next((t.shape[0] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()), 1)
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(*args, **kwargs)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with torch.no_grad(), in_mode(network, False), FlopCounterMode(display=False) as counter:
+        network(*args, **kwargs)
     params = sum(p.numel() for p in network.parameters())
     return Cost(params, counter.get_total_flops() // 2 // max(rows, 1))

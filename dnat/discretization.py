@@ -1,16 +1,19 @@
 """Network + choices -> a plain network: the operations that were not kept are gone from it.
 
 identity  the edge's modules are replaced by `nn.Identity`;
-none      the smallest module around the branch and the additions that it feeds is traced by `torch.fx` (in train
-          and in eval mode, which must agree), the additions lose the branch, and what fed nothing else is removed.
+none      the smallest module around the branch, the additions that it feeds and all that fed only the branch is
+          traced by `torch.fx` (in train and in eval mode, which must agree); the additions lose the branch, a
+          concatenation gets zeros that cost nothing, and what fed nothing else is removed.
 
 Everything is done on a copy, and the copy is compared with the one-hot relaxed network in both modes before it is
 returned. What cannot be done safely is left as it was, and reported.
 """
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges, problems, replacements
 from .naming import unknown
-from .operations import FactorizedReduce, copying_identity
+from .operations import FactorizedReduce, copying_identity, forgiving_identity
 from .relaxation import IDENTITY_NAME, RelaxedNetwork, relax
-from .tracing import Example, Program, State, behaviour, copied, examples_of, trace
+from .tracing import GATHERING, Example, Program, State, behaviour, copied, examples_of, in_mode, trace
 
 
 @dataclass
@@ -82,14 +85,14 @@ def discretization(
     wanted = _checked(choices, edges)
     notes = _fold(plain, relaxed, wanted) if relaxed and scales == "fold" else []
     reference = _one_hot(plain, relaxed, edges, wanted)
-    attempt = _build(plain, reference, wanted)
+    attempt = _build(plain, reference, wanted, example)
     if attempt.kept:
         reference = _one_hot(plain, relaxed, edges, {e: attempt.choices[e.key] for e in edges})
     if not _agree(attempt.network, reference, example):
         culprits = _culprits(plain, reference, wanted, example)
         for edge in culprits:
             wanted[edge] = ORIGINAL
-        attempt = _build(plain, reference, wanted)
+        attempt = _build(plain, reference, wanted, example)
         reference = _one_hot(plain, relaxed, edges, {e: attempt.choices[e.key] for e in edges})
         for edge in culprits:
             attempt.kept[edge.key] = "the rewritten network computed something else"
@@ -174,7 +177,9 @@ def _scalable(plain: nn.Module, edge: Edge) -> nn.Module | None:
     return None
 
 
-def _build(plain: nn.Module, reference: RelaxedNetwork, wanted: Mapping[Edge, str]) -> Discretization:
+def _build(
+    plain: nn.Module, reference: RelaxedNetwork, wanted: Mapping[Edge, str], example: Example
+) -> Discretization:
     """Make the choices in a copy, without checking the result."""
     network = copied(plain)
     done = dict(wanted)
@@ -189,11 +194,8 @@ def _build(plain: nn.Module, reference: RelaxedNetwork, wanted: Mapping[Edge, st
                 module.inplace = False  # type: ignore[assignment]
     # A null edge that stays is dropped like a branch, so that nothing of dnat is left in the network.
     dropped = [e for e, c in wanted.items() if c == NONE or (e.kind == "skip" and c == ORIGINAL)]
-    places: dict[str, list[Edge]] = {}
-    for edge in dropped:
-        places.setdefault(_enclosing(edge, done), []).append(edge)
-    for place in sorted(places, key=lambda p: -p.count(".") if p else 1):
-        network = _drop(network, place, places[place], done, kept)
+    for place, edges in _places(dropped, done):
+        network = _drop(network, place, edges, done, kept, example)
     return Discretization(network, {e.key: c for e, c in done.items()}, kept)
 
 
@@ -205,8 +207,12 @@ def _identity(network: nn.Module, reference: RelaxedNetwork, edge: Edge) -> nn.M
         return _replaced(
             network, edge.entry, added if fits else nn.Sequential(OrderedDict({IDENTITY_NAME: added}))
         )
-    network = _replaced(network, edge.exit, copying_identity() if edge.copies else nn.Identity())
-    return network if edge.entry == edge.exit else _replaced(network, edge.entry, nn.Identity())
+    if edge.lone:
+        last = copying_identity() if edge.copies else nn.Identity()
+        network = _replaced(network, edge.exit, last)
+        return network if edge.entry == edge.exit else _replaced(network, edge.entry, nn.Identity())
+    network = _replaced(network, edge.exit, forgiving_identity(copies=edge.copies))
+    return network if edge.entry == edge.exit else _replaced(network, edge.entry, forgiving_identity())
 
 
 def _replaced(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
@@ -224,53 +230,84 @@ def _replaced(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
     return network
 
 
-def _way(edge: Edge, wanted: Mapping[Edge, str]) -> tuple[set[str], set[str]]:
-    """Where zeros go from the edge's end to the additions that lose them.
+@dataclass(frozen=True)
+class _Way:
+    """The modules that none at an edge is about.
 
-    Returns:
-        The paths of all modules in whose forward something happens on the way, and of those among them that must
-        be traced through: the ones around the edge's end and around the additions.
+    Attributes:
+        zeros: those in whose forward something happens to the zeros, from the edge's end to the additions.
+        dead: those in which something heavy is left without use.
+        opened: those that must be traced through, since only a part of what they do changes.
     """
-    everywhere: set[str] = set()
+
+    zeros: frozenset[str]
+    dead: frozenset[str]
+    opened: frozenset[str]
+
+
+def _way(edge: Edge, wanted: Mapping[Edge, str]) -> _Way:
+    zeros: set[str] = set()
+    dead: set[str] = set()
     opened: set[str] = set()
     for trace_ in edge.program.traces:
-        zero, same = replacements(trace_, wanted)
+        replaced, same = replacements(trace_, wanted)
         reached = [out for _, out in edge.values(trace_)]
-        states = trace_.propagate(zero | set(reached), same)
-        calls = [trace_.calls[c].parent for c in trace_.calls_of(edge.exit)]
-        everywhere.update(trace_.calls[c].path for c in calls if c is not None)
+        gone = trace_.live() - trace_.live(reached)
+        states = trace_.propagate(replaced | set(reached), same)
+        around = [c for c in (trace_.calls[c].parent for c in trace_.calls_of(edge.exit)) if c is not None]
+        zeros.update(trace_.calls[c].path for c in around)
         for value in reached:
             for user in trace_.users[value]:
                 op = trace_.operations[user]
-                everywhere.add(trace_.calls[op.scope[-1]].path if op.scope else "")
-                if any(states[v] is not State.ZERO for v in op.outputs) and op.scope:
-                    calls.append(op.scope[-1])
+                zeros.add(trace_.calls[op.scope[-1]].path if op.scope else "")
+                if any(states[v] is not State.ZERO for v in op.outputs):
+                    around.extend(op.scope)
                 reached.extend(v for v in op.outputs if states[v] is State.ZERO and v not in reached)
-        while calls:
-            call = calls.pop()
-            if call is not None:
-                opened.add(trace_.calls[call].path)
-                calls.append(trace_.calls[call].parent)
-    return everywhere, opened
+        for number in gone:
+            op = trace_.operations[number]
+            if op.madds:
+                dead.add(trace_.calls[op.scope[-1]].path if op.scope else "")
+                around.extend(c for c in op.scope if not trace_.within(c) <= gone)
+        while around:
+            call = around.pop()
+            opened.add(trace_.calls[call].path)
+            parent = trace_.calls[call].parent
+            if parent is not None:
+                around.append(parent)
+    return _Way(frozenset(zeros), frozenset(dead), frozenset(opened))
 
 
-def _enclosing(edge: Edge, wanted: Mapping[Edge, str]) -> str:
-    """The path of the smallest module that holds the edge's end and every addition that would lose it."""
-    parts = [path.split(".") if path else [] for path in _way(edge, wanted)[0]]
+def _enclosing(program: Program, paths: Iterable[str]) -> str:
+    """The path of the smallest module that is called and holds all of these."""
+    parts = [path.split(".") if path else [] for path in paths]
     common: list[str] = []
     for names in zip(*parts, strict=False):
         if len(set(names)) > 1:
             break
         common.append(names[0])
-    called = {call.path for trace_ in edge.program.traces for call in trace_.calls}
+    called = {call.path for trace_ in program.traces for call in trace_.calls}
     # A ModuleList has no forward of its own to trace.
     while ".".join(common) not in called:
         common.pop()
     return ".".join(common)
 
 
+def _places(edges: Iterable[Edge], wanted: Mapping[Edge, str]) -> list[tuple[str, list[Edge]]]:
+    """Edges by the module that must be rewritten to drop them, innermost modules first."""
+    places: dict[str, list[Edge]] = {}
+    for edge in edges:
+        way = _way(edge, wanted)
+        places.setdefault(_enclosing(edge.program, way.zeros | way.dead), []).append(edge)
+    return sorted(places.items(), key=lambda item: -item[0].count(".") if item[0] else 1)
+
+
 def _drop(
-    network: nn.Module, place: str, edges: Sequence[Edge], done: dict[Edge, str], kept: dict[str, str]
+    network: nn.Module,
+    place: str,
+    edges: Sequence[Edge],
+    done: dict[Edge, str],
+    kept: dict[str, str],
+    example: Example,
 ) -> nn.Module:
     """Drop branches inside the module at `place`: all at once, or if that fails one by one."""
     try:
@@ -278,17 +315,48 @@ def _drop(
     except AttributeError:
         return network  # gone with a block around it
     try:
-        return _replaced(network, place, _without(root, place, edges, done))
+        shapes = _Shapes(network, root, example)
+        return _replaced(network, place, _without(root, place, edges, done, shapes))
     except _CannotRewriteError as error:
         reason = str(error)
-    if len(edges) == 1:
-        (edge,) = edges
-        if edge.kind != "skip":  # a null edge that cannot be taken out just goes on adding nothing
-            kept[edge.key], done[edge] = reason, ORIGINAL
+    if len(edges) > 1:
+        for edge in edges:
+            network = _drop(network, place, [edge], done, kept, example)
         return network
-    for edge in edges:
-        network = _drop(network, place, [edge], done, kept)
+    (edge,) = edges
+    narrow = _enclosing(edge.program, _way(edge, done).zeros)
+    if narrow != place:  # without removing all that fed only the branch: it computes the same, but costs more
+        return _drop(network, narrow, edges, done, kept, example)
+    if edge.kind != "skip":  # a null edge that cannot be taken out just goes on adding nothing
+        kept[edge.key], done[edge] = reason, ORIGINAL
     return network
+
+
+def rewritable(network: nn.Module, edges: Sequence[Edge], example: Example) -> tuple[Edge, ...]:
+    """Edges without the choices that could not be carried out, so that nothing is trained in vain.
+
+    Each none is tried alone on a copy. `Edge.refused` of the edges that are returned says what stands against it;
+    edges that are left without a choice are returned, too.
+    """
+    twin = copied(network)
+    found = []
+    for edge in edges:
+        if NONE in edge.choices:
+            wanted = {e: NONE if e is edge else ORIGINAL for e in edges}
+            way = _way(edge, wanted)
+            reason = ""
+            for place in dict.fromkeys(_enclosing(edge.program, p) for p in (way.zeros | way.dead, way.zeros)):
+                root = twin.get_submodule(place)
+                try:
+                    _without(root, place, [edge], wanted, _Shapes(twin, root, example))
+                except _CannotRewriteError as error:
+                    reason = reason or str(error)
+                else:
+                    reason = ""
+                    break
+            edge = edge.without(NONE, reason) if reason else edge
+        found.append(edge)
+    return tuple(found)
 
 
 class _CannotRewriteError(Exception):
@@ -306,17 +374,50 @@ class _Tracer(fx.Tracer):
         return not self.opened(module_qualified_name)
 
 
-def _without(root: nn.Module, place: str, edges: Iterable[Edge], wanted: Mapping[Edge, str]) -> nn.Module:
+class _Shapes(fx.Interpreter):
+    """The shapes of a graph's nodes when the whole network runs on the first example; found when first asked."""
+
+    def __init__(self, network: nn.Module, root: nn.Module, example: Example) -> None:
+        self.network, self.root, self.example = network, root, example
+
+    def of(self, graph: fx.Graph) -> dict[str, torch.Size]:
+        """{node name: shape}."""
+        calls: list[Any] = []
+        handle = self.root.register_forward_pre_hook(lambda m, a, k: calls.append((a, k)), with_kwargs=True)
+        args, kwargs = examples_of(self.example)[0]
+        try:
+            with torch.no_grad(), in_mode(self.network, False):
+                self.network(*args, **kwargs)
+                handle.remove()
+                self.found: dict[str, torch.Size] = {}
+                super().__init__(fx.GraphModule(self.root, graph), garbage_collect_values=False)
+                bound = inspect.signature(self.root.forward).bind(*calls[0][0], **calls[0][1])
+                bound.apply_defaults()
+                self.run(*bound.arguments.values())
+        except Exception as error:
+            raise _CannotRewriteError(f"{type(self.root).__name__} cannot be interpreted: {error}") from error
+        finally:
+            handle.remove()
+        return self.found
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[n.name] = result.shape
+        return result
+
+
+def _without(
+    root: nn.Module, place: str, edges: Iterable[Edge], wanted: Mapping[Edge, str], shapes: _Shapes
+) -> nn.Module:
     """The module at `place`, traced and rewritten without some of its branches."""
     prefix = f"{place}." if place else ""
     edges = list(edges)
     program = edges[0].program
     ends = {edge.exit[len(prefix) :] for edge in edges}
-    names = set().union(*(_way(edge, wanted)[1] for edge in edges))
-    graphs = [_graph(root, lambda name: prefix + name in names, training) for training in (True, False)]
-    if str(graphs[0]) != str(graphs[1]):
-        raise _CannotRewriteError(f"{place or 'the network'} does other things in train than in eval mode")
-    graph = graphs[1]
+    names = frozenset().union(*(_way(edge, wanted).opened for edge in edges))
+    graph = _graph(root, place, lambda name: prefix + name in names, program)
+    sizes: dict[str, torch.Size] = {}
     zero: set[fx.Node] = set()
     for node in list(graph.nodes):
         if node.op == "call_module" and str(node.target) in ends:
@@ -324,6 +425,10 @@ def _without(root: nn.Module, place: str, edges: Iterable[Edge], wanted: Mapping
             continue
         lost = [n for n in node.all_input_nodes if n in zero]
         if not lost or node.op == "output":
+            continue
+        if _function(node) in GATHERING and len(lost) < len(node.all_input_nodes):
+            sizes = sizes or shapes.of(graph)
+            _gather_zeros(node, zero, sizes)
             continue
         other = _vanishes(node, zero, lambda name: _keeps_zero(program, prefix + name))
         if other is node:
@@ -340,17 +445,112 @@ def _without(root: nn.Module, place: str, edges: Iterable[Edge], wanted: Mapping
     return module.train(root.training)
 
 
-def _graph(root: nn.Module, opened: Callable[[str], bool], training: bool) -> fx.Graph:
-    modes = {module: module.training for module in root.modules()}
-    for module in modes:
-        module.training = training
-    try:
-        return _Tracer(opened).trace(root)
-    except Exception as error:  # whatever a user's forward does with a proxy
-        raise _CannotRewriteError(f"{type(root).__name__} cannot be traced: {error}") from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+def _gather_zeros(node: fx.Node, zero: set[fx.Node], sizes: Mapping[str, torch.Size]) -> None:
+    """Put zeros that cost nothing in the place of a gathering's zero operands."""
+    operands = node.args[0] if node.args else node.kwargs.get("tensors")
+    if not isinstance(operands, list | tuple) or not all(isinstance(n, fx.Node) for n in operands):
+        raise _CannotRewriteError(f"{_function(node)} gathers something else than a list of tensors")
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    assert isinstance(dim, int)
+    like = next(n for n in operands if n not in zero)
+    made = []
+    for operand in operands:
+        if operand not in zero:
+            made.append(operand)
+            continue
+        if operand.name not in sizes:
+            raise _CannotRewriteError(f"the shape of {operand.name} is not known")
+        with node.graph.inserting_before(node):
+            if _function(node) == "stack":
+                zeros = node.graph.call_function(torch.zeros_like, (like,))
+            else:
+                # Batch and pixels may change from call to call; only the gathered dimension is fixed.
+                shape = [-1] * len(sizes[operand.name])
+                shape[dim] = sizes[operand.name][dim]
+                thin = node.graph.call_function(torch.narrow, (like, dim, 0, 1))
+                zeros = node.graph.call_method(
+                    "expand", (node.graph.call_function(torch.zeros_like, (thin,)), shape)
+                )
+        made.append(zeros)
+    if node.args:
+        node.args = (type(operands)(made), *node.args[1:])
+    else:
+        node.kwargs = node.kwargs | {"tensors": type(operands)(made)}
+
+
+def _graph(root: nn.Module, place: str, opened: Callable[[str], bool], program: Program) -> fx.Graph:
+    """The graph of a module that is right in both modes."""
+    constants = _constants(program, place)
+    graphs = []
+    for training in (True, False):
+        try:
+            with in_mode(root, training):
+                graphs.append(_named(_Tracer(opened).trace(root, constants), root))
+        except Exception as error:  # whatever a user's forward does with a proxy
+            raise _CannotRewriteError(f"{type(root).__name__} cannot be traced: {error}") from error
+    one, other = (list(graph.nodes) for graph in graphs)
+    what = place or "the network"
+    if [(n.op, n.name, n.target) for n in one] != [(n.op, n.name, n.target) for n in other]:
+        raise _CannotRewriteError(f"{what} does other things in train than in eval mode")
+    unlike = [node for twin, node in zip(one, other, strict=True) if _given(twin) != _given(node)]
+    for node in unlike:
+        if not _as_module(root, node):
+            raise _CannotRewriteError(f"{what} calls {_function(node)} otherwise in train than in eval mode")
+    return graphs[1]
+
+
+def _named(graph: fx.Graph, root: nn.Module) -> fx.Graph:
+    """The graph with the forward's own argument names; fx numbers those that were given a value."""
+    names = inspect.signature(root.forward).parameters
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for node, name in zip(placeholders, names, strict=True):
+        if not str(node.target).startswith("*"):
+            node.target = name
+    return graph
+
+
+def _constants(program: Program, path: str) -> dict[str, Any]:
+    """The arguments that had the same plain value in every call of a module: None masks, switches."""
+    found = [dict(t.calls[i].constants) for t in program.traces for i in t.calls_of(path)]
+    first = found[0] if found else {}
+    same = {k: v for k, v in first.items() if all(k in f and f[k] == v for f in found)}
+    return {k: v for k, v in same.items() if v is None or isinstance(v, bool | int | float)}
+
+
+def _given(node: fx.Node) -> str:
+    return f"{node.args} {sorted(node.kwargs.items())}"
+
+
+_DROPOUTS = {
+    "dropout": nn.Dropout,
+    "dropout1d": nn.Dropout1d,
+    "dropout2d": nn.Dropout2d,
+    "dropout3d": nn.Dropout3d,
+    "alpha_dropout": nn.AlphaDropout,
+}
+
+
+def _as_module(root: nn.Module, node: fx.Node) -> bool:
+    """Turn a call of a dropout function, whose `training` was fixed by the trace, into one of a module."""
+    kind = _DROPOUTS.get(_function(node))
+    if kind is None or node.op != "call_function" or not node.args:
+        return False
+    share = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+    if not isinstance(share, float | int):
+        return False
+    root.add_module(node.name, kind(share))
+    with node.graph.inserting_before(node):
+        node.replace_all_uses_with(node.graph.call_module(node.name, (node.args[0],)))
+    node.graph.erase_node(node)
+    return True
+
+
+def _function(node: fx.Node) -> str:
+    """The name of the function that a node calls, without underscores; empty for a module."""
+    if node.op not in ("call_function", "call_method"):
+        return ""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return str(name).strip("_")
 
 
 def _keeps_zero(program: Program, path: str) -> bool:
@@ -370,15 +570,14 @@ def _vanishes(node: fx.Node, zero: set[fx.Node], keeps_zero: Callable[[str], boo
         if all(n in zero for n in inputs) and keeps_zero(str(node.target)):
             return node
         raise _CannotRewriteError(f"{node.target} would be given zeros")
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    how = behaviour(str(name), node.args, node.kwargs, lambda a: isinstance(a, fx.Node))
+    name = _function(node)
+    how = behaviour(name, node.args, node.kwargs, lambda a: isinstance(a, fx.Node))
     if how == "add":
         rest = [n for n in inputs if n not in zero]
         return rest[0] if rest else node
-    gathers = str(name).strip("_") in ("cat", "concat", "stack")
-    if how == "multiply" or (how == "homogeneous" and (inputs[0] in zero) and not gathers):
+    if how == "multiply" or (how == "homogeneous" and inputs[0] in zero):
         return node
-    if how == "homogeneous" and all(n in zero for n in inputs):
+    if how == "gather" and all(n in zero for n in inputs):
         return node
     raise _CannotRewriteError(f"{name} would join data with zeros")
 
@@ -394,7 +593,7 @@ def _culprits(
         alone = {e: choice if e is edge else ORIGINAL for e in wanted}
         oracle = _one_hot(plain, reference, list(wanted), alone)
         try:
-            agrees = _agree(_build(plain, oracle, alone).network, oracle, example)
+            agrees = _agree(_build(plain, oracle, alone, example).network, oracle, example)
         except Exception:
             agrees = False
         if not agrees:

@@ -8,7 +8,8 @@ branch  the same, where its output is only ever added to something else;
 skip    a null edge (`operations.NullEdge`), where a connection may grow.
 
 An edge may become an identity where its output has its input's shape and type in every call that was seen, and
-may become none where a zero in its place would only ever meet data in additions, so that dropping it is exact.
+may become none where a zero in its place would only ever meet data in an addition, or stand beside data in a
+concatenation, so that dropping it is exact. Each edge tells why it has no other choices (`Edge.refused`).
 """
 
 from collections import defaultdict
@@ -37,6 +38,8 @@ class Edge:
         choices: what it may become, "original" first.
         group: edges of one group share theta in Cell mode.
         copies: code behind the edge writes into its output, so an identity must make a copy.
+        lone: its calls give it nothing but one tensor, so that `nn.Identity` can take its place.
+        refused: (choice, why not) for each choice that it does not have.
     """
 
     key: str
@@ -50,6 +53,8 @@ class Edge:
     choices: tuple[str, ...]
     group: str
     copies: bool = False
+    lone: bool = True
+    refused: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
     program: Program = field(repr=False, compare=False)
 
     def values(self, trace: Trace) -> list[tuple[int, int]]:
@@ -57,16 +62,22 @@ class Edge:
         entries, exits = trace.calls_of(self.entry), trace.calls_of(self.exit)
         return [(trace.calls[a].inputs[0], trace.calls[b].outputs[0]) for a, b in zip(entries, exits, strict=True)]
 
+    def without(self, choice: str, why: str) -> "Edge":
+        """The edge with one choice less."""
+        choices = tuple(c for c in self.choices if c != choice)
+        return replace(self, choices=choices, refused=(*self.refused, (choice, why)))
 
-def find_edges(program: Program, space: str = "dnat") -> tuple[Edge, ...]:
+
+def find_edges(program: Program, space: str = "dnat", *, everything: bool = False) -> tuple[Edge, ...]:
     """The edges of a network, in order of execution.
 
-    Only edges that have a choice are listed. Nested edges are found too (a branch and the units in it); where
-    two edges end at the same value, "none" is offered by the outer one alone.
+    Nested edges are found too (a branch and the units in it). Where the none of one edge would do what that of
+    another does (in a series, or in one another), it is offered once: by the last, and by the outer.
 
     Args:
         program: from `dnat.trace`.
         space: "dnat": original, identity and none.
+        everything: list operations and blocks that have no choice but "original", too; `Edge.refused` says why.
 
     Raises:
         ValueError: an unknown space.
@@ -79,11 +90,19 @@ def find_edges(program: Program, space: str = "dnat") -> tuple[Edge, ...]:
     """
     if space != "dnat":
         raise unknown("space", space, ["dnat"])
-    candidates = [*units(program), *_modules(program), *_skips(program)]
-    edges = [_with_choices(edge) for edge in candidates]
-    edges = _nones_once(edges)
-    groups = _groups(program, edges)
-    return in_order(replace(e, group=groups[e.key]) for e in edges if len(e.choices) > 1)
+    candidates = in_order([*units(program), *_modules(program), *_skips(program)])
+    edges = _nones_once([_with_choices(edge) for edge in _distinct(candidates)])
+    groups = _groups(program, [e for e in edges if len(e.choices) > 1])
+    found = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
+    return tuple(e for e in found if everything or len(e.choices) > 1)
+
+
+def _distinct(edges: Iterable[Edge]) -> list[Edge]:
+    """Of modules that wrap each other and do the same, the outermost."""
+    found: dict[tuple[tuple[int, int], ...], Edge] = {}
+    for edge in edges:
+        found.setdefault(tuple(edge.values(edge.program.traces[0])), edge)
+    return list(found.values())
 
 
 def in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:
@@ -97,18 +116,19 @@ def in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:
 
 
 def replacements(trace: Trace, choices: Mapping[Edge, str]) -> tuple[set[int], dict[int, int]]:
-    """What a set of choices does to a trace's values: those that become zero, and those that become another."""
-    zero: set[int] = set()
-    same: dict[int, int] = {}
+    """What a set of choices does to a trace's values: those that become zero, and those that become another.
+
+    Where several edges end at one value, the outermost that changes decides: what is inside is gone with it.
+    """
+    found: dict[int, tuple[int, str]] = {}
     for edge, choice in choices.items():
         if choice == ORIGINAL:
             continue
         for value_in, value_out in edge.values(trace):
-            if choice == NONE:
-                zero.add(value_out)
-            else:
-                same[value_out] = value_in
-    return zero, same
+            if value_out not in found or value_in < found[value_out][0]:
+                found[value_out] = (value_in, choice)
+    zero = {out for out, (_, choice) in found.items() if choice == NONE}
+    return zero, {out: start for out, (start, choice) in found.items() if choice == IDENTITY}
 
 
 def problems(choices: Mapping[Edge, str]) -> list[str]:
@@ -192,7 +212,10 @@ def _reaches(trace: Trace, start: int, end: int, without: Collection[int]) -> bo
         if value in seen or value in without or producer is None:
             continue
         seen.add(value)
-        reached.extend(trace.operations[producer].inputs)
+        # A product of the input and a gate (squeeze and excitation) is no shortcut around the gate.
+        op = trace.operations[producer]
+        if op.behaviour != "multiply" or len(op.inputs) < 2:
+            reached.extend(op.inputs)
     return False
 
 
@@ -228,6 +251,7 @@ def _edge(program: Program, kind: Kind, entry: str, exit: str) -> Edge | None:
         choices=(ORIGINAL,),
         group="",
         copies=_is_written(program, entry, exit),
+        lone=all(t.calls[i].lone for t in program.traces for i in t.calls_of(entry) + t.calls_of(exit)),
         program=program,
     )
 
@@ -247,43 +271,75 @@ def _is_written(program: Program, entry: str, exit: str) -> bool:
 def _with_choices(edge: Edge) -> Edge:
     if edge.kind == "skip":
         return edge
-    choices = [ORIGINAL]
-    traces = edge.program.traces
-    alike = all(
-        (t.values[a].shape, t.values[a].dtype) == (t.values[b].shape, t.values[b].dtype)
-        for t in traces
-        for a, b in edge.values(t)
-    )
-    if alike:
-        choices.append(IDENTITY)
-    if not problems({edge: NONE}) and _is_live(edge):
-        choices.append(NONE)
+    choices, refused = [ORIGINAL], []
+    for choice, why in (
+        (IDENTITY, _unlike(edge)),
+        (NONE, _unheard(edge) or next(iter(problems({edge: NONE})), "")),
+    ):
+        if why:
+            refused.append((choice, why))
+        else:
+            choices.append(choice)
     kind = "branch" if edge.kind == "block" and NONE in choices else edge.kind
-    return replace(edge, choices=tuple(choices), kind=kind)
+    return replace(edge, choices=tuple(choices), refused=tuple(refused), kind=kind)
 
 
-def _is_live(edge: Edge) -> bool:
-    """Whether the edge's output depends on the input and is read at all."""
+def _unlike(edge: Edge) -> str:
+    """How the edge's output differs from its input in shape or type; empty if it does not."""
+    for trace in edge.program.traces:
+        for a, b in ((trace.values[a], trace.values[b]) for a, b in edge.values(trace)):
+            if a.shape != b.shape:
+                return (
+                    f"its input is {'x'.join(map(str, a.shape[1:]))}, its output {'x'.join(map(str, b.shape[1:]))}"
+                )
+            if a.dtype != b.dtype:
+                return f"its input is {a.dtype}, its output {b.dtype}"
+    return ""
+
+
+def _unheard(edge: Edge) -> str:
+    """Why the edge's output could not be missed; empty if it depends on the input and is read."""
     for trace in edge.program.traces:
         states = trace.propagate()
         for _, out in edge.values(trace):
-            if states[out] is not State.DATA or not (trace.users[out] or out in trace.outputs):
-                return False
-    return True
+            if states[out] is not State.DATA:
+                return "its output does not depend on the network's input"
+            if not (trace.users[out] or out in trace.outputs):
+                return "its output is not used"
+    return ""
 
 
 def _nones_once(edges: Iterable[Edge]) -> list[Edge]:
-    """Of edges that end at the same value only the outermost offers none: it would do the same at each."""
+    """Takes none from edges where another edge's none does the same and more."""
     edges = list(edges)
-    outer: dict[int, Edge] = {}
-    first = edges[0].program.traces[0] if edges else None
-    for edge in edges:
-        if first is not None and NONE in edge.choices:
-            out = edge.values(first)[0][1]
-            if out not in outer or len(edge.exit) < len(outer[out].exit):
-                outer[out] = edge
-    keep = {edge.key for edge in outer.values()}
-    return [e if e.key in keep else replace(e, choices=tuple(c for c in e.choices if c != NONE)) for e in edges]
+    changes = {e.key: [_change(e, trace) for trace in e.program.traces] for e in edges if NONE in e.choices}
+    found = []
+    for place, edge in enumerate(edges):
+        for other_place, other in enumerate(edges):
+            if edge is other or edge.key not in changes or other.key not in changes:
+                continue
+            covered = _covers(changes[other.key], changes[edge.key])
+            mutual = covered and _covers(changes[edge.key], changes[other.key])
+            if covered and not (mutual and place < other_place):
+                edge = edge.without(NONE, f"the same as none at {other.key}")
+                break
+        found.append(edge)
+    return found
+
+
+def _change(edge: Edge, trace: Trace) -> tuple[set[int], set[int], frozenset[int]]:
+    """What none at an edge does: the edge's outputs, the values that become zero, the operations that remain."""
+    outs = {out for _, out in edge.values(trace)}
+    states = trace.propagate(outs)
+    return outs, {i for i, state in enumerate(states) if state is State.ZERO}, trace.live(outs)
+
+
+def _covers(
+    outer: list[tuple[set[int], set[int], frozenset[int]]], inner: list[tuple[set[int], set[int], frozenset[int]]]
+) -> bool:
+    """Whether one none makes the other's output zero, and lets nothing live that the other would remove."""
+    pairs = zip(outer, inner, strict=True)
+    return all(outs <= zeros and live_outer <= live for (outs, _, live_outer), (_, zeros, live) in pairs)
 
 
 def _groups(program: Program, edges: Iterable[Edge]) -> dict[str, str]:

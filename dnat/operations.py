@@ -91,6 +91,26 @@ def copying_identity() -> nn.Module:
     return nn.ConstantPad1d(0, 0.0)
 
 
+def forgiving_identity(*, copies: bool = False) -> nn.Module:
+    """An identity that takes any further arguments and forgets them; `nn.Identity` takes none.
+
+    Needed where a layer is called with a mask, a None or a switch beside its input. Plain torch: it loads
+    without dnat.
+
+    Args:
+        copies: give a copy, as `copying_identity` does.
+
+    >>> forgiving_identity()(torch.ones(2), None, head_mask=None)
+    tensor([1., 1.])
+    """
+    graph = torch.fx.Graph()
+    first = graph.placeholder("x")
+    graph.placeholder("*args")
+    graph.placeholder("**kwargs")
+    graph.output(graph.call_method("clone", (first,)) if copies else first)
+    return torch.fx.GraphModule({}, graph, class_name="Identity")
+
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (

@@ -10,12 +10,14 @@ zero (every element is 0), constant (does not depend on the input) and data (dep
 
 import copy
 import hashlib
+import inspect
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -38,15 +40,17 @@ class State(IntEnum):
     DATA = 2
 
 
-Behaviour = Literal["add", "multiply", "homogeneous", "other"]
+Behaviour = Literal["add", "multiply", "gather", "homogeneous", "other"]
 """How an operation treats zeros.
 
-add: a zero operand is neutral. multiply: a zero operand makes the result zero.
-homogeneous: all operands zero make the result zero. other: nothing is known.
+add: a zero operand is neutral. multiply: a zero operand makes the result zero. gather: operands stand side by
+side, each of them may be zero. homogeneous: all operands zero make the result zero. other: nothing is known.
 """
 
 _ADD = {"add", "iadd"}
 _MULTIPLY = {"mul", "imul", "multiply", "matmul", "bmm", "mm"}
+GATHERING = {"cat", "concat", "concatenate", "stack"}
+"""Functions that put tensors side by side."""
 _HOMOGENEOUS = set(
     """relu relu6 leaky_relu prelu elu selu celu gelu silu mish tanh hardtanh hardswish softsign tanhshrink
     dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout
@@ -55,7 +59,7 @@ _HOMOGENEOUS = set(
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
     boolean_dispatch view reshape flatten unflatten permute transpose contiguous to clone float half bfloat16
     double type type_as squeeze unsqueeze expand expand_as repeat repeat_interleave chunk split unbind getitem
-    narrow select index_select movedim moveaxis swapaxes flip roll cat concat concatenate stack mean sum neg
+    narrow select index_select movedim moveaxis swapaxes flip roll mean sum neg
     abs detach pixel_shuffle pixel_unshuffle channel_shuffle interpolate upsample unfold fold T mT
     alias_update""".split()  # noqa: SIM905
 )
@@ -86,6 +90,8 @@ def behaviour(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_va
     if name == "pad":
         value = args[3] if len(args) > 3 else kwargs.get("value")
         return "homogeneous" if not value else "other"
+    if name in GATHERING:
+        return "gather"
     return "homogeneous" if name in _HOMOGENEOUS else "other"
 
 
@@ -113,13 +119,24 @@ class Operation:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of one module: the module's path, values in and out; `plain` is one tensor to one tensor."""
+    """One call of one module.
+
+    Attributes:
+        path: the module's path.
+        parent: the call around it.
+        inputs, outputs: the values that came in and went out.
+        plain: one tensor came in, as first positional argument, and one went out.
+        lone: nothing but that tensor was given, not even a None.
+        constants: names and values of arguments that were None, a truth value, a number or a text.
+    """
 
     path: str
     parent: int | None
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     plain: bool
+    lone: bool
+    constants: tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -148,9 +165,16 @@ class Trace:
     users: tuple[tuple[int, ...], ...] = field(repr=False)
     nulls: frozenset[int] = field(repr=False)
 
+    @cached_property
+    def _calls(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for i, call in enumerate(self.calls):
+            found.setdefault(call.path, []).append(i)
+        return found
+
     def calls_of(self, path: str) -> list[int]:
         """The calls of the module at a path, in order."""
-        return [i for i, call in enumerate(self.calls) if call.path == path]
+        return self._calls.get(path, [])
 
     def within(self, call: int) -> frozenset[int]:
         """The operations that ran inside a call."""
@@ -185,15 +209,40 @@ class Trace:
             return State.CONSTANT
         if operation.behaviour == "multiply" and State.ZERO in inputs:
             return State.ZERO
-        if max(inputs) is State.ZERO and operation.behaviour in ("add", "homogeneous"):
+        if max(inputs) is State.ZERO and operation.behaviour in ("add", "gather", "homogeneous"):
             return State.ZERO
         return State.DATA if State.DATA in inputs else State.CONSTANT
+
+    def live(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> frozenset[int]:
+        """The operations that an output still needs when some values are replaced; see `propagate`.
+
+        What a zero would have to be computed for is not needed: an addition does without it, and a gathering
+        operation takes zeros that cost nothing.
+        """
+        same = same or {}
+        states = self.propagate(zero, same)
+        needed = list(self.outputs)
+        seen, found = set(needed), set()
+        while needed:
+            value = needed.pop()
+            if states[value] is State.ZERO:
+                continue
+            producer = self.values[value].producer
+            sources: tuple[int, ...] = ()
+            if value in same:
+                sources = (same[value],)
+            elif producer is not None:
+                found.add(producer)
+                sources = self.operations[producer].inputs
+            needed.extend(set(sources) - seen)
+            seen.update(sources)
+        return frozenset(found)
 
     def problems(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> list[str]:
         """Why a set of replacements cannot be made exactly; empty if it can.
 
-        A zero may only ever meet data in an addition, where dropping it changes nothing, no addition may lose
-        all its operands, and every output must still depend on the input.
+        A zero may only ever meet data in an addition, where dropping it changes nothing, or stand beside it; no
+        addition and no gathering may lose all its operands; every output must still depend on the input.
         """
         before, after = self.propagate(), self.propagate(zero, same)
         found = []
@@ -211,14 +260,14 @@ class Trace:
             zeros = all(after[i] is State.ZERO for i in lost)
             rest = [i for i in op.inputs if i not in lost]
             fits = all(self.values[i].shape == self.values[op.outputs[0]].shape for i in rest)
-            neutral = op.behaviour == "add" and zeros and fits
-            if not neutral and not (op.behaviour == "multiply" and zeros):
+            allowed = op.behaviour in ("gather", "multiply") or (op.behaviour == "add" and fits)
+            if not (zeros and allowed):
                 found.append(f"{self.where(op)}: {op.name.strip('_')} would join data with a constant")
         return found
 
     def _is_node(self, operation: Operation) -> bool:
         """Whether an operation gathers several values and is the last of its sum (`a + b + c` is one node)."""
-        if operation.name.strip("_") not in _ADD | {"cat", "stack"} or len(operation.inputs) < 2:
+        if operation.behaviour not in ("add", "gather") or len(operation.inputs) < 2:
             return False
         users = [self.operations[u] for v in operation.outputs for u in self.users[v]]
         return not users or any(user.behaviour != "add" for user in users)
@@ -320,6 +369,19 @@ def copied(network: nn.Module) -> nn.Module:
         raise ValueError(f"{type(network).__name__} cannot be copied: {error}") from error
 
 
+@contextmanager
+def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
+    """Within, all modules are in train or in eval mode; afterwards each is in the mode in which it was."""
+    modes = {module: module.training for module in network.modules()}
+    for module in modes:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 def _state(network: nn.Module) -> Iterator[Tensor]:
     yield from network.parameters()
     yield from network.buffers()
@@ -405,6 +467,8 @@ class _Recorder(TorchFunctionMode):
                 "inputs": self._known(tensors),
                 "outputs": (),
                 "plain": len(tensors) == 1 and bool(args) and isinstance(args[0], Tensor),
+                "lone": len(args) == 1 and not kwargs,
+                "constants": _constants(module, args, kwargs),
             }
         )
         self.stack.append(len(self.calls) - 1)
@@ -475,6 +539,17 @@ def _tensors(tree: Any) -> list[Tensor]:
     if hasattr(tree, "to_tuple"):
         tree = tree.to_tuple()
     return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def _constants(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[str, Any], ...]:
+    """The arguments of a call, defaults included, that are no tensors but plain values."""
+    try:
+        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):  # the call itself will say what is wrong
+        return ()
+    bound.apply_defaults()
+    plain = (bool, int, float, str, type(None))
+    return tuple((name, value) for name, value in bound.arguments.items() if isinstance(value, plain))
 
 
 def _describe(network: nn.Module) -> dict[str, ModuleInfo]:

@@ -98,7 +98,86 @@ class DataDependent(nn.Module):
         return self.block(x)
 
 
+class Concatenating(nn.Module):
+    """Branches that stand side by side, as in DenseNet and Inception, one of them behind an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.left = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.right = nn.Sequential(nn.Conv2d(4, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1))
+        self.join = nn.Conv2d(14, 4, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(self.join(torch.cat([x, torch.relu(self.left(x)), self.right(x)], 1)))
+        return self.head(torch.stack([x, self.left(x)], 1).flatten(1, 2).mean((2, 3)))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation: a product that is no shortcut."""
+
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.squeeze = nn.Conv2d(4, 2, 1)
+            self.excite = nn.Conv2d(2, 4, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.gate = self.Gate()
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.gate(self.stem(x)).mean((2, 3)))
+
+
+class Masked(nn.Module):
+    """Layers that are called with a mask of None and a switch, and drop out by a function."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixing = nn.Conv2d(4, 4, 3, padding=1)
+            self.inner = Masked.Inner()
+
+        def forward(self, x: Tensor, mask: Tensor | None = None, scaled: bool = False) -> Tensor:
+            if mask is not None:
+                x = x * mask
+            y = self.inner(torch.relu(self.mixing(x)), mask)
+            return x + nn.functional.dropout(y, 0.0, self.training) if scaled else x
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Conv2d(4, 4, 1)
+            self.two = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+            return self.two(torch.relu(self.one(x)))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.layers = nn.ModuleList(self.Layer() for _ in range(2))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x, None, scaled=True)
+        return self.head(x.mean((2, 3)))
+
+
 SMALL = {
+    "concatenating": Concatenating,
+    "gated": Gated,
+    "masked": Masked,
     "residual": Residual,
     "two branches": TwoBranches,
     "in place": InPlace,

@@ -31,13 +31,16 @@ def cli() -> None:
 def _job_options(command: Callable[..., None]) -> Callable[..., None]:
     """The flags that are settings: each overrides --set, which overrides the file, which overrides defaults."""
     options = [
-        click.option("--network", help="Name of the network: resnet20, torchvision:NAME, package.module:factory."),
+        click.option("--network", help="Network: resnet20, torchvision:NAME, timm:NAME, package.module:factory."),
         click.option("--data", help="Name of the data set (default: digits, which come along)."),
         click.option("--data-root", help="Folder with the data set's files (default: $DNAT_DATA, then ./data)."),
         click.option("--method", help="dnat, or original: train the untouched network with the same recipe."),
         click.option("--mode", help="full: every edge its own theta; cell: repeated blocks share theta."),
-        click.option("--preset", help="improved (default), or paper: Kim & Lee 2020 to the letter."),
+        click.option("--preset", help="improved (default); paper: Kim & Lee 2020 to the letter; fine-tune."),
         click.option("--space", help="Which choices an edge has: dnat."),
+        click.option("--budget", help="Most multiply-adds of the result: 0.7 of the original's, or 120M."),
+        click.option("--latency-budget", help="Longest time of the result, measured here: 0.7 or 5ms."),
+        click.option("--weights", help="Trained weights: a file, or torchvision's name; the preset is fine-tune."),
         click.option("--epochs", type=int, help="Epochs of both stages together."),
         click.option("--architecture-epochs", type=int, help="Epochs of the first stage (default: max(5, E/12))."),
         click.option("--batch-size", type=int, help="Images a step (default: 96)."),
@@ -214,33 +217,42 @@ def evaluate(run: Path, data_root: str | None) -> None:
 @click.option("--network", required=True, help="Name of the network.")
 @click.option("--image-size", type=int, help="Side of the images in pixels (default: the network's usual one).")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="network.OPTION=VALUE; repeatable.")
-def edges(network: str, image_size: int | None, pairs: tuple[str, ...]) -> None:
-    """List where a network may change, and what each place may become.
+@click.option("--all", "everything", is_flag=True, help="List what cannot change, too, with the reasons.")
+@click.option("--measure", is_flag=True, help="Measure here how long the network takes, and each edge's part.")
+@click.option("--batch-size", type=int, default=1, show_default=True, help="Images of the batch to measure with.")
+@click.option("--device", default="cpu", show_default=True, help="Device to measure on.")
+def edges(
+    network: str,
+    image_size: int | None,
+    pairs: tuple[str, ...],
+    everything: bool,
+    measure: bool,
+    batch_size: int,
+    device: str,
+) -> None:
+    """List where a network may change, what each place may become, and what that would save.
 
     \b
     dnat edges --network resnet20
-    dnat edges --network torchvision:mobilenet_v2 --image-size 96
+    dnat edges --network torchvision:mobilenet_v2 --image-size 96 --measure
+    dnat edges --network torchvision:vgg16_bn --all
     """
     import torch
-    from rich.table import Table
 
-    from .edges import find_edges
     from .networks import NETWORKS, build
-    from .terminal import console
-    from .tracing import trace
+    from .runs import survey
+    from .terminal import console, survey_tables
+    from .transform import choose_device
 
     options = make_job(None, pairs, {"network": network}).network_options
     size = image_size or (NETWORKS[network].image_size if network in NETWORKS else 224)
-    found = find_edges(trace(build(network, seed=0, **options), torch.zeros(2, 3, size, size)))
-    if not found:
-        raise ValueError(f"{network} has no operation that could be changed")
-    table = Table(title=f"{network}: {len(found)} edges, {len({e.group for e in found})} groups in cell mode")
-    for name in ("edge", "kind", "operation", "shape", "MAdds", "may become"):
-        table.add_column(name, justify="right" if name == "MAdds" else "left")
-    for edge in found:
-        shape = "x".join(map(str, edge.shape_in)) + " > " + "x".join(map(str, edge.shape_out))
-        table.add_row(edge.key, edge.kind, edge.operation, shape, f"{edge.madds:,}", ", ".join(edge.choices[1:]))
-    console().print(table)
+    place = choose_device(device)
+    built = build(network, seed=0, **options).to(place)
+    found = survey(built, torch.zeros(2, 3, size, size, device=place), batch_size if measure else None)
+    if not found.edges and not everything:
+        raise ValueError(f"{network} has no operation that could be changed; --all tells why")
+    for table in survey_tables(network, found, everything):
+        console().print(table)
 
 
 @cli.command()

@@ -23,6 +23,54 @@ Mode = Literal["full", "cell"]
 Gate = Literal["raw", "sigmoid"]
 Commit = Literal["reset", "fold"]
 
+_UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
+_SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
+
+
+@dataclass(frozen=True)
+class Amount:
+    """A limit: a share of what the original costs, or an absolute number."""
+
+    value: float
+    relative: bool
+
+    def of(self, total: float) -> float:
+        """The limit in the unit of `total`, which is what the original costs."""
+        return self.value * total if self.relative else self.value
+
+
+def parse_amount(text: str | float, *, seconds: bool = False) -> Amount:
+    """A budget as users write it.
+
+    Args:
+        text: a share of the original (0.7, "0.7", "70%"), multiply-adds ("120M", "1.2G", 120e6), or with
+            `seconds` a time ("5ms", "0.2s").
+        seconds: whether absolute amounts are times.
+
+    Raises:
+        ValueError: none of these.
+
+    >>> parse_amount("120M"), parse_amount("70%").of(1000), parse_amount("5ms", seconds=True).value
+    (Amount(value=120000000.0, relative=False), 700.0, 0.005)
+    """
+    written = str(text).strip().lower()
+    units = _SECONDS if seconds else _UNITS
+    for unit, factor in (("%", 0.01), *sorted(units.items(), key=lambda u: -len(u[0])), ("", 1.0)):
+        number = written.removesuffix(unit) if unit else written
+        try:
+            value = float(number) * factor
+        except ValueError:
+            continue
+        if number == written and unit:
+            continue
+        relative = unit == "%" or (not unit and value <= 1)
+        whole = not unit and value > 1 and seconds  # a bare number above 1 is no time
+        if not whole and 0 < value < math.inf and (not relative or value <= 1):
+            return Amount(value, relative)
+    examples = '0.7, 70%, "5ms", "0.2s"' if seconds else '0.7, 70%, "120M", "1.2G"'
+    raise ValueError(f"{text!r} is not a budget: give a share of the original or an amount ({examples})")
+
+
 # Stands for "not given"; typed as anything, since __post_init__ replaces it before anyone reads the field.
 _FROM_PRESET: Any = None
 
@@ -30,6 +78,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Kim & Lee 2020 to the letter where the paper speaks, and DARTS's habits where it is silent.
     "paper": {
         "epochs": 600,
+        "lr": 0.025,
+        "distillation": 0.0,
         "gate": "raw",  # o(x) = theta_same * op(x) + theta_identity * x; no normalization
         "commit": "reset",  # the kept operation goes on with theta 1
         "skips": True,  # the hand-made networks carry the null edges of NAT's genotypes
@@ -42,6 +92,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # What we found to work better; docs/log.md has the figures behind each value.
     "improved": {
         "epochs": 200,
+        "lr": 0.025,
+        "distillation": 0.0,
         "gate": "sigmoid",  # bounded gates that prefer to be 0 or 1, so that committing changes little
         "commit": "fold",  # the kept operation goes on with its theta folded into norm or weights
         "skips": False,
@@ -49,8 +101,16 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_theta": None,  # from theta_reach: a short stage can change choices as a long one can
         "theta_betas": (0.9, 0.999),
         "zero_one_weight": 0.01,
-        "cost_weight": 0.3,
+        "cost_weight": 0.2,
     },
+}
+
+
+PRESETS["fine-tune"] = PRESETS["improved"] | {
+    # For a network that is trained already: small steps, and its own answers as a guide.
+    "epochs": 60,
+    "lr": 0.005,
+    "distillation": 0.5,
 }
 
 
@@ -69,7 +129,7 @@ class Config:
     50
     """
 
-    preset: Literal["paper", "improved"] = "improved"
+    preset: Literal["paper", "improved", "fine-tune"] = "improved"
     """Where fields that are not given come from; see `PRESETS`."""
     seed: int = 0
     """Seed of every random stream of the run."""
@@ -84,7 +144,7 @@ class Config:
     batch_size: int = 96
     """Images a step."""
 
-    lr: float = 0.025
+    lr: float = _FROM_PRESET
     """Learning rate of the weights at the start; one cosine over both stages brings it to 0."""
     momentum: float = 0.9
     """Momentum of SGD for the weights."""
@@ -111,12 +171,23 @@ class Config:
     """Weight of the loss that charges each kept operation its share of the network's multiply-adds."""
     single_pass: bool = False
     """Take the gradients of weights and theta from one backward pass instead of two."""
+    budget: str | float | None = None
+    """Most multiply-adds that the result may have: a share of the original (0.7), or a number ("120M")."""
+    latency_budget: str | float | None = None
+    """Longest time that the result may take for a batch of `latency_batch`: a share, or a time ("5ms")."""
+    latency_batch: int = 1
+    """Images of the batch whose time counts for `latency_budget`."""
     skips: bool = _FROM_PRESET
     """Whether networks made by name carry the null edges of NAT's genotypes, where they have them."""
     skip_threshold: float = _FROM_PRESET
     """A null edge becomes an identity when its gate exceeds this."""
     commit: Commit = _FROM_PRESET
     """What becomes of theta of a kept operation: "reset" to 1, or "fold" into its norm or weights."""
+
+    distillation: float = _FROM_PRESET
+    """Weight, from 0 to 1, of the answers of the original, as it was given, beside the labels."""
+    distillation_temperature: float = 4.0
+    """Temperature at which answers are compared."""
 
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps"."""
@@ -135,14 +206,21 @@ class Config:
                 object.__setattr__(self, name, value)
         if self.threads is None:
             object.__setattr__(self, "threads", _cores())
-        for name in ("epochs", "batch_size", "threads"):
+        _check_budgets(self)
+        for name in ("epochs", "batch_size", "threads", "latency_batch"):
             _check(self, name, "at least 1", lambda v: v >= 1)
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
             object.__setattr__(self, "architecture_epochs", default)
         limit = f"from 1 to epochs ({self.epochs})"
         _check(self, "architecture_epochs", limit, lambda v: 1 <= v <= self.epochs)
-        for name in ("lr", "theta_reach", *(["lr_theta"] if self.lr_theta is not None else [])):
+        _check(self, "distillation", "from 0 to 1", lambda v: 0 <= v <= 1)
+        for name in (
+            "lr",
+            "theta_reach",
+            "distillation_temperature",
+            *(["lr_theta"] if self.lr_theta is not None else []),
+        ):
             _check(self, name, "a positive number", lambda v: 0 < v < math.inf)
         for name in ("cutout", "weight_decay", "grad_clip", "zero_one_weight", "cost_weight", "skip_threshold"):
             _check(self, name, "a number of at least 0", lambda v: 0 <= v < math.inf)
@@ -158,6 +236,8 @@ class Job:
     """Name of the network (`dnat networks` lists them)."""
     network_options: dict[str, Any] = field(default_factory=dict)
     """Arguments of the network's constructor, for example {"width": 8}."""
+    weights: str | None = None
+    """Trained weights: a file (safetensors, or a state_dict saved by torch), or the name of torchvision's."""
     data: str = "digits"
     """Name of the data set (`dnat datasets` lists them)."""
     data_root: str | None = None
@@ -204,6 +284,8 @@ class Job:
         if "network" not in table:
             raise ValueError("no network given: add --network NAME (`dnat networks` lists them)")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        if values.get("weights") is not None:
+            values.setdefault("preset", "fine-tune")
         config = Config(**{k: v for k, v in values.items() if k in method})
         return cls(config=config, **{k: v for k, v in values.items() if k in own})
 
@@ -260,6 +342,15 @@ def _check(config: object, name: str, wanted: str, holds: Callable[[Any], bool])
         raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 
+def _check_budgets(config: Config) -> None:
+    if config.budget is not None:
+        parse_amount(config.budget)
+    if config.latency_budget is not None:
+        parse_amount(config.latency_budget, seconds=True)
+        if config.budget is not None:
+            raise ValueError("budget and latency_budget cannot be combined: give one of them")
+
+
 def _check_types(config: Any) -> None:
     """Check every field against its annotation; a whole number will do where any number is wanted."""
     hints = get_type_hints(type(config))
@@ -267,9 +358,10 @@ def _check_types(config: Any) -> None:
         value, hint = getattr(config, f.name), hints[f.name]
         if value is None and (f.default is None or type(None) in get_args(hint)):
             continue
-        wanted = next((o for o in get_args(hint) if type(None) in get_args(hint) and o is not type(None)), hint)
+        options = [o for o in get_args(hint) if o is not type(None)] if type(None) in get_args(hint) else [hint]
+        wanted = options[0]
         problem = _type_problem(value, wanted)
-        if problem:
+        if problem and not any(not _type_problem(value, other) for other in options[1:]):
             raise (ValueError if get_origin(wanted) is Literal else TypeError)(
                 f"{f.name} must be {problem}, not {_show(value)}"
             )

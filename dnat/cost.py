@@ -1,5 +1,7 @@
-"""What a network costs: parameters and multiply-adds."""
+"""What a network costs: parameters, multiply-adds, and time on this device."""
 
+import statistics
+import time
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from .tracing import Example, examples_of, in_mode
+from .tracing import Example, Program, examples_of, in_mode, timed
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,88 @@ def cost(network: nn.Module, example: Example) -> Cost:
         network(*args, **kwargs)
     params = sum(p.numel() for p in network.parameters())
     return Cost(params, counter.get_total_flops() // 2 // max(rows, 1))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The time that a network takes for a batch, in eval mode, as measured.
+
+    Attributes:
+        seconds: median over runs.
+        spread: distance of the upper from the lower quartile.
+        runs: number of runs.
+        batch: images of the batch.
+        device: where it ran.
+    """
+
+    seconds: float
+    spread: float
+    runs: int
+    batch: int
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.seconds * 1e3:.2f} ms (+- {self.spread * 5e2:.2f}) for {self.batch} on {self.device}"
+
+
+def latency(network: nn.Module, example: Example, *, least_runs: int = 20, least_seconds: float = 0.2) -> Latency:
+    """Measure how long a network takes in eval mode: runs to warm up, then the median of many.
+
+    Args:
+        network: any module; its buffers are left as they were.
+        example: the batch; of several examples the first is used.
+        least_runs: measure at least so many runs,
+        least_seconds: and at least for so long.
+    """
+    args, kwargs = examples_of(example)[0]
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
+    taken: list[float] = []
+    with torch.inference_mode(), in_mode(network, False):
+        for warm_up in (True, False):
+            begun = time.perf_counter()
+            while len(taken) < (3 if warm_up else least_runs) or (
+                time.perf_counter() - begun < least_seconds / (5 if warm_up else 1)
+            ):
+                _wait(device)
+                start = time.perf_counter()
+                network(*args, **kwargs)
+                _wait(device)
+                taken.append(time.perf_counter() - start)
+            if warm_up:
+                taken.clear()
+    lower, middle, upper = statistics.quantiles(taken, n=4)
+    rows = next((t.shape[0] for t in tensors if t.dim()), 1)
+    return Latency(middle, upper - lower, len(taken), rows, str(device))
+
+
+def operation_seconds(network: nn.Module, example: Example, program: Program, *, repeats: int = 15) -> list[float]:
+    """The share of each operation in the time that a network takes, in seconds.
+
+    Each operation's median is measured apart; together they are scaled to what the whole network takes.
+
+    Args:
+        network: the network of the program.
+        example: the batch whose time counts; it may be of another size than the program's.
+        program: from `dnat.trace`.
+        repeats: runs in which operations are timed.
+
+    Raises:
+        ValueError: on this example the network does other operations than in its first trace.
+    """
+    names, runs = timed(network, example, repeats)
+    if names != tuple(op.name for op in program.traces[0].operations):
+        raise ValueError(
+            "on a batch of this size the network does other operations than on the example that was traced: "
+            "trace it with that batch"
+        )
+    medians = [statistics.median(column) for column in zip(*runs, strict=True)]
+    total = latency(network, example).seconds
+    return [m * total / max(sum(medians), 1e-12) for m in medians]
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -352,7 +352,9 @@ class Records:
         atomic_write(self.directory / name, text.encode())
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file."""
+        """Read a JSON file; None where it is missing."""
+        if not (self.directory / name).exists():
+            return None
         return json.loads((self.directory / name).read_text(encoding="utf-8"))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:

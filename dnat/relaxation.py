@@ -215,6 +215,10 @@ class RelaxedNetwork(nn.Module):
         members = self.members(group)
         return tuple(c for c in members[0].choices if all(c in edge.choices for edge in members))
 
+    def by_group(self) -> dict[str, list[Edge]]:
+        """The edges of every group, in the order of theta's rows."""
+        return {group: self.members(group) for group in self.groups}
+
     def members(self, group: str) -> list[Edge]:
         """The edges of a group."""
         return [e for e in self.edges if group == (e.key if self.mode == "full" else e.group)]

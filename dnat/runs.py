@@ -3,20 +3,21 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from . import drawing
+from .budget import Costs
 from .config import Job
-from .cost import Cost
+from .cost import Cost, Latency, latency, operation_seconds
 from .data import Data, load
-from .discretization import discretize
+from .discretization import discretize, rewritable
 from .edges import Edge, find_edges, in_order, units
-from .networks import NETWORKS, accepts, build
+from .networks import NETWORKS, accepts, build, load_weights
 from .records import Records, read_job
 from .tracing import trace
 from .tracking import Tracker
@@ -36,8 +37,10 @@ def load_data(job: Job, *, download: bool = False) -> Data:
     )
 
 
-def build_network(job: Job, data: Data) -> nn.Module:
-    """The network that a job names, for its data, with initial weights from its seed."""
+def build_network(
+    job: Job, data: Data, *, download: bool = False, notify: Callable[[str], None] = lambda text: None
+) -> nn.Module:
+    """The network that a job names, for its data, with initial weights from its seed or trained ones."""
     options: dict[str, Any] = {}
     if accepts(job.network, "num_classes"):
         options["num_classes"] = data.num_classes
@@ -45,7 +48,11 @@ def build_network(job: Job, data: Data) -> nn.Module:
         options["in_channels"] = data.channels
     if job.network in NETWORKS and accepts(job.network, "skips"):
         options["skips"] = job.config.skips
-    return build(job.network, seed=job.config.seed, **(options | job.network_options))
+    network = build(job.network, seed=job.config.seed, **(options | job.network_options))
+    if job.weights is not None:
+        for note in load_weights(network, job.weights, job.network, download=download):
+            notify(note)
+    return network
 
 
 def run(
@@ -79,7 +86,7 @@ def run(
         with Records.open(directory, job) as records:
             return records.record()
     data = load_data(job, download=download)
-    network = build_network(job, data)
+    network = build_network(job, data, download=download, notify=notify)
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
     check(network, data, job.config, transforming=METHODS[job.method] is transform)
@@ -109,6 +116,7 @@ def _finish(
     record = {
         "results": result.results(),
         "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
+        "latency": {"before": asdict(result.latency_before), "after": asdict(result.latency_after)},
         "job": job.flat() | {"data_root": None},
         "data_fingerprint": data.fingerprint(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
@@ -116,6 +124,50 @@ def _finish(
     }
     records.finish(record)
     return record
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `dnat edges` shows of a network.
+
+    Attributes:
+        edges: what may change.
+        fixed: what may not; each says why.
+        saved: multiply-adds that the cheapest choice of each edge saves, alone and with all that goes with it.
+        latency: of the whole network; None where nothing was measured.
+        seconds: time that the same choice of each edge saves; None where nothing was measured.
+    """
+
+    edges: tuple[Edge, ...]
+    fixed: tuple[Edge, ...]
+    saved: dict[str, float]
+    latency: Latency | None = None
+    seconds: dict[str, float] | None = None
+
+
+def survey(network: nn.Module, example: Tensor, measured_batch: int | None = None) -> Survey:
+    """Find out what may change in a network and what that would save.
+
+    Args:
+        network: any module that takes images.
+        example: a batch of them.
+        measured_batch: also measure the time of a batch of so many images, on the example's device.
+    """
+    program = trace(network, example)
+    found = rewritable(network, find_edges(program, everything=True), example)
+    edges = tuple(e for e in found if len(e.choices) > 1)
+    fixed = tuple(e for e in found if len(e.choices) == 1)
+
+    def savings(costs: Costs) -> dict[str, float]:
+        return {e.key: costs.total - min(costs.of({e: c}) for c in e.choices) for e in edges}
+
+    if not edges:
+        return Survey(edges, fixed, {})
+    if measured_batch is None:
+        return Survey(edges, fixed, savings(Costs(edges)))
+    batch = example[:1].expand(measured_batch, *example.shape[1:]).contiguous()
+    seconds = operation_seconds(network, batch, program)
+    return Survey(edges, fixed, savings(Costs(edges)), latency(network, batch), savings(Costs(edges, seconds)))
 
 
 def picture_rows(network: nn.Module, data: Data, commitment: Commitment | None) -> list[drawing.Row]:
@@ -173,7 +225,7 @@ def restore(directory: str | Path, data: Data | None = None) -> tuple[nn.Module,
     """
     job, _, architecture = _read(directory)
     data = data or load_data(job)
-    network = build_network(job, data)
+    network = build_network(replace(job, weights=None), data)  # its own weights follow
     if architecture["commitment"]:
         choices = Commitment.from_dict(architecture["commitment"]).choices
         network = discretize(network, choices, data.example(2))

@@ -1,8 +1,10 @@
-"""Theta -> choices: argmax for each group of edges, and a repair so that the network stays alive."""
+"""Theta -> choices: argmax for each group of edges, a repair so that the network stays alive, and a budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .budget import Costs, best, by_edge
+from .config import Amount, parse_amount
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, problems
 from .relaxation import CHOICES, RelaxedNetwork
 
@@ -35,31 +37,47 @@ class Decision:
     reason: str = ""
 
 
-def select(relaxed: RelaxedNetwork, budget: None = None) -> dict[str, str]:
-    """One choice for every edge: {edge key: "original" | "identity" | "none"}; see `decide`."""
-    return {d.edge.key: d.choice for d in decide(relaxed, budget=budget)}
+def select(relaxed: RelaxedNetwork, budget: str | float | None = None) -> dict[str, str]:
+    """One choice for every edge: {edge key: "original" | "identity" | "none"}.
+
+    Args:
+        relaxed: the network and its theta.
+        budget: the most multiply-adds that the choices may leave: a share of the original's (0.7, "70%") or a
+            number ("120M", 120e6).
+
+    Raises:
+        ValueError: no legal set of choices keeps the budget; the message tells the smallest reachable cost.
+    """
+    limit = None if budget is None else parse_amount(budget)
+    return {d.edge.key: d.choice for d in decide(relaxed, limit=limit)}
 
 
 def decide(
-    relaxed: RelaxedNetwork, *, budget: None = None, skip_threshold: float | None = None
+    relaxed: RelaxedNetwork,
+    *,
+    limit: Amount | None = None,
+    costs: Costs | None = None,
+    skip_threshold: float | None = None,
+    ruled_out: Mapping[str, str] | None = None,
 ) -> tuple[Decision, ...]:
     """One decision for every edge.
 
     Each group takes the choice with the largest gate among those that are legal for all its edges, by sign and
     not by magnitude; ties prefer original, then identity, then none (methods C4.3, C4.4). Then, while the choices
     together would disconnect an output from the input, leave a node without any input, or could not be made
-    exactly, the group whose original weighs most is restored.
+    exactly, the group whose original weighs most is restored. If that costs more than the limit, the legal
+    choices with the largest sum of gates within the limit are taken instead (`dnat.budget.best`).
 
     Args:
         relaxed: the network and its theta.
-        budget: not supported yet; must be None.
+        limit: what the choices may cost.
+        costs: what they cost; by default their multiply-adds.
         skip_threshold: what the identity's gate must exceed on a null edge; by default see `THRESHOLDS`.
+        ruled_out: {edge key: choice} that are not to be made.
 
     Raises:
-        ValueError: a budget was given.
+        InfeasibleError: no legal set of choices keeps the limit; the message tells the smallest reachable cost.
     """
-    if budget is not None:
-        raise ValueError("a budget cannot be kept yet: leave budget at None")
     threshold, default_skip = THRESHOLDS[relaxed.architecture.gate]
     skip_threshold = default_skip if skip_threshold is None else skip_threshold
     values = relaxed.architecture.gates().detach().cpu().tolist()
@@ -68,11 +86,21 @@ def decide(
         gates = dict(zip(CHOICES, row, strict=True)) | {NONE: threshold}
         if relaxed.members(group)[0].kind == "skip":
             gates[ORIGINAL] = skip_threshold
-        legal = relaxed.choices_of(group)
+        barred = {(ruled_out or {}).get(edge.key) for edge in relaxed.members(group)}
+        legal = [c for c in relaxed.choices_of(group) if c not in barred]
         scores[group] = {c: gates[c] for c in (ORIGINAL, IDENTITY, NONE) if c in legal}
     # max takes the first of equals, and the order of the keys is that of the ties.
     choices = {group: max(score, key=lambda c: score[c]) for group, score in scores.items()}
-    restored = _repair(relaxed, choices, scores)
+    first = dict(choices)
+    reasons = _repair(relaxed, choices, scores)
+    if limit is not None:
+        costs = costs or Costs(relaxed.edges)
+        groups, most = relaxed.by_group(), limit.of(costs.total)
+        if costs.of(by_edge(groups, choices)) > most:
+            choices = best(groups, scores, costs, most)
+            reasons = {
+                g: f"{first[g]} was changed to {c} to keep the budget" for g, c in choices.items() if c != first[g]
+            }
     decisions = []
     for edge in relaxed.edges:
         group = relaxed.groups[relaxed.row(edge)]
@@ -85,7 +113,7 @@ def decide(
                 gates=(threshold, row[CHOICES.index(IDENTITY)], row[CHOICES.index(ORIGINAL)]),
                 choice=choice,
                 margin=score[choice] - max(rest) if rest else float("inf"),
-                reason=restored.get(group, ""),
+                reason=reasons.get(group, ""),
             )
         )
     return tuple(decisions)

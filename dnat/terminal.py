@@ -10,6 +10,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from .edges import IDENTITY, NONE
+from .runs import Survey
 from .tracking import Tracker
 from .training import Progress
 
@@ -85,6 +87,33 @@ def share(before: float, after: float) -> str:
     return f"{(after - before) / before:+.1%}".replace("%", " %") if before else ""
 
 
+def survey_tables(name: str, survey: Survey, everything: bool) -> list[Table]:
+    """What may change in a network, and if asked what may not and why."""
+    found = survey.edges
+    groups = len({e.group for e in found})
+    time = f"; {survey.latency}" if survey.latency else ""
+    table = Table(title=f"{name}: {len(found)} edges, {groups} groups in cell mode{time}")
+    numbers = ("MAdds", "saves", *(["saves time"] if survey.seconds else []))
+    for column in ("edge", "kind", "operation", "shape", "may become", *numbers):
+        table.add_column(column, justify="right" if column in numbers else "left")
+    for edge in found:
+        shape = "x".join(map(str, edge.shape_in)) + " > " + "x".join(map(str, edge.shape_out))
+        row = [escape(edge.key), edge.kind, escape(edge.operation), shape, ", ".join(edge.choices[1:])]
+        row += [f"{edge.madds:,}", f"{survey.saved[edge.key]:,.0f}"]
+        if survey.seconds:
+            row.append(f"{survey.seconds[edge.key] * 1e3:.3f} ms")
+        table.add_row(*row)
+    if not everything:
+        return [table]
+    rest = Table(title=f"{len(survey.fixed)} operations and blocks cannot change")
+    for column in ("operation or block", "what", "why not identity", "why not none"):
+        rest.add_column(column)
+    for edge in survey.fixed:
+        why = dict(edge.refused)
+        rest.add_row(escape(edge.key), escape(edge.operation), why.get(IDENTITY, ""), why.get(NONE, ""))
+    return [table, rest] if found else [rest]
+
+
 def result_table(record: dict[str, Any]) -> Table:
     """Accuracy, parameters, multiply-adds and time of a finished run."""
     results, seconds = record["results"], record["seconds"]
@@ -98,6 +127,13 @@ def result_table(record: dict[str, Any]) -> Table:
     table.add_row(
         "multiply-adds", f"{before['madds']:,}", f"{after['madds']:,}", share(before["madds"], after["madds"])
     )
+    if "latency" in record:
+        before_ms, after_ms = (record["latency"][when]["seconds"] * 1e3 for when in ("before", "after"))
+        first = record["latency"]["before"]
+        label = f"time for {first['batch']} on {first['device']}"
+        table.add_row(label, f"{before_ms:.2f} ms", f"{after_ms:.2f} ms", share(before_ms, after_ms))
+    if record["job"].get("weights") is not None:
+        table.add_row("test accuracy, as it was given", f"{results['test_accuracy_before']:.2%}", "", "")
     if results["relaxed_test_accuracy"] is not None:
         table.add_row(
             "test accuracy, end of the architecture stage", f"{results['relaxed_test_accuracy']:.2%}", "", ""
@@ -113,8 +149,8 @@ def changes_table(edges: list[dict[str, Any]]) -> Table:
     """The edges that changed, with their gates; `edges` as in architecture.json."""
     changed = [e for e in edges if e["choice"] != "original"]
     table = Table(title=f"{len(changed)} of {len(edges)} edges changed")
-    for name in ("edge", "operation", "becomes", "g(identity)", "g(original)", "margin", "MAdds"):
-        table.add_column(name, justify="right" if name[0] == "g" or name in ("margin", "MAdds") else "left")
+    for name in ("edge", "operation", "becomes", "g(identity)", "g(original)", "margin", "MAdds saved"):
+        table.add_column(name, justify="right" if name[0] == "g" or name in ("margin", "MAdds saved") else "left")
     for edge in changed:
         _, identity, original = edge["gates"]
         table.add_row(
@@ -124,6 +160,6 @@ def changes_table(edges: list[dict[str, Any]]) -> Table:
             f"{identity:.3f}",
             f"{original:.3f}",
             f"{edge['margin']:.3f}",
-            f"{edge['madds']:,}",
+            f"{edge['saved']:,}",
         )
     return table

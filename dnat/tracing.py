@@ -12,9 +12,10 @@ import copy
 import hashlib
 import inspect
 import json
+import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -214,17 +215,23 @@ class Trace:
         return State.DATA if State.DATA in inputs else State.CONSTANT
 
     def live(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> frozenset[int]:
-        """The operations that an output still needs when some values are replaced; see `propagate`.
+        """The operations that an output still needs when some values are replaced; see `needed`."""
+        return self.needed(zero, same)[1]
+
+    def needed(
+        self, zero: Collection[int] = (), same: Mapping[int, int] | None = None
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        """The values and operations that an output still needs when some values are replaced; see `propagate`.
 
         What a zero would have to be computed for is not needed: an addition does without it, and a gathering
         operation takes zeros that cost nothing.
         """
         same = same or {}
         states = self.propagate(zero, same)
-        needed = list(self.outputs)
-        seen, found = set(needed), set()
-        while needed:
-            value = needed.pop()
+        waiting = list(self.outputs)
+        values, operations = set(waiting), set()
+        while waiting:
+            value = waiting.pop()
             if states[value] is State.ZERO:
                 continue
             producer = self.values[value].producer
@@ -232,11 +239,11 @@ class Trace:
             if value in same:
                 sources = (same[value],)
             elif producer is not None:
-                found.add(producer)
+                operations.add(producer)
                 sources = self.operations[producer].inputs
-            needed.extend(set(sources) - seen)
-            seen.update(sources)
-        return frozenset(found)
+            waiting.extend(set(sources) - values)
+            values.update(sources)
+        return frozenset(values), frozenset(operations)
 
     def problems(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> list[str]:
         """Why a set of replacements cannot be made exactly; empty if it can.
@@ -382,6 +389,38 @@ def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
+def timed(network: nn.Module, example: Example, repeats: int) -> tuple[tuple[str, ...], list[list[float]]]:
+    """Run a network in eval mode and take the time of each operation.
+
+    Args:
+        network: any module; its buffers are left as they were.
+        example: see `trace`; of several examples the first is used.
+        repeats: so many runs, after one that does not count.
+
+    Returns:
+        Names of the operations, in the order of the program's first trace, and for each run their seconds. The
+        time between operations (Python's) is in none of them.
+    """
+    args, kwargs = examples_of(example)[0]
+    device = next((t.device for t in _state(network)), torch.device("cpu"))
+
+    def clock() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    runs: list[list[float]] = []
+    names: tuple[str, ...] = ()
+    with in_mode(network, False):
+        for _ in range(repeats + 1):
+            recorder = _Recorder(network)
+            recorder.clock = clock
+            found = recorder.run(args, kwargs)
+            names = tuple(op.name for op in found.operations)
+            runs.append(recorder.seconds)
+    return names, runs[1:]
+
+
 def _state(network: nn.Module) -> Iterator[Tensor]:
     yield from network.parameters()
     yield from network.buffers()
@@ -421,11 +460,14 @@ class _Recorder(TorchFunctionMode):
         self.views: defaultdict[int, list[Tensor]] = defaultdict(list)
         self.nulls: set[int] = set()
         self.flops = FlopCounterMode(display=False)
+        self.clock: Callable[[], float] | None = None
+        self.seconds: list[float] = []
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = tuple(self._new(t, None) for t in tensors)
-        with self._hooks(), torch.no_grad(), self.flops, self:
+        # Counting takes a detour for each operation, so that nothing is counted while time is taken.
+        with self._hooks(), torch.no_grad(), nullcontext() if self.clock else self.flops, self:
             result = self.network(*args, **kwargs)
         outputs = tuple(self.index[id(t)] for t in _tensors(result) if id(t) in self.index)
         users: list[list[int]] = [[] for _ in self.values]
@@ -503,14 +545,17 @@ class _Recorder(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         how = behaviour(name, args, kwargs, is_value)
         versions = [t._version for t in given]
-        flops = self.flops.get_total_flops()
+        flops = 0 if self.clock else self.flops.get_total_flops()
+        start = self.clock() if self.clock else 0.0
         result = func(*args, **kwargs)
+        taken = self.clock() - start if self.clock else 0.0
         written = [t for t, v in zip(given, versions, strict=True) if t._version != v and id(t) in self.index]
         made = [t for t in _tensors(result) if id(t) not in self.weights]
         fresh = [t for t in made if not any(t is g for g in given)]
         if not fresh and not written:
             return result  # gives back an argument, or no tensor at all
-        madds = (self.flops.get_total_flops() - flops) // 2
+        madds = 0 if self.clock else (self.flops.get_total_flops() - flops) // 2
+        self.seconds.append(taken)
         number = len(self.operations)
         self.operations.append(Operation(name, how, tuple(self.stack), inputs, (), madds, bool(written)))
         touched = {id(t): t for t in [*fresh, *written]}
@@ -529,6 +574,7 @@ class _Recorder(TorchFunctionMode):
             inputs = (self.index[id(view)], self.index[id(written)])
             number = len(self.operations)
             value = self._new(view, number)
+            self.seconds.append(0.0)
             self.operations.append(
                 Operation("alias_update", "homogeneous", tuple(self.stack), inputs, (value,), 0, True)
             )

@@ -14,11 +14,12 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from .budget import Costs
 from .config import Config
 from .data import Data
-from .edges import NONE, ORIGINAL
+from .edges import IDENTITY, NONE, ORIGINAL
 from .relaxation import CHOICES, RelaxedNetwork
 from .selection import none_threshold
 
@@ -151,44 +152,72 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 class ArchitectureLoss:
     """What is added to the loss for theta's sake: `cost_weight * expected cost - zero_one_weight * distance`.
 
-    The expected cost is the share of the edges' multiply-adds that would be kept if each group chose by a softmax
+    The expected cost is what would remain of the cost that choices can take away, if each group chose by a softmax
     of its gates over its legal choices (none counts with its threshold), at a temperature of 1/4. It compares
-    choices, so it also works where a gate alone means nothing because a norm undoes every scale. The distance is
-    the sum over free gates of (g - 1/2)^2, which pulls gates to 0 or 1 (FairDARTS takes its mean; with a
-    sum a gate feels the same pull in any network).
+    choices, so it also works where a gate alone means nothing because a norm undoes every scale; an operation
+    inside a block or before a dropped branch counts as gone with it. With a limit, only what lies above it is
+    charged. The distance is the sum over free gates of (g - 1/2)^2, which pulls gates to 0 or 1 (FairDARTS takes
+    its mean; with a sum a gate feels the same pull in any network).
+
+    Args:
+        relaxed: the network.
+        config: with the weights.
+        costs: what choices cost; by default their multiply-adds.
+        limit: in the unit of the costs; None charges everything.
     """
 
     TEMPERATURE = 0.25
 
-    def __init__(self, relaxed: RelaxedNetwork, config: Config) -> None:
+    def __init__(
+        self, relaxed: RelaxedNetwork, config: Config, costs: Costs | None = None, limit: float | None = None
+    ) -> None:
         self.relaxed, self.config = relaxed, config
         theta = next(relaxed.thetas())
-        shares, legal = torch.zeros(len(theta)), torch.zeros(len(theta), len(CHOICES), dtype=torch.bool)
+        legal = torch.zeros(len(theta), len(CHOICES), dtype=torch.bool)
         for row, group in enumerate(relaxed.groups):
-            shares[row] = sum(edge.madds for edge in relaxed.members(group))
             legal[row] = torch.tensor([choice in relaxed.choices_of(group) for choice in CHOICES])
-        self.shares = (shares / shares.sum().clamp(min=1)).to(theta)
         self.illegal = ~legal.to(theta.device)
-        free = legal & (torch.tensor(CHOICES.index(NONE)) != torch.arange(len(CHOICES)))
+        column = torch.arange(len(CHOICES))
+        free = legal & (column != CHOICES.index(NONE))
         skips = torch.tensor([relaxed.members(group)[0].kind == "skip" for group in relaxed.groups])
         free[skips, CHOICES.index(ORIGINAL)] = False  # of a null edge: it weighs nothing
         self.free = free.to(theta)
-        self.none = torch.zeros(len(CHOICES), dtype=torch.bool)
-        self.none[CHOICES.index(NONE)] = True
-        self.none = self.none.to(theta.device)
+        self.none = (column == CHOICES.index(NONE)).to(theta.device)
+        self.null = (skips[:, None] & (column == CHOICES.index(ORIGINAL))).to(theta.device)
+        self._tabulate(costs or Costs(relaxed.edges), limit, theta)
+
+    def _tabulate(self, costs: Costs, limit: float | None, theta: Tensor) -> None:
+        groups = self.relaxed.by_group()
+        legal = {group: self.relaxed.choices_of(group) for group in groups}
+        table = costs.expectation(groups, legal)
+        place = {group: row for row, group in enumerate(groups)}
+        self.killers = torch.zeros(len(table.shares), *theta.shape)
+        for i, (_, pairs) in enumerate(table.shares):
+            for group, choice in pairs:
+                self.killers[i, place[group], CHOICES.index(choice)] = 1.0
+        added = torch.zeros(len(theta))
+        for group, amount in table.added:
+            added[place[group]] = amount
+        changeable = max(table.total - table.fixed, 1e-30)
+        self.killers = self.killers.to(theta)
+        self.shares = torch.tensor([share / changeable for share, _ in table.shares]).to(theta)
+        self.added = (added / changeable).to(theta)
+        self.free_of_charge = 0.0 if limit is None else (limit - table.fixed) / changeable
 
     def __call__(self) -> Tensor:
         """The loss of theta as it is now, 0-dim."""
         gates = self.relaxed.architecture.gates()
         zero_one = ((gates - 0.5) ** 2 * self.free).sum()
-        return self.config.cost_weight * self.expected_cost() - self.config.zero_one_weight * zero_one
+        charged = (self.expected_cost() - self.free_of_charge).clamp(min=0)
+        return self.config.cost_weight * charged - self.config.zero_one_weight * zero_one
 
     def expected_cost(self) -> Tensor:
-        """The expected share of the edges' multiply-adds that is kept, 0-dim, from 0 to 1."""
-        gates = self.relaxed.architecture.gates()
-        scores = torch.where(self.none, none_threshold(self.relaxed), gates)
-        scores = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf)
-        return (self.shares * scores.softmax(1)[:, CHOICES.index(ORIGINAL)]).sum()
+        """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
+        scores = torch.where(self.none, none_threshold(self.relaxed), self.relaxed.architecture.gates())
+        scores = torch.where(self.null, self.config.skip_threshold, scores)
+        chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)
+        kept = (1 - (self.killers * chances).sum(2)).prod(1)
+        return (self.shares * kept).sum() + (self.added * chances[:, CHOICES.index(IDENTITY)]).sum()
 
 
 class Interrupted(Exception):
@@ -205,16 +234,29 @@ class Trainer:
         optimizer: SGD for the weights.
         theta: the optimizer of theta; None in the network stage.
         progress: where the run stands.
+        architecture_loss: what theta pays for; without a limit by default.
+        teacher: a network in eval mode whose answers are learned beside the labels; None where there is none.
     """
 
-    def __init__(self, network: nn.Module, data: Data, config: Config, progress: Progress) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Data,
+        config: Config,
+        progress: Progress,
+        architecture_loss: ArchitectureLoss | None = None,
+        teacher: nn.Module | None = None,
+    ) -> None:
         self.network, self.data, self.config, self.progress = network, data, config, progress
         self.relaxed = network if isinstance(network, RelaxedNetwork) else None
         self.weights = self.relaxed.network if self.relaxed else network
         self.optimizer = weight_optimizer(self.weights, config)
         self.batches = batches_per_epoch(len(data.train_labels), config)
         self.theta = theta_optimizer(self.relaxed, config, self.batches) if self.relaxed else None
-        self.architecture_loss = ArchitectureLoss(self.relaxed, config) if self.relaxed else None
+        self.architecture_loss = architecture_loss
+        self.teacher = teacher
+        if self.relaxed and architecture_loss is None:
+            self.architecture_loss = ArchitectureLoss(self.relaxed, config)
         self.steps = self.batches * config.epochs
         self.device = data.train_labels.device
         # Apple's GPUs have no double precision.
@@ -260,9 +302,10 @@ class Trainer:
             labels: (N,) class numbers.
         """
         single = self.relaxed is not None and self.config.single_pass
+        answers = self._answers(images)
         thetas = list(self.relaxed.thetas()) if self.relaxed else []
         with frozen([] if single else thetas):
-            loss, correct = self._loss(images, labels)
+            loss, correct = self._loss(images, labels, answers)
             total = loss + self.architecture_loss() if single and self.architecture_loss else loss
             self.optimizer.zero_grad(set_to_none=True)
             if self.theta:
@@ -276,20 +319,38 @@ class Trainer:
             self.progress.totals += torch.stack([loss.detach().to(self.wide) * n, correct.to(self.wide), n])
         if self.theta:
             if not single:
-                self._theta_gradient(images, labels)
+                self._theta_gradient(images, labels, answers)
             self.theta.step()
 
-    def _theta_gradient(self, images: Tensor, labels: Tensor) -> None:
+    def _theta_gradient(self, images: Tensor, labels: Tensor, answers: Tensor | None) -> None:
         assert self.architecture_loss is not None
         with frozen(self.weights.parameters()), frozen_statistics(self.weights):
-            loss, _ = self._loss(images, labels)
+            loss, _ = self._loss(images, labels, answers)
             (loss + self.architecture_loss()).backward()
 
-    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss and the number of right answers."""
+    def _answers(self, images: Tensor) -> Tensor | None:
+        """What the teacher says of the images, as log-probabilities at the temperature of distillation."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), autocast(self.config, images.device):
+            output = scores(self.teacher(images)).float()
+        return log_softmax(output / self.config.distillation_temperature, 1)
+
+    def _loss(self, images: Tensor, labels: Tensor, answers: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean loss and the number of right answers.
+
+        With a teacher the loss is `(1 - w) * cross entropy + w * T^2 * KL(teacher || network)` at temperature T
+        (Hinton et al. 2015, section 2).
+        """
         with autocast(self.config, images.device):
             output = scores(self.network(images))
-        loss = cross_entropy(output.float() if output.dtype != torch.float64 else output, labels)
+        output = output.float() if output.dtype != torch.float64 else output
+        loss = cross_entropy(output, labels)
+        if answers is not None:
+            weight, temperature = self.config.distillation, self.config.distillation_temperature
+            ours = log_softmax(output / temperature, 1)
+            apart = kl_div(ours, answers.to(ours.dtype), reduction="batchmean", log_target=True)
+            loss = (1 - weight) * loss + weight * temperature**2 * apart
         return loss, (output.detach().argmax(1) == labels).sum()
 
     def _check_loss(self) -> None:

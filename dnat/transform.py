@@ -16,19 +16,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import Config
-from .cost import Cost, cost
+from .budget import Costs, InfeasibleError
+from .config import Amount, Config
+from .cost import Cost, Latency, cost, latency
 from .data import Data, load
-from .discretization import discretization
-from .edges import ORIGINAL, find_edges
+from .discretization import Discretization, discretization
+from .edges import ORIGINAL
 from .networks import accepts, build
+from .planning import Plan, make_plan
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
-from .selection import decide
+from .selection import Decision, decide
 from .tracing import Program, copied, trace
 from .tracking import Tracker
 from .training import (
+    ArchitectureLoss,
     Evaluation,
     Interrupted,
     Progress,
@@ -41,6 +44,12 @@ from .training import (
     weight_optimizer,
 )
 
+LATENCIES = "latencies.json"
+"""The file of a run directory with the measured seconds of each operation, where a latency budget counts."""
+
+COMMIT_ATTEMPTS = 8
+"""How often the choices are made again when the network that they make turns out to exceed its budget."""
+
 SAVE_SECONDS = 30.0
 """A checkpoint is written at the end of each epoch, and when this long has passed since the last one."""
 
@@ -51,6 +60,8 @@ class EdgeReport:
 
     Attributes:
         margin: how far the choice's gate was ahead of the next legal one.
+        saved: multiply-adds of one image that this change alone saves, with all that it makes unnecessary.
+        refused: (choice, why not) for choices that the edge did not have.
         reason: why the choice is not the one with the largest gate, or could not be carried out.
     """
 
@@ -64,7 +75,20 @@ class EdgeReport:
     choice: str
     gates: tuple[float, float, float]
     margin: float
+    saved: int
+    refused: tuple[tuple[str, str], ...] = ()
     reason: str = ""
+
+
+@dataclass(frozen=True)
+class FixedReport:
+    """An operation or block that could not have changed: (choice, why not) for each choice."""
+
+    key: str
+    kind: str
+    operation: str
+    madds: int
+    refused: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -78,6 +102,7 @@ class Commitment:
         edges: what became of each edge.
         removed: paths of the modules that are gone.
         notes: what else is worth knowing.
+        fixed: what could not have changed, and why.
     """
 
     epoch: int
@@ -86,6 +111,7 @@ class Commitment:
     edges: tuple[EdgeReport, ...]
     removed: tuple[str, ...]
     notes: tuple[str, ...]
+    fixed: tuple[FixedReport, ...] = ()
 
     @property
     def choices(self) -> dict[str, str]:
@@ -95,17 +121,21 @@ class Commitment:
     @classmethod
     def from_dict(cls, table: Mapping[str, Any]) -> "Commitment":
         """The inverse of `dataclasses.asdict`, from JSON or a checkpoint."""
-        tuples = {"shape_in", "shape_out", "gates"}
-        rows: list[dict[str, Any]] = [
-            {k: tuple(v) if k in tuples else v for k, v in edge.items()} for edge in table["edges"]
-        ]
+
+        def frozen(value: Any) -> Any:
+            return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+        def rows(name: str) -> list[dict[str, Any]]:
+            return [{k: frozen(v) for k, v in row.items()} for row in table.get(name, ())]
+
         return cls(
             epoch=table["epoch"],
             relaxed=Evaluation(**table["relaxed"]),
             compact=Evaluation(**table["compact"]),
-            edges=tuple(EdgeReport(**row) for row in rows),
+            edges=tuple(EdgeReport(**row) for row in rows("edges")),
             removed=tuple(table["removed"]),
             notes=tuple(table["notes"]),
+            fixed=tuple(FixedReport(**row) for row in rows("fixed")),
         )
 
 
@@ -118,7 +148,9 @@ class Transformation:
         commitment: what became of each edge; None where the network was only trained.
         history: one row an epoch: losses, accuracies, learning rate, gates, seconds.
         cost_before, cost_after: parameters and multiply-adds.
-        test: loss and accuracy of the result on the test images.
+        before: loss and accuracy of the network as it was given, on the test images.
+        test: the same of the result.
+        latency_before, latency_after: time for a batch of `config.latency_batch` images, as measured.
         seconds: time spent in each stage.
     """
 
@@ -127,7 +159,10 @@ class Transformation:
     history: list[dict[str, Any]]
     cost_before: Cost
     cost_after: Cost
+    before: Evaluation
     test: Evaluation
+    latency_before: Latency
+    latency_after: Latency
     seconds: dict[str, float]
 
     @property
@@ -142,6 +177,7 @@ class Transformation:
         return {
             "test_accuracy": self.test.accuracy,
             "test_loss": self.test.loss,
+            "test_accuracy_before": self.before.accuracy,
             "train_accuracy": last.get("train_accuracy"),
             "train_loss": last.get("train_loss"),
             "cost_before": asdict(self.cost_before),
@@ -232,8 +268,8 @@ def check(network: nn.Module, data: Data, config: Config, *, transforming: bool 
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = data.example(2).to(device)
     program = trace(network, example)
-    if transforming and not find_edges(program, config.space):
-        raise ValueError(f"{type(network).__name__} has no operation that could be changed")
+    if transforming:
+        make_plan(network, program, example, config)
     with torch.no_grad():
         classes = scores(copied(network).eval()(example)).shape[1]
     if classes < data.num_classes:
@@ -313,6 +349,9 @@ class _Run:
     stop: Callable[[Progress], bool] | None
     history: list[dict[str, Any]] = field(default_factory=list)
     commitment: Commitment | None = None
+    plan: Plan | None = None
+    teacher: nn.Module | None = None
+    given_digest: str = ""
     saved_at: float = 0.0
 
     def to_end(self, transforming: bool) -> Transformation:
@@ -329,7 +368,13 @@ class _Run:
         example = self.data.example(2)
         program = trace(original, example)
         check(original, self.data, config, transforming=transforming)
-        cost_before = cost(original, example)
+        cost_before, latency_before = cost(original, example), self._latency(original)
+        before = evaluate(original, self.data, config)
+        if transforming:
+            self.plan = self._plan(original, program, example)
+        self.given_digest = weights_digest(original)
+        if config.distillation:
+            self.teacher = copied(original).eval().requires_grad_(False)
         self.trainer = self._start(original, program, example, transforming)
         if transforming:
             self._warn_of_short_stage()
@@ -348,9 +393,24 @@ class _Run:
             history=self.history,
             cost_before=cost_before,
             cost_after=cost(network, example),
+            before=before,
             test=evaluate(network, self.data, config),
+            latency_before=latency_before,
+            latency_after=self._latency(network),
             seconds=progress.seconds,
         )
+
+    def _latency(self, network: nn.Module) -> Latency:
+        return latency(network, self.data.example(self.config.latency_batch))
+
+    def _plan(self, original: nn.Module, program: Program, example: Tensor) -> Plan:
+        """The plan; times of operations are measured once in a run and kept with it."""
+        known = self.records.read_json(LATENCIES) if self.records else None
+        seconds = known["seconds"] if known else None
+        plan = make_plan(original, program, example, self.config, seconds)
+        if self.records and plan.seconds and not known:
+            self.records.write_json(LATENCIES, {"seconds": plan.seconds})
+        return plan
 
     def _warn_of_short_stage(self) -> None:
         steps = self.trainer.batches * self.config.architecture_epochs
@@ -370,19 +430,30 @@ class _Run:
         state = newest[1] if newest else None
         if state and state["fingerprint"] != program.fingerprint:
             raise ValueError("the run directory holds a run of another network; choose another directory")
+        if state and state["given"] != self.given_digest:
+            raise ValueError(
+                "the run directory holds a run that began with other weights; choose another directory"
+            )
         network: nn.Module = original
         if state and state["commitment"]:
+            assert self.plan
             self.commitment = Commitment.from_dict(state["commitment"])
-            network = discretization(original, self.commitment.choices, example).network
+            network = discretization(original, self.commitment.choices, example, edges=self.plan.edges).network
         elif transforming:
-            edges = find_edges(program, self.config.space)
+            assert self.plan
             config = self.config
-            network = relax(original, edges, config.mode, config.gate, config.seed)
-        trainer = Trainer(network, self.data, self.config, Progress())
+            network = relax(original, self.plan.edges, config.mode, config.gate, config.seed)
+        trainer = self._trainer(network, Progress())
         if state and self.records:
             self._restore(trainer, state)
             self.history = self.records.metrics()
         return trainer
+
+    def _trainer(self, network: nn.Module, progress: Progress) -> Trainer:
+        loss = None
+        if isinstance(network, RelaxedNetwork) and self.plan:
+            loss = ArchitectureLoss(network, self.config, self.plan.costs, self.plan.limit)
+        return Trainer(network, self.data, self.config, progress, loss, self.teacher)
 
     def _epoch(self, program: Program) -> None:
         trainer, progress = self.trainer, self.trainer.progress
@@ -426,10 +497,10 @@ class _Run:
     def _commit(self, relaxed: RelaxedNetwork, example: Tensor) -> None:
         """Make the choices: the relaxed network becomes a plain one, momentum and learning rate go on."""
         config, old = self.config, self.trainer
-        decisions = decide(relaxed, skip_threshold=config.skip_threshold)
-        wanted = {d.edge.key: d.choice for d in decisions}
-        made = discretization(relaxed, wanted, example, scales=config.commit)
-        trainer = Trainer(made.network, self.data, config, old.progress)
+        assert self.plan
+        decisions, made, notes = self._within_limit(relaxed, example, self.plan)
+        price = Costs(self.plan.edges)
+        trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
         for name, parameter in trainer.weights.named_parameters():
             if name in momentum:
@@ -446,6 +517,8 @@ class _Run:
                 choice=made.choices[d.edge.key],
                 gates=d.gates,
                 margin=d.margin,
+                saved=round(price.total - price.of({d.edge: made.choices[d.edge.key]})),
+                refused=d.edge.refused,
                 reason=made.kept.get(d.edge.key, d.reason),
             )
             for d in decisions
@@ -456,11 +529,51 @@ class _Run:
             compact=evaluate(made.network, self.data, config),
             edges=reports,
             removed=made.removed,
-            notes=tuple(made.notes),
+            notes=(*made.notes, *notes),
+            fixed=tuple(FixedReport(e.key, e.kind, e.operation, e.madds, e.refused) for e in self.plan.fixed),
         )
         self.trainer = trainer
         changed = sum(c != ORIGINAL for c in made.choices.values())
         self.tracker.committed(changed, len(made.choices))
+
+    def _within_limit(
+        self, relaxed: RelaxedNetwork, example: Tensor, plan: Plan
+    ) -> tuple[tuple[Decision, ...], Discretization, list[str]]:
+        """Choices and the network that they make, so that the network, as it is then measured, keeps the limit."""
+        limit, last = plan.limit, None
+        ruled_out: dict[str, str] = {}
+        for _ in range(COMMIT_ATTEMPTS):
+            try:
+                decisions = decide(
+                    relaxed,
+                    limit=None if limit is None else Amount(limit, relative=False),
+                    costs=plan.costs,
+                    skip_threshold=self.config.skip_threshold,
+                    ruled_out=ruled_out,
+                )
+            except InfeasibleError:
+                if last is None or plan.seconds is None:
+                    raise
+                break
+            wanted = {d.edge.key: d.choice for d in decisions}
+            made = discretization(relaxed, wanted, example, scales=self.config.commit)
+            real = float(cost(made.network, example).madds)
+            if plan.seconds is not None:
+                real = self._latency(made.network).seconds
+            last = decisions, made
+            if plan.limit is None or real <= plan.limit:
+                return decisions, made, []
+            assert limit is not None
+            if made.kept:  # what could not be carried out must not be counted on
+                ruled_out |= {key: wanted[key] for key in made.kept}
+            else:
+                limit *= min(plan.limit / real, 0.995)
+        assert last is not None
+        assert plan.limit is not None
+        if plan.seconds is None:
+            raise InfeasibleError(f"no network within {plan.limit:.6g} multiply-adds could be made")
+        decisions, made = last
+        return decisions, made, [f"the time budget of {plan.limit * 1e3:.2f} ms was not reached"]
 
     def _save(self, program: Program) -> None:
         if not self.records:
@@ -468,6 +581,7 @@ class _Run:
         trainer, progress = self.trainer, self.trainer.progress
         state: dict[str, Any] = {
             "fingerprint": program.fingerprint,
+            "given": self.given_digest,
             "progress": {**asdict(replace(progress, totals=torch.zeros(0))), "totals": progress.totals.cpu()},
             "commitment": asdict(self.commitment) if self.commitment else None,
             "network": {k: v.cpu() for k, v in trainer.network.state_dict().items()},

@@ -5,6 +5,8 @@ import torch
 from reference import images, small
 
 import dnat
+from dnat.budget import Costs, cheapest
+from dnat.config import Amount
 from dnat.edges import problems
 from dnat.relaxation import relax
 from dnat.selection import decide
@@ -89,6 +91,53 @@ def test_whatever_theta_is_the_network_lives(name, mode):
     assert not torch.equal(plain.eval()(x), plain.eval()(y))  # the output depends on the input
 
 
-def test_a_budget_is_refused_for_now():
-    with pytest.raises(ValueError, match="a budget cannot be kept yet"):
-        dnat.select(relaxed_of("residual"), budget=0.7)
+@pytest.mark.parametrize("budget", [0.9, "70%", 0.5, "3000"])
+@pytest.mark.parametrize("mode", ["full", "cell"])
+@pytest.mark.parametrize("name", ["residual", "resnet8", "resnet8 with skips", "sequential"])
+def test_a_budget_is_kept_whatever_theta_is(name, mode, budget):
+    relaxed = relaxed_of(name, mode=mode)
+    generator = torch.Generator().manual_seed(1)
+    costs, groups = Costs(relaxed.edges), relaxed.by_group()
+    limit = 3000 if budget == "3000" else {"70%": 0.7}.get(budget, budget) * costs.total
+    least = cheapest(groups, {g: relaxed.choices_of(g) for g in groups}, costs)[1]
+    for _ in range(5):
+        relaxed.architecture.theta.data.normal_(0, 1, generator=generator)
+        if least > limit:
+            with pytest.raises(ValueError, match=f"smallest reachable cost is {least:.6g}"):
+                dnat.select(relaxed, budget=budget)
+        else:
+            plain = dnat.discretize(relaxed, dnat.select(relaxed, budget=budget), images())
+            assert dnat.cost(plain, images()).madds <= limit
+
+
+def test_a_budget_that_is_kept_anyway_changes_nothing():
+    relaxed = relaxed_of("residual")
+    set_theta(relaxed, "conv2", 0.9, 0.2)
+    assert dnat.select(relaxed, budget=1.0) == dnat.select(relaxed)
+
+
+def test_a_budget_takes_the_least_valued_operations():
+    relaxed = relaxed_of("resnet8")
+    keys = [e.key for e in relaxed.edges if e.kind == "unit" and "identity" in e.choices]
+    for key in keys:
+        set_theta(relaxed, key, 0.1, 0.9)
+    set_theta(relaxed, keys[1], 0.85, 0.9)  # hardly better than an identity
+    saved = next(e.madds for e in relaxed.edges if e.key == keys[1])
+    before = dnat.cost(small("resnet8"), images()).madds
+    decisions = {d.edge.key: d for d in decide(relaxed, limit=Amount(before - saved, relative=False))}
+    assert [k for k, d in decisions.items() if d.choice != "original"] == [keys[1]]
+    assert decisions[keys[1]].reason == "original was changed to identity to keep the budget"
+
+
+@pytest.mark.parametrize("budget", [0, -1, "many", "12 apples", "150%", "nan", "5ms"])
+def test_what_is_no_budget_is_refused(budget):
+    with pytest.raises(ValueError, match="is not a budget"):
+        dnat.select(relaxed_of("residual"), budget=budget)
+
+
+def test_a_choice_can_be_ruled_out():
+    relaxed = relaxed_of("residual")
+    set_theta(relaxed, "conv2", -1, -1)
+    assert dnat.select(relaxed)["conv2"] == "none"
+    choices = {d.edge.key: d.choice for d in decide(relaxed, ruled_out={"conv2": "none"})}
+    assert choices["conv2"] == "original"

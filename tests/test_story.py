@@ -24,13 +24,16 @@ ORDER = [
     "tracing",
     "cost",
     "edges",
+    "budget",
     "relaxation",
     "selection",
     "data",
     "training",
     "discretization",
+    "planning",
     "tracking",
     "records",
+    "export",
     "transform",
     "drawing",
     "runs",
@@ -104,7 +107,7 @@ def test_the_story_step_by_step():
 
 def test_the_story_in_one_call_learns_and_shrinks():
     data = load("digits")
-    config = dnat.Config(epochs=12, architecture_epochs=7, batch_size=64, cost_weight=0.3, seed=0, threads=1)
+    config = dnat.Config(epochs=12, architecture_epochs=7, batch_size=64, seed=0, threads=1)
     result = dnat.transform(dnat.build("resnet8", seed=0), data, config)
     assert result.test.accuracy > 0.85
     assert result.cost_after.madds < result.cost_before.madds

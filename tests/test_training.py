@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 
 import pytest
@@ -8,8 +9,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dnat
+from dnat.budget import Costs
 from dnat.relaxation import relax
 from dnat.training import (
+    ArchitectureLoss,
     NonFiniteError,
     Progress,
     Trainer,
@@ -76,7 +79,7 @@ def test_theta_gradient_of_a_joint_step_by_finite_differences(gate):
             return (cross_entropy(relaxed(x), y) + trainer.architecture_loss()).item()
 
     relaxed.zero_grad()
-    trainer._theta_gradient(x, y)
+    trainer._theta_gradient(x, y, None)
     theta = next(relaxed.thetas())
     for i in range(theta.numel()):
         flat, eps = theta.data.view(-1), 1e-5
@@ -93,7 +96,7 @@ def test_the_theta_pass_touches_neither_weights_nor_statistics():
     trainer = relaxed_trainer()
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
     trainer.network.zero_grad(set_to_none=True)
-    trainer._theta_gradient(images(), torch.tensor([0, 1, 2, 3]))
+    trainer._theta_gradient(images(), torch.tensor([0, 1, 2, 3]), None)
     assert all(p.grad is None for p in trainer.network.weights())
     assert all(p.requires_grad for p in trainer.network.parameters())
     assert all(torch.equal(before[k], v) for k, v in trainer.network.state_dict().items())
@@ -119,18 +122,62 @@ def test_theta_has_no_weight_decay():
     assert not shared & {id(p) for p in trainer.network.thetas()}
 
 
-def test_the_expected_cost_is_the_softmax_mean_written_out():
-    trainer = relaxed_trainer(gate="sigmoid")
+@pytest.mark.parametrize("name", ["residual", "sequential", "resnet8 with skips", "concatenating"])
+def test_the_expected_cost_is_the_mean_over_all_choices(name):
+    """Each group chooses by a softmax of its own; the mean is written out over all sets of choices."""
+    trainer = relaxed_trainer(name, gate="sigmoid")
     relaxed = trainer.network
-    relaxed.architecture.theta.data = torch.tensor([[0.0, 0.2, 0.9], [0.0, 0.6, 0.4]])
+    if name == "resnet8 with skips":  # all edges together have too many sets to write out
+        kinds = [[e for e in relaxed.edges if (e.kind == "skip") is skip] for skip in (True, False)]
+        relaxed = relax(small(name), [*kinds[0][2:6], *kinds[1][1:4]], gate="sigmoid")
+        trainer.architecture_loss = ArchitectureLoss(relaxed, trainer.config)
+    relaxed.architecture.theta.data.uniform_(0, 1, generator=torch.Generator().manual_seed(5))
     gates = relaxed.architecture.gates().tolist()
-    total = sum(e.madds for e in relaxed.edges)
-    wanted = 0.0
+    chances = []
     for edge, (_, identity, original) in zip(relaxed.edges, gates, strict=True):
-        values = {"original": original, "identity": identity, "none": 0.5}
+        values = {"original": 0.5 if edge.kind == "skip" else original, "identity": identity, "none": 0.5}
         weights = {c: math.exp(values[c] / 0.25) for c in edge.choices}
-        wanted += edge.madds / total * weights["original"] / sum(weights.values())
+        chances.append({c: w / sum(weights.values()) for c, w in weights.items()})
+    costs = Costs(relaxed.edges)
+    single = (costs.removed({e: c}) for e in relaxed.edges for c in e.choices)
+    changeable = sum(costs.weights[i] for i in set().union(*single))
+    wanted = 0.0
+    for choices in itertools.product(*(e.choices for e in relaxed.edges)):
+        chance = math.prod(p[c] for p, c in zip(chances, choices, strict=True))
+        alone = [costs.removed({e: c}) for e, c in zip(relaxed.edges, choices, strict=True)]
+        removed = sum(costs.weights[i] for i in set().union(*alone))
+        added = sum(costs.added.get(e, 0) for e, c in zip(relaxed.edges, choices, strict=True) if c == "identity")
+        wanted += chance * (changeable - removed + added) / changeable
     assert trainer.architecture_loss.expected_cost().item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_with_a_limit_only_what_lies_above_it_is_charged():
+    trainer = relaxed_trainer(cost_weight=2.0, zero_one_weight=0.0)
+    relaxed = trainer.network
+    costs = Costs(relaxed.edges)
+    free = ArchitectureLoss(relaxed, trainer.config, costs, costs.total)
+    assert free().item() == 0.0
+    half = costs.total - 0.5 * sum(costs.weights[i] for i in costs.removed({relaxed.edges[-1]: "none"}))
+    charged = ArchitectureLoss(relaxed, trainer.config, costs, half)
+    assert charged().item() == pytest.approx(2.0 * (charged.expected_cost().item() - 0.5))
+
+
+def test_the_teachers_answers_are_learned_beside_the_labels():
+    """Against the definition: (1 - w) CE + w T^2 sum p log(p / q) with softmax at temperature T."""
+    trainer = relaxed_trainer(distillation=0.3, distillation_temperature=2.0)
+    torch.manual_seed(3)
+    trainer.teacher = small("residual").eval()
+    trainer.network.eval()
+    x, y = images(), torch.tensor([0, 1, 2, 3])
+    with torch.no_grad():
+        loss, _ = trainer._loss(x, y, trainer._answers(x))
+        ours, theirs = trainer.network(x), trainer.teacher(x + 0)
+        p, q = (theirs / 2).softmax(1), (ours / 2).softmax(1)
+        apart = (p * (p / q).log()).sum(1).mean()
+        wanted = 0.7 * cross_entropy(ours, y) + 0.3 * 4 * apart
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    trainer.teacher = None
+    assert trainer._answers(x) is None
 
 
 def test_one_cosine_over_both_stages():

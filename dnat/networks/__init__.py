@@ -1,6 +1,7 @@
-"""Networks by name: the papers' own, torchvision's, or any function of yours.
+"""Networks by name: the papers' own, torchvision's, timm's, or any function of yours.
 
-`build("resnet20")`, `build("torchvision:resnet18")`, `build("package.module:factory")`.
+`build("resnet20")`, `build("torchvision:resnet18")`, `build("timm:deit_tiny_patch16_224")`,
+`build("package.module:factory")`.
 """
 
 import functools
@@ -17,6 +18,7 @@ from ..naming import unknown
 from ..seeds import Stream, torch_seed
 from .resnet import ResNet as ResNet
 from .torchvision import import_torchvision as import_torchvision
+from .weights import load_weights as load_weights
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,8 @@ def build(name: str, *, seed: int | None = None, **options: Any) -> nn.Module:
     """A network by name, with fresh weights.
 
     Args:
-        name: a name of `NETWORKS`; "torchvision:NAME"; or "package.module:factory" for a function of yours
-            that returns a module.
+        name: a name of `NETWORKS`; "torchvision:NAME"; "timm:NAME" (the extra dnat[timm]); or
+            "package.module:factory" for a function of yours that returns a module.
         seed: initial weights are drawn from this seed's own stream, and the global random state is left alone.
             Without it they come from torch's global generator.
         options: arguments of the constructor, such as num_classes=10, width=8 or skips=True.
@@ -86,12 +88,17 @@ def _factory(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
         return NETWORKS[name].make, {}
     source, colon, rest = name.partition(":")
     if not colon:
-        raise unknown("network", name, [*NETWORKS, "torchvision:NAME", "package.module:factory"])
+        raise unknown("network", name, [*NETWORKS, "torchvision:NAME", "timm:NAME", "package.module:factory"])
     if source == "torchvision":
         models = import_torchvision().models
         if rest not in models.list_models(module=models):
             raise unknown("torchvision network", rest, models.list_models(module=models))
         return functools.partial(models.get_model, rest), {"weights": None}
+    if source == "timm":
+        timm = _timm()
+        if not timm.is_model(rest):
+            raise unknown("timm network", rest, timm.list_models())
+        return functools.partial(timm.create_model, rest), {"pretrained": False}
     try:
         factory = getattr(importlib.import_module(source), rest)
     except (ImportError, AttributeError) as error:
@@ -99,6 +106,14 @@ def _factory(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     if not callable(factory):
         raise TypeError(f"{name} is not a function that makes a network but {type(factory).__name__}")
     return factory, {}
+
+
+def _timm() -> Any:
+    import_torchvision()  # timm imports it, too
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise ValueError(f"timm's networks need timm: pip install 'dnat[timm]' ({error})") from error
 
 
 def _options(factory: Callable[..., nn.Module]) -> list[str] | None:

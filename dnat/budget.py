@@ -1,0 +1,375 @@
+"""What each set of choices costs, and the best set within a budget.
+
+`Costs` knows, for every operation of a traced network, whether it is still needed once some choices are made:
+what only fed a branch that is dropped, and what lies inside a block that is replaced, costs nothing any more.
+
+`best` finds the legal set of choices with the largest score whose cost keeps a limit: a multiple-choice knapsack
+with precedence, solved exactly as a mixed integer linear program by `scipy.optimize.milp` (HiGHS). The variables
+are the choices of each group of edges (binary) and whether each value is needed (continuous, but forced to 0 or 1
+by the choices). Sets that cannot be made together are cut off one conflict at a time, as they turn up.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_array
+
+from .edges import IDENTITY, NONE, ORIGINAL, Edge, problems, replacements
+from .tracing import State
+
+Groups = Mapping[str, Sequence[Edge]]
+"""Edges by the group that shares a choice."""
+
+
+class InfeasibleError(ValueError):
+    """No legal set of choices keeps the budget."""
+
+
+class Costs:
+    """What sets of choices cost: multiply-adds of one image, or any other sum over operations.
+
+    Args:
+        edges: the edges that may change.
+        weights: what each operation of the program's first trace costs; by default its multiply-adds.
+    """
+
+    def __init__(self, edges: Iterable[Edge], weights: Sequence[float] | None = None) -> None:
+        self.edges = tuple(edges)
+        self.trace = self.edges[0].program.traces[0]
+        batch = max(self.trace.batch, 1)
+        counted = weights is None
+        self.weights = [op.madds / batch for op in self.trace.operations] if weights is None else list(weights)
+        if len(self.weights) != len(self.trace.operations):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.trace.operations)} operations")
+        # A null edge that does not keep the shape is connected by a reduction, which has multiply-adds.
+        self.added = {
+            e: float(e.shape_in[0] * math.prod(e.shape_out))
+            for e in self.edges
+            if counted and e.kind == "skip" and e.shape_in != e.shape_out
+        }
+        self.total = sum(self.weights)
+        """The cost of the untouched network."""
+        self._useless = self.total - sum(self.weights[i] for i in self.trace.live())
+
+    def of(self, choices: Mapping[Edge, str]) -> float:
+        """The cost when these choices are made; edges that are missing stay original."""
+        values, operations = self.trace.needed(*replacements(self.trace, choices))
+        added = (
+            weight
+            for edge, weight in self.added.items()
+            if choices.get(edge) == IDENTITY and any(out in values for _, out in edge.values(self.trace))
+        )
+        return self._useless + sum(self.weights[i] for i in sorted(operations)) + sum(added)
+
+    def removed(self, choices: Mapping[Edge, str]) -> frozenset[int]:
+        """The operations that these choices make unnecessary."""
+        return self.trace.live() - self.trace.live(*replacements(self.trace, choices))
+
+    def expectation(self, groups: Groups, legal: Mapping[str, Sequence[str]]) -> "Expectation":
+        """The table behind the expected cost when each group makes a random choice of its own."""
+        killers: defaultdict[int, set[tuple[str, str]]] = defaultdict(set)
+        for group, members in groups.items():
+            for choice in legal[group]:
+                if choice != ORIGINAL:
+                    for number in self.removed(dict.fromkeys(members, choice)):
+                        killers[number].add((group, choice))
+        shares: defaultdict[frozenset[tuple[str, str]], float] = defaultdict(float)
+        for number, found in killers.items():
+            shares[frozenset(found)] += self.weights[number]
+        fixed = self.total - sum(shares.values())
+        rows = tuple((s, tuple(sorted(k))) for k, s in sorted(shares.items(), key=lambda x: sorted(x[0])) if s)
+        added = tuple(
+            (group, sum(self.added.get(e, 0.0) for e in members))
+            for group, members in groups.items()
+            if any(e in self.added for e in members)
+        )
+        return Expectation(self.total, fixed, rows, added)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """The cost that remains, as a table.
+
+    Attributes:
+        total: the cost of the untouched network.
+        fixed: what no single choice can take away.
+        shares: (cost, the (group, choice) pairs each of which takes it away).
+        added: (group, cost that comes with the choice "identity").
+    """
+
+    total: float
+    fixed: float
+    shares: tuple[tuple[float, tuple[tuple[str, str], ...]], ...]
+    added: tuple[tuple[str, float], ...]
+
+
+def best(groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float) -> dict[str, str]:
+    """The legal choices with the largest sum of scores among those that cost at most `limit`.
+
+    Args:
+        groups: the edges of each group.
+        scores: what each legal choice of each group is worth; "original" must be among them.
+        costs: of the same edges.
+        limit: in the unit of `costs`.
+
+    Returns:
+        {group: choice}.
+
+    Raises:
+        InfeasibleError: no legal set is so cheap; the message tells the smallest reachable cost.
+    """
+    found = _Model(groups, scores, costs, limit).solve()
+    if found is None:
+        _, least = cheapest(groups, {g: list(s) for g, s in scores.items()}, costs)
+        raise InfeasibleError(
+            f"no legal set of choices costs at most {limit:.6g}: the smallest reachable cost is {least:.6g} "
+            f"({least / costs.total:.1%} of the original's {costs.total:.6g})"
+        )
+    return found
+
+
+def cheapest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs) -> tuple[dict[str, str], float]:
+    """The legal choices that cost least, and their cost."""
+    none = {group: dict.fromkeys(choices, 0.0) for group, choices in legal.items()}
+    found = _Model(groups, none, costs, None).solve()
+    assert found is not None, "the untouched network is legal"
+    return found, costs.of(by_edge(groups, found))
+
+
+def by_edge(groups: Groups, choices: Mapping[str, str]) -> dict[Edge, str]:
+    """The choices of groups as choices of their edges."""
+    return {edge: choices[group] for group, members in groups.items() for edge in members}
+
+
+_ALWAYS = -1
+"""Stands for a need that is certain; other needs are numbers of variables, or None where nothing is needed."""
+
+
+@dataclass
+class _Rows:
+    """Linear constraints: `sum of coefficient * variable >= bound`, row by row."""
+
+    entries: list[tuple[int, int, float]] = field(default_factory=list)
+    bounds: list[float] = field(default_factory=list)
+
+    def add(self, terms: Iterable[tuple[int, float]], bound: float) -> None:
+        row = len(self.bounds)
+        self.entries.extend((row, variable, coefficient) for variable, coefficient in terms)
+        self.bounds.append(bound)
+
+
+class _Model:
+    """The integer program: choices of groups, and which values they leave needed."""
+
+    def __init__(
+        self, groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float | None
+    ) -> None:
+        self.groups, self.scores, self.costs, self.limit = groups, scores, costs, limit
+        self.rows = _Rows()
+        self.objective: list[float] = []
+        self.choices: dict[tuple[str, str], int] = {}
+        for group, score in scores.items():
+            others = [c for c in score if c != ORIGINAL]
+            for choice in others:
+                self.choices[group, choice] = self._variable(score[choice] - score[ORIGINAL])
+            if len(others) > 1:
+                self.rows.add([(self.choices[group, c], -1.0) for c in others], -1.0)
+        self.binaries = len(self.objective)
+        self.price: defaultdict[int, float] = defaultdict(float)
+        self.paid = costs._useless  # whatever is chosen
+        self._needs()
+        if limit is None:  # minimize the cost instead
+            self.objective = [-self.price[i] / max(costs.total, 1e-30) for i in range(len(self.objective))]
+
+    def _variable(self, worth: float = 0.0) -> int:
+        self.objective.append(worth)
+        return len(self.objective) - 1
+
+    def _any(self, needs: Iterable[int | None]) -> int | None:
+        """The need that is there as soon as one of several is."""
+        given = {n for n in needs if n is not None}
+        if _ALWAYS in given:
+            return _ALWAYS
+        if len(given) < 2:
+            return next(iter(given), None)
+        joint = self._variable()
+        for need in given:
+            self.rows.add([(joint, 1.0), (need, -1.0)], 0.0)
+        return joint
+
+    def _less(self, need: int, plus: Sequence[int], minus: Iterable[int]) -> int:
+        """A need of at least `need + sum(plus) - len(plus) - sum(minus)`."""
+        made = self._variable()
+        terms = [(made, 1.0), *((p, -1.0) for p in plus), *((m, 1.0) for m in minus)]
+        bound = -float(len(plus))
+        if need == _ALWAYS:
+            bound += 1.0
+        else:
+            terms.append((need, -1.0))
+        self.rows.add(terms, bound)
+        return made
+
+    def _needs(self) -> None:
+        """Go through the trace from its end to its beginning: who needs what, and what that costs."""
+        trace, costs = self.costs.trace, self.costs
+        ends, starts, cuts = self._places()
+        need: dict[int, int | None] = {}
+        made: dict[int, int | None] = {}
+        alive: dict[int, int | None] = {}
+
+        def is_alive(number: int) -> int | None:
+            if number not in alive:
+                alive[number] = self._any(made[v] for v in trace.operations[number].outputs)
+            return alive[number]
+
+        for value in reversed(range(len(trace.values))):
+            demands = [is_alive(user) for user in trace.users[value]]
+            if value in trace.outputs:
+                demands.append(_ALWAYS)
+            for edge, out in starts.get(value, ()):
+                behind = need[out]
+                if behind is not None:
+                    demands.append(self._through(edge, behind, ends[out]))
+            wanted = need[value] = self._any(demands)
+            if wanted is None or value in trace.nulls:
+                made[value] = None
+            else:
+                made[value] = self._less(wanted, [], cuts[value]) if value in cuts else wanted
+        self._pay({number: is_alive(number) for number, weight in enumerate(costs.weights) if weight})
+
+    def _pay(self, alive: Mapping[int, int | None]) -> None:
+        for number, need in alive.items():
+            if need == _ALWAYS:
+                self.paid += self.costs.weights[number]
+            elif need is not None:
+                self.price[need] += self.costs.weights[number]
+
+    def _through(self, edge: Edge, behind: int, ends: Iterable[Edge]) -> int:
+        """The need of an edge's input when it is an identity and no edge around it has replaced it."""
+        outer = [v for e in ends if e is not edge and self._is_outer(e, edge) for v in self._all(e)]
+        need = self._less(behind, [self.choices[self.group_of[edge], IDENTITY]], outer)
+        self.price[need] += self.costs.added.get(edge, 0.0)
+        return need
+
+    def _places(
+        self,
+    ) -> tuple[dict[int, list[Edge]], dict[int, list[tuple[Edge, int]]], dict[int, list[int]]]:
+        """Edges by the value at which they end, by the value at which an identity starts, and what cuts values."""
+        trace = self.costs.trace
+        self.group_of = {edge: group for group, members in self.groups.items() for edge in members}
+        ends: defaultdict[int, list[Edge]] = defaultdict(list)
+        starts: defaultdict[int, list[tuple[Edge, int]]] = defaultdict(list)
+        cuts: defaultdict[int, dict[int, None]] = defaultdict(dict)
+        zeros: dict[Edge, set[int]] = {}
+        for edge, group in self.group_of.items():
+            pairs = edge.values(trace)
+            for start, out in pairs:
+                ends[out].append(edge)
+                cuts[out].update(dict.fromkeys(self._all(edge)))
+                if (group, IDENTITY) in self.choices:
+                    starts[start].append((edge, out))
+            if (group, NONE) in self.choices:
+                states = trace.propagate({out for _, out in pairs})
+                before = trace.propagate()
+                zeros[edge] = {v for v, s in enumerate(states) if s is State.ZERO and before[v] is not State.ZERO}
+                for value in zeros[edge]:
+                    cuts[value][self.choices[group, NONE]] = None
+        self._keep_zeros(ends, zeros)
+        return ends, starts, {v: list(c) for v, c in cuts.items() if c}
+
+    def _keep_zeros(self, ends: Mapping[int, Sequence[Edge]], zeros: Mapping[Edge, set[int]]) -> None:
+        """An identity further on that would replace an edge's zero excludes that edge's none, then idle."""
+        for edge, values in zeros.items():
+            own = {out for _, out in edge.values(self.costs.trace)}
+            mine = self.choices[self.group_of[edge], NONE]
+            for value in values:
+                for other in ends.get(value, ()):
+                    theirs = self.choices.get((self.group_of[other], IDENTITY))
+                    outer = value not in own or self._is_outer(other, edge)
+                    if other is not edge and outer and theirs is not None:
+                        self.rows.add([(mine, -1.0), (theirs, -1.0)], -1.0)
+
+    def _all(self, edge: Edge) -> list[int]:
+        group = self.group_of[edge]
+        return [self.choices[group, c] for c in (IDENTITY, NONE) if (group, c) in self.choices]
+
+    def _is_outer(self, edge: Edge, other: Edge) -> bool:
+        trace = self.costs.trace
+        return edge.values(trace)[0][0] < other.values(trace)[0][0]
+
+    def solve(self) -> dict[str, str] | None:
+        """The best legal choices; None where there are none within the limit."""
+        scale = max(self.costs.total, 1e-30)
+        if self.limit is not None:
+            self.rows.add([(v, -p / scale) for v, p in self.price.items()], (self.paid - self.limit) / scale)
+        while True:
+            found = self._solution()
+            if found is None:
+                return None
+            if self.limit is not None and self.costs.of(by_edge(self.groups, found)) > self.limit * (1 + 1e-12):
+                # Beyond the limit by the solver's tolerance: this very set is cut off.
+                self._cut(list(found.items()))
+                continue
+            conflicts = self._conflicts(found)
+            if not conflicts:
+                return found
+            for conflict in conflicts:
+                self._cut(conflict)
+
+    def _cut(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Forbid that all these choices are made together."""
+        terms: list[tuple[int, float]] = []
+        count = 0
+        for group, choice in pairs:
+            if choice == ORIGINAL:
+                terms.extend((v, 1.0) for (g, _), v in self.choices.items() if g == group)
+            else:
+                terms.append((self.choices[group, choice], -1.0))
+                count += 1
+        self.rows.add(terms, 1.0 - count)
+
+    def _solution(self) -> dict[str, str] | None:
+        if not self.binaries:
+            fits = self.limit is None or self.costs.total <= self.limit
+            return dict.fromkeys(self.scores, ORIGINAL) if fits else None
+        count = len(self.objective)
+        row, column, value = zip(*self.rows.entries, strict=True) if self.rows.entries else ((), (), ())
+        matrix = csr_array((value, (row, column)), shape=(len(self.rows.bounds), count))
+        integrality = np.zeros(count)
+        integrality[: self.binaries] = 1
+        result = milp(
+            -np.asarray(self.objective),
+            integrality=integrality,
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(matrix, lb=self.rows.bounds),
+            options={"mip_rel_gap": 0.0},
+        )
+        if result.x is None:
+            return None
+        chosen = dict.fromkeys(self.scores, ORIGINAL)
+        for (group, choice), variable in self.choices.items():
+            if result.x[variable] > 0.5:
+                chosen[group] = choice
+        return chosen
+
+    def _conflicts(self, found: Mapping[str, str]) -> list[list[tuple[str, str]]]:
+        """Smallest sets of choices that cannot be made together, disjoint from each other."""
+
+        def wrong(pairs: Iterable[tuple[str, str]]) -> bool:
+            return bool(problems({e: c for g, c in pairs for e in self.groups[g]}))
+
+        rest = [(g, c) for g, c in found.items() if c != ORIGINAL]
+        conflicts = []
+        while rest and wrong(rest):
+            conflict = list(rest)
+            for pair in rest:
+                fewer = [p for p in conflict if p != pair]
+                if wrong(fewer):
+                    conflict = fewer
+            conflicts.append(conflict)
+            rest = [p for p in rest if p not in conflict]
+        return conflicts

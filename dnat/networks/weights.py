@@ -1,0 +1,104 @@
+"""Trained weights for a network: from a file, or by the name under which torchvision publishes them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..naming import unknown
+from .torchvision import import_torchvision
+
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
+
+
+def load_weights(network: nn.Module, source: str, name: str = "", *, download: bool = False) -> list[str]:
+    """Load trained weights into a network.
+
+    A classifier for other classes keeps its initial weights; everything else must fit.
+
+    Args:
+        network: is changed.
+        source: a file (.safetensors, or a state_dict saved by torch; read without running any code in it), a run
+            directory, or for "torchvision:NAME" the name of its weights ("DEFAULT", "IMAGENET1K_V1").
+        name: the network's name.
+        download: whether torchvision's weights may be fetched when they are not at hand.
+
+    Returns:
+        What the user should know.
+
+    Raises:
+        ValueError: no such file or name, a file that cannot be read, or weights that do not fit.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "network.safetensors"
+    if path.suffix or path.exists() or not name.startswith("torchvision:"):
+        state = _read(path)
+    else:
+        state = _published(name.removeprefix("torchvision:"), source, download)
+    return _fit(network, state, source)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"there is no file of weights at {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    for key in _WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise ValueError(f"{path} holds no state_dict (a table of tensors), but {type(found).__name__}")
+    return dict(found)
+
+
+def _published(name: str, source: str, download: bool) -> dict[str, Tensor]:
+    models = import_torchvision().models
+    known = models.get_model_weights(name)
+    if source not in known.__members__:
+        raise unknown(f"weights of {name}", source, [*known.__members__, "a file"])
+    weights = known[source]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not path.exists() and not download:
+        raise ValueError(f"{path} is missing: put {weights.url} there, or add --download")
+    return dict(weights.get_state_dict(progress=False, check_hash=True))
+
+
+def _fit(network: nn.Module, state: dict[str, Tensor], source: str) -> list[str]:
+    if state and all(key.startswith("module.") for key in state):  # saved from DataParallel
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    own = network.state_dict()
+    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
+    foreign = [k for k in state if k not in own]
+    if missing or foreign:
+        lists = (f"{what}: {_some(keys)}" for what, keys in (("missing", missing), ("unknown", foreign)) if keys)
+        raise ValueError(f"the weights of {source} are not those of this network; {'; '.join(lists)}")
+    other = [k for k in own if k in state and own[k].shape != state[k].shape]
+    head = _classifier(network)
+    strange = [k for k in other if k.rpartition(".")[0] != head]
+    if strange:
+        shapes = ", ".join(f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in strange[:3])
+        raise ValueError(f"the weights of {source} have other shapes: {shapes}")
+    network.load_state_dict(own | {k: v for k, v in state.items() if k not in other})
+    if not other:
+        return []
+    classes = (state[other[0]].shape[0], own[other[0]].shape[0])
+    return [f"{head} was trained for {classes[0]} classes, not {classes[1]}: it starts with fresh weights"]
+
+
+def _classifier(network: nn.Module) -> str:
+    """The path of the last layer with weights for each class."""
+    layers = [p for p, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return layers[-1] if layers else ""
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

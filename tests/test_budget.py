@@ -1,0 +1,128 @@
+import itertools
+import random
+
+import pytest
+import torch
+from reference import SMALL, images, small
+
+import dnat
+from dnat.budget import Costs, InfeasibleError, best, by_edge, cheapest
+from dnat.discretization import discretization
+from dnat.edges import problems
+
+
+def edges_of(network):
+    return dnat.find_edges(dnat.trace(network, images()))
+
+
+def groups_of(edges, mode="full"):
+    groups = {}
+    for edge in edges:
+        groups.setdefault(edge.key if mode == "full" else edge.group, []).append(edge)
+    return groups
+
+
+def legal_of(groups):
+    return {g: [c for c in m[0].choices if all(c in e.choices for e in m)] for g, m in groups.items()}
+
+
+def every_set(groups):
+    """All legal choices of groups, by trying every one."""
+    legal = legal_of(groups)
+    for choices in itertools.product(*legal.values()):
+        found = dict(zip(legal, choices, strict=True))
+        if not problems(by_edge(groups, found)):
+            yield found
+
+
+BRUTE = [n for n in SMALL if "skips" not in n]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_costs_are_those_of_the_discretized_network(name):
+    network = small(name)
+    edges = edges_of(network)
+    costs = Costs(edges)
+    assert costs.of({}) == costs.total == dnat.cost(network, images()).madds
+    sets = list(itertools.islice(every_set(groups_of(edges)), 3000))
+    for choices in random.Random(1).sample(sets, min(len(sets), 30)):
+        made = discretization(network, choices, images(), edges=edges)
+        assert not made.kept
+        real = dnat.cost(made.network, images()).madds
+        assert costs.of({e: choices[e.key] for e in edges}) == real, choices
+
+
+@pytest.mark.parametrize("mode", ["full", "cell"])
+@pytest.mark.parametrize("name", BRUTE)
+def test_the_best_set_is_that_of_an_exhaustive_search(name, mode):
+    edges = edges_of(small(name))
+    groups, costs = groups_of(edges, mode), Costs(edges)
+    legal = legal_of(groups)
+    sets = list(every_set(groups))
+    prices = [costs.of(by_edge(groups, s)) for s in sets]
+    assert cheapest(groups, legal, costs)[1] == min(prices)
+    generator = random.Random(2)
+    for _ in range(6):
+        scores = {g: {c: generator.uniform(-1, 1) for c in choices} for g, choices in legal.items()}
+        worth = [sum(scores[g][c] for g, c in s.items()) for s in sets]
+        for limit in {min(prices), costs.total, *generator.sample(prices, min(4, len(prices)))}:
+            found = best(groups, scores, costs, limit)
+            assert costs.of(by_edge(groups, found)) <= limit
+            assert not problems(by_edge(groups, found))
+            value = sum(scores[g][c] for g, c in found.items())
+            assert value == pytest.approx(max(w for w, p in zip(worth, prices, strict=True) if p <= limit))
+
+
+@pytest.mark.parametrize("name", BRUTE)
+def test_what_cannot_be_reached_is_said(name):
+    edges = edges_of(small(name))
+    groups, costs = groups_of(edges), Costs(edges)
+    scores = {g: dict.fromkeys(c, 0.0) for g, c in legal_of(groups).items()}
+    least = min(costs.of(by_edge(groups, s)) for s in every_set(groups))
+    with pytest.raises(InfeasibleError, match=f"smallest reachable cost is {least:.6g}"):
+        best(groups, scores, costs, least - 1)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_expected_cost_is_the_mean_over_random_choices(name):
+    """Of independent choices, where no two edges can only together make something unnecessary."""
+    edges = edges_of(small(name))
+    groups, costs = groups_of(edges), Costs(edges)
+    legal = legal_of(groups)
+    table = costs.expectation(groups, legal)
+    assert table.total == costs.total
+    for group, choices in legal.items():
+        for choice in choices:
+            alone = costs.of({e: choice for e in groups[group]})
+            kept = table.fixed + sum(s for s, killers in table.shares if (group, choice) not in killers)
+            kept += sum(a for g, a in table.added if g == group and choice == "identity")
+            assert kept == pytest.approx(alone)
+
+
+def test_any_weights_of_operations_can_be_budgeted():
+    network = small("residual")
+    edges = edges_of(network)
+    trace = edges[0].program.traces[0]
+    costs = Costs(edges, [1.0] * len(trace.operations))
+    assert costs.total == len(trace.operations)
+    assert costs.of({edges[-1]: "none"}) < costs.total - 3  # a convolution, a norm, an activation, another one
+    with pytest.raises(ValueError, match="2 weights for"):
+        Costs(edges, [1.0, 2.0])
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small", "densenet121", "googlenet", "vit_b_16"])
+def test_budgets_of_real_networks_are_kept(name):
+    size = 224 if "vit" in name else 64
+    options = {"init_weights": False} if name == "googlenet" else {}
+    network = dnat.build(f"torchvision:{name}", seed=0, **options)
+    edges = dnat.find_edges(dnat.trace(network, torch.zeros(2, 3, size, size)))
+    groups, costs = groups_of(edges), Costs(edges)
+    legal = legal_of(groups)
+    least = cheapest(groups, legal, costs)[1]
+    generator = random.Random(3)
+    scores = {g: {c: generator.uniform(-1, 1) for c in choices} for g, choices in legal.items()}
+    for share in (0.01, 0.3, 0.8):
+        limit = least + share * (costs.total - least)
+        found = best(groups, scores, costs, limit)
+        assert costs.of(by_edge(groups, found)) <= limit
+        assert not problems(by_edge(groups, found))

@@ -21,7 +21,7 @@ from .seeds import check_seed
 
 Mode = Literal["full", "cell"]
 Gate = Literal["raw", "sigmoid"]
-Commit = Literal["reset", "fold"]
+Commit = Literal["reset", "fold", "merge"]
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
@@ -182,7 +182,7 @@ class Config:
     skip_threshold: float = _FROM_PRESET
     """A null edge becomes an identity when its gate exceeds this."""
     commit: Commit = _FROM_PRESET
-    """What becomes of theta of a kept operation: "reset" to 1, or "fold" into its norm or weights."""
+    """What becomes of theta of a kept operation: "reset" to 1, "fold" into its norm or weights, or "merge"."""
 
     distillation: float = _FROM_PRESET
     """Weight, from 0 to 1, of the answers of the original, as it was given, beside the labels."""

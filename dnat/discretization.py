@@ -20,10 +20,14 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges, problems, replacements
+from .merging import merge
 from .naming import unknown
 from .operations import FactorizedReduce, copying_identity, forgiving_identity
 from .relaxation import IDENTITY_NAME, RelaxedNetwork, relax
 from .tracing import GATHERING, Example, Program, State, behaviour, copied, examples_of, in_mode, trace
+
+SCALES = ("reset", "fold", "merge")
+"""What can become of theta of kept operations; see `discretization`."""
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Discretization:
         kept: {edge key: why} for choices that could not be carried out; the operation is still there.
         removed: paths of the modules that are gone, because they were dropped or fed nothing any more.
         notes: what else is worth knowing (a theta that could not be folded).
+        merged: names of the parameters that hold something new, because an identity was merged into them.
     """
 
     network: nn.Module
@@ -43,6 +48,7 @@ class Discretization:
     kept: dict[str, str] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    merged: frozenset[str] = frozenset()
 
 
 def discretize(
@@ -67,7 +73,9 @@ def discretization(
         choices: {edge key: "original" | "identity" | "none"}; edges that are missing stay original.
         example: see `dnat.trace`.
         scales: what becomes of theta of kept operations of a relaxed network: "reset" (to 1) or "fold" (multiplied
-            into the norm, convolution or linear layer at the edge's end, which computes the same).
+            into the norm, convolution or linear layer at the edge's end), or "merge" (folded, and what the edge
+            passes by its operation merged into the operation's convolution or linear layer, where it has one: in
+            eval mode that computes what the relaxed edge does).
         edges: the network's edges where they are known; otherwise they are found.
 
     Returns:
@@ -77,13 +85,18 @@ def discretization(
     Raises:
         ValueError: an unknown edge, an illegal choice, choices that cannot be made together, unknown scales.
     """
-    if scales not in ("reset", "fold"):
-        raise unknown("scales", scales, ["reset", "fold"])
+    if scales not in SCALES:
+        raise unknown("scales", scales, SCALES)
     relaxed = network if isinstance(network, RelaxedNetwork) else None
     plain = relaxed.detached() if relaxed else copied(network)
     edges = relaxed.edges if relaxed else tuple(edges or find_edges(trace(network, example)))
     wanted = _checked(choices, edges)
-    notes = _fold(plain, relaxed, wanted) if relaxed and scales == "fold" else []
+    merged: dict[Edge, list[str]] = {}
+    if relaxed and scales == "merge":
+        merged = merge(plain, relaxed, [e for e, c in wanted.items() if c == ORIGINAL], example)
+    notes = []
+    if relaxed and scales != "reset":
+        notes = _fold(plain, relaxed, {e: c for e, c in wanted.items() if e not in merged})
     reference = _one_hot(plain, relaxed, edges, wanted)
     attempt = _build(plain, reference, wanted, example)
     if attempt.kept:
@@ -102,6 +115,7 @@ def discretization(
     after = {p for p, m in attempt.network.named_modules() if not isinstance(m, nn.Identity)}
     attempt.removed = tuple(p for p, _ in plain.named_modules() if p in before - after)
     attempt.notes = notes
+    attempt.merged = frozenset(name for names in merged.values() for name in names)
     attempt.network.train(network.training)
     return attempt
 

@@ -503,7 +503,7 @@ class _Run:
         trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
         for name, parameter in trainer.weights.named_parameters():
-            if name in momentum:
+            if name in momentum and name not in made.merged:
                 trainer.optimizer.state[parameter]["momentum_buffer"] = momentum[name]
         reports = tuple(
             EdgeReport(

@@ -29,6 +29,7 @@ ORDER = [
     "selection",
     "data",
     "training",
+    "merging",
     "discretization",
     "planning",
     "tracking",

@@ -80,6 +80,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 600,
         "lr": 0.025,
         "distillation": 0.0,
+        "settle": 0.0,
         "gate": "raw",  # o(x) = theta_same * op(x) + theta_identity * x; no normalization
         "commit": "reset",  # the kept operation goes on with theta 1
         "skips": True,  # the hand-made networks carry the null edges of NAT's genotypes
@@ -88,12 +89,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "theta_betas": (0.5, 0.999),
         "zero_one_weight": 0.0,
         "cost_weight": 0.0,
+        "cost_target": 0.0,
     },
     # What we found to work better; docs/log.md has the figures behind each value.
     "improved": {
         "epochs": 200,
         "lr": 0.025,
         "distillation": 0.0,
+        "settle": 0.5,  # choices are made half way through the stage and come into force step by step
         "gate": "sigmoid",  # bounded gates that prefer to be 0 or 1, so that committing changes little
         "commit": "fold",  # the kept operation goes on with its theta folded into norm or weights
         "skips": False,
@@ -102,6 +105,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "theta_betas": (0.9, 0.999),
         "zero_one_weight": 0.01,
         "cost_weight": 0.2,
+        "cost_target": 0.5,  # below this share nothing is charged: pressure alone must not ruin a network
     },
 }
 
@@ -169,6 +173,8 @@ class Config:
     """Weight of the loss that pulls gates towards 0 or 1 (FairDARTS)."""
     cost_weight: float = _FROM_PRESET
     """Weight of the loss that charges each kept operation its share of the network's multiply-adds."""
+    cost_target: float = _FROM_PRESET
+    """Share of the network's cost below which nothing is charged; with a budget, the budget stands here."""
     single_pass: bool = False
     """Take the gradients of weights and theta from one backward pass instead of two."""
     budget: str | float | None = None
@@ -177,6 +183,9 @@ class Config:
     """Longest time that the result may take for a batch of `latency_batch`: a share, or a time ("5ms")."""
     latency_batch: int = 1
     """Images of the batch whose time counts for `latency_budget`."""
+    settle: float = _FROM_PRESET
+    """Last part of the architecture stage, in which the choices are made already and come into force step by step:
+    gates go to 0 and 1 while the weights train on, so that dropping the rest loses nothing. 0: all at once."""
     skips: bool = _FROM_PRESET
     """Whether networks made by name carry the null edges of NAT's genotypes, where they have them."""
     skip_threshold: float = _FROM_PRESET
@@ -215,6 +224,8 @@ class Config:
         limit = f"from 1 to epochs ({self.epochs})"
         _check(self, "architecture_epochs", limit, lambda v: 1 <= v <= self.epochs)
         _check(self, "distillation", "from 0 to 1", lambda v: 0 <= v <= 1)
+        _check(self, "cost_target", "from 0 to 1", lambda v: 0 <= v <= 1)
+        _check(self, "settle", "in [0, 1)", lambda v: 0 <= v < 1)
         for name in (
             "lr",
             "theta_reach",

@@ -106,11 +106,38 @@ class Theta(nn.Module):
         self.gate = gate
         start = torch.tensor([float(choice == ORIGINAL) for choice in CHOICES])
         self.theta = nn.Parameter(start.repeat(rows, 1))
+        # While choices are being settled: the gates at its beginning, and those that are its end.
+        self.register_buffer("start_gates", None, persistent=False)
+        self.register_buffer("end_gates", None, persistent=False)
+        self.settled = 0.0
         # The gates of the forward pass that runs now: computed once for all edges, forgotten at its end.
         self._now: list[tuple[Tensor, Tensor]] | None = None
 
+    def settle(self, end: Tensor) -> None:
+        """Leave theta alone from now on: the gates go straight from where they are to others.
+
+        `settled` says how far they are, from 0 to 1.
+
+        Args:
+            end: the gates at the end (groups, 3).
+        """
+        self.start_gates, self.end_gates = self.gates().detach().clone(), end.to(self.theta)
+        self.settled = 0.0
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether `settle` was called."""
+        return self.end_gates is not None
+
     def gates(self) -> Tensor:
-        """g(theta): (groups, 3), columns none, identity, original."""
+        """The gates of the forward pass: (groups, 3), columns none, identity, original."""
+        if self.end_gates is None:
+            return self._gates_of_theta()
+        assert isinstance(self.start_gates, Tensor)
+        return torch.lerp(self.start_gates, self.end_gates, self.settled)
+
+    def _gates_of_theta(self) -> Tensor:
+        """g(theta)."""
         if self.gate == "raw":
             return self.theta
         half = torch.full_like(self.theta, STEEPNESS / 2)
@@ -235,6 +262,20 @@ class RelaxedNetwork(nn.Module):
     def thetas(self) -> Iterator[nn.Parameter]:
         """The architecture parameters: one tensor (groups, 3), columns none, identity, original."""
         return self.architecture.parameters()
+
+    def settle(self, choices: Mapping[str, str]) -> None:
+        """Let the gates go from where they are to those of the choices, where they are one-hot (none: all 0).
+
+        `architecture.settled` says how far they are. At the end the network computes what the plain one does.
+
+        Args:
+            choices: {edge key: choice} for every edge; edges of a group have one choice.
+        """
+        end = torch.zeros(len(self.groups), len(CHOICES))
+        for edge in self.edges:
+            if choices[edge.key] != NONE:
+                end[self.row(edge), CHOICES.index(choices[edge.key])] = 1.0
+        self.architecture.settle(end)
 
     @torch.no_grad()
     def set_one_hot(self, choices: Mapping[str, str]) -> None:

@@ -72,12 +72,22 @@ def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
 def theta_rate(config: Config, batches: int) -> float:
     """The learning rate of theta: as configured, or so that theta can move by `theta_reach` in its stage.
 
-    >>> theta_rate(Config(architecture_epochs=3, theta_reach=6.0), batches=100)
+    >>> theta_rate(Config(architecture_epochs=3, theta_reach=6.0, settle=0), batches=100)
     0.02
     """
     if config.lr_theta is not None:
         return config.lr_theta
-    return config.theta_reach / (config.architecture_epochs * batches)
+    return config.theta_reach / theta_steps(config, batches)
+
+
+def theta_steps(config: Config, batches: int) -> int:
+    """The steps in which theta is trained: those of the architecture stage before the choices settle.
+
+    >>> theta_steps(Config(architecture_epochs=3, settle=0.5), batches=100)
+    150
+    """
+    steps = config.architecture_epochs * batches
+    return max(steps - round(config.settle * steps), 1)
 
 
 def theta_optimizer(relaxed: RelaxedNetwork, config: Config, batches: int) -> torch.optim.Optimizer:
@@ -155,7 +165,7 @@ class ArchitectureLoss:
     The expected cost is what would remain of the cost that choices can take away, if each group chose by a softmax
     of its gates over its legal choices (none counts with its threshold), at a temperature of 1/4. It compares
     choices, so it also works where a gate alone means nothing because a norm undoes every scale; an operation
-    inside a block or before a dropped branch counts as gone with it. With a limit, only what lies above it is
+    inside a block or before a dropped branch counts as gone with it. Only what lies above the limit is
     charged. The distance is the sum over free gates of (g - 1/2)^2, which pulls gates to 0 or 1 (FairDARTS takes
     its mean; with a sum a gate feels the same pull in any network).
 
@@ -163,7 +173,7 @@ class ArchitectureLoss:
         relaxed: the network.
         config: with the weights.
         costs: what choices cost; by default their multiply-adds.
-        limit: in the unit of the costs; None charges everything.
+        limit: in the unit of the costs, nothing below it is charged; by default `config.cost_target` of all.
     """
 
     TEMPERATURE = 0.25
@@ -202,7 +212,8 @@ class ArchitectureLoss:
         self.killers = self.killers.to(theta)
         self.shares = torch.tensor([share / changeable for share, _ in table.shares]).to(theta)
         self.added = (added / changeable).to(theta)
-        self.free_of_charge = 0.0 if limit is None else (limit - table.fixed) / changeable
+        limit = self.config.cost_target * table.total if limit is None else limit
+        self.free_of_charge = max(limit - table.fixed, 0.0) / changeable
 
     def __call__(self) -> Tensor:
         """The loss of theta as it is now, 0-dim."""
@@ -301,7 +312,8 @@ class Trainer:
             images: (N, C, H, W).
             labels: (N,) class numbers.
         """
-        single = self.relaxed is not None and self.config.single_pass
+        settling = self.settle(self.progress.step + 1)
+        single = self.relaxed is not None and self.config.single_pass and not settling
         answers = self._answers(images)
         thetas = list(self.relaxed.thetas()) if self.relaxed else []
         with frozen([] if single else thetas):
@@ -317,10 +329,18 @@ class Trainer:
         with torch.no_grad():
             n = labels.new_tensor(len(labels)).to(self.wide)
             self.progress.totals += torch.stack([loss.detach().to(self.wide) * n, correct.to(self.wide), n])
-        if self.theta:
+        if self.theta and not settling:
             if not single:
                 self._theta_gradient(images, labels, answers)
             self.theta.step()
+
+    def settle(self, step: int) -> bool:
+        """Put the gates where they are at a step, if they settle; says whether they do."""
+        if self.relaxed is None or not self.relaxed.architecture.is_settling:
+            return False
+        first, last = theta_steps(self.config, self.batches), self.batches * self.config.architecture_epochs
+        self.relaxed.architecture.settled = min(max(step - first, 0) / max(last - first, 1), 1.0)
+        return True
 
     def _theta_gradient(self, images: Tensor, labels: Tensor, answers: Tensor | None) -> None:
         assert self.architecture_loss is not None

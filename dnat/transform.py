@@ -8,7 +8,7 @@
 import hashlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -21,7 +21,7 @@ from .config import Amount, Config
 from .cost import Cost, Latency, cost, latency
 from .data import Data, load
 from .discretization import Discretization, discretization
-from .edges import ORIGINAL
+from .edges import ORIGINAL, Edge
 from .networks import accepts, build
 from .planning import Plan, make_plan
 from .records import Records
@@ -41,6 +41,7 @@ from .training import (
     learning_rate,
     scores,
     theta_rate,
+    theta_steps,
     weight_optimizer,
 )
 
@@ -349,6 +350,7 @@ class _Run:
     stop: Callable[[Progress], bool] | None
     history: list[dict[str, Any]] = field(default_factory=list)
     commitment: Commitment | None = None
+    decided: dict[str, Any] | None = None
     plan: Plan | None = None
     teacher: nn.Module | None = None
     given_digest: str = ""
@@ -413,7 +415,7 @@ class _Run:
         return plan
 
     def _warn_of_short_stage(self) -> None:
-        steps = self.trainer.batches * self.config.architecture_epochs
+        steps = theta_steps(self.config, self.trainer.batches)
         rate = theta_rate(self.config, self.trainer.batches)
         reach = rate * steps
         if reach < 3:
@@ -463,6 +465,7 @@ class _Run:
         for _ in trainer.epoch():
             progress.seconds[trainer.stage] = before + time.monotonic() - started
             self.tracker.batch(progress)
+            self._settle_when_due()
             if self.stop and self.stop(progress):
                 self._save(program)
                 raise Interrupted(f"stopped after epoch {progress.epoch}, batch {progress.batch}")
@@ -498,7 +501,12 @@ class _Run:
         """Make the choices: the relaxed network becomes a plain one, momentum and learning rate go on."""
         config, old = self.config, self.trainer
         assert self.plan
-        decisions, made, notes = self._within_limit(relaxed, example, self.plan)
+        if self.decided:
+            decisions = _decisions_from(self.decided["decisions"], self.plan.edges)
+            notes = self.decided["notes"]
+            made = discretization(relaxed, {d.edge.key: d.choice for d in decisions}, example)
+        else:
+            decisions, made, notes = self._within_limit(relaxed, example, self.plan)
         price = Costs(self.plan.edges)
         trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
@@ -535,6 +543,23 @@ class _Run:
         self.trainer = trainer
         changed = sum(c != ORIGINAL for c in made.choices.values())
         self.tracker.committed(changed, len(made.choices))
+
+    def _settle_when_due(self) -> None:
+        """Make the choices when theta's steps are done, if they are to settle before they come into force."""
+        relaxed, config = self.trainer.relaxed, self.config
+        if relaxed is None or self.decided or not config.settle:
+            return
+        if self.trainer.progress.step < theta_steps(config, self.trainer.batches):
+            return
+        assert self.plan
+        decisions, made, notes = self._within_limit(relaxed, self.data.example(2), self.plan)
+        rows = [{"key": d.edge.key, **{k: getattr(d, k) for k in _DECIDED}} for d in decisions]
+        # What cannot be carried out is not trained for.
+        for row in rows:
+            if row["key"] in made.kept:
+                row |= {"choice": ORIGINAL, "reason": made.kept[row["key"]]}
+        self.decided = {"decisions": rows, "notes": notes}
+        relaxed.settle({row["key"]: row["choice"] for row in rows})
 
     def _within_limit(
         self, relaxed: RelaxedNetwork, example: Tensor, plan: Plan
@@ -582,6 +607,7 @@ class _Run:
         state: dict[str, Any] = {
             "fingerprint": program.fingerprint,
             "given": self.given_digest,
+            "decided": self.decided,
             "progress": {**asdict(replace(progress, totals=torch.zeros(0))), "totals": progress.totals.cpu()},
             "commitment": asdict(self.commitment) if self.commitment else None,
             "network": {k: v.cpu() for k, v in trainer.network.state_dict().items()},
@@ -598,6 +624,9 @@ class _Run:
 
     def _restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
         trainer.network.load_state_dict(state["network"])
+        self.decided = state["decided"]
+        if self.decided and trainer.relaxed:
+            trainer.relaxed.settle({row["key"]: row["choice"] for row in self.decided["decisions"]})
         for name, parameter in trainer.weights.named_parameters():
             if name in state["momentum"]:
                 buffer = torch.empty_like(parameter).copy_(state["momentum"][name])
@@ -606,10 +635,23 @@ class _Run:
             trainer.theta.load_state_dict(state["theta"])
         for name, value in state["progress"].items():
             setattr(trainer.progress, name, value)
+        trainer.settle(trainer.progress.step)
         trainer.progress.totals = trainer.progress.totals.to(trainer.device, trainer.wide)
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+_DECIDED = ("gates", "choice", "margin", "reason")
+
+
+def _decisions_from(rows: Iterable[Mapping[str, Any]], edges: Iterable[Edge]) -> tuple[Decision, ...]:
+    """Decisions as they were kept with a checkpoint."""
+    by_key = {edge.key: edge for edge in edges}
+    return tuple(
+        Decision(by_key[row["key"]], tuple(row["gates"]), row["choice"], row["margin"], row["reason"])
+        for row in rows
+    )
 
 
 def _momentum(trainer: Trainer) -> dict[str, Tensor]:

@@ -94,15 +94,16 @@ def test_stopping_at_every_batch_in_turn_gives_the_same_bits(tmp_path):
         assert [row["epoch"] for row in records.metrics()] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("forgotten", ["momentum", "torch_rng", "theta", "progress", "network"])
+@pytest.mark.parametrize("forgotten", ["momentum", "torch_rng", "theta", "decided", "progress", "network"])
 def test_each_part_of_a_checkpoint_matters(forgotten, tmp_path, monkeypatch):
     """The control of the tests above: leave one thing out, and the bits differ."""
     from dnat.transform import _Run
 
     j = job()
+    at = 2 if forgotten == "theta" else 4  # theta is trained in 3 steps, then the choices settle in 3 more
     whole = dnat.transform(network(), tiny_data(), j.config).results()
     with Records.open(tmp_path / "run", j) as records, pytest.raises(Interrupted):
-        dnat.transform(network(), tiny_data(), j.config, records=records, stop=lambda p: p.step == 4)
+        dnat.transform(network(), tiny_data(), j.config, records=records, stop=lambda p: p.step == at)
     restore = _Run._restore
 
     def forgetful(self, trainer, state):
@@ -110,6 +111,8 @@ def test_each_part_of_a_checkpoint_matters(forgotten, tmp_path, monkeypatch):
         first = copy.deepcopy(trainer.network.state_dict())
         if forgotten == "momentum":
             state["momentum"] = {}
+        if forgotten == "decided":
+            state["decided"] = None
         if forgotten == "progress":
             state["progress"]["step"] = 0
         restore(self, trainer, state)
@@ -188,8 +191,54 @@ def test_awkward_networks_go_through_the_whole_story(name, mode):
     assert torch.isfinite(result.network(images())).all()
 
 
+def test_nothing_is_lost_at_the_commit_when_choices_have_settled():
+    result = dnat.transform(network(), tiny_data(), config(**PRESSED))
+    assert set(result.choices.values()) != {"original"}
+    assert result.commitment.compact.loss == pytest.approx(result.commitment.relaxed.loss, rel=1e-6)
+    abrupt = dnat.transform(network(), tiny_data(), config(**PRESSED, settle=0.0)).commitment
+    assert abrupt.compact.loss != pytest.approx(abrupt.relaxed.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("settle", [0.0, 0.5])
+@pytest.mark.parametrize("budget", [0.8, "60%", 0.45])
+def test_a_budget_is_kept_by_the_whole_story(budget, settle):
+    given = small("resnet8")
+    limit = {"60%": 0.6}.get(budget, budget) * dnat.cost(given, images()).madds
+    result = dnat.transform(given, tiny_data(classes=5), config(budget=budget, settle=settle))
+    assert result.cost_after.madds <= limit
+
+
+def test_a_budget_out_of_reach_is_refused_before_anything_is_trained():
+    with pytest.raises(ValueError, match="the smallest reachable cost is"):
+        dnat.transform(small("resnet8"), tiny_data(classes=5), config(budget=0.01))
+
+
+def test_a_time_budget_leaves_less_to_do(tmp_path):
+    j = job(latency_budget=0.7)
+    with Records.open(tmp_path / "run", j) as records:
+        result = dnat.transform(small("resnet8"), tiny_data(classes=5), j.config, records=records)
+        seconds = records.read_json("latencies.json")["seconds"]
+    assert result.cost_after.madds < result.cost_before.madds
+    assert sum(seconds) == pytest.approx(result.latency_before.seconds, rel=3)
+
+
+def test_the_report_says_what_was_saved_and_what_could_not_change():
+    given = small("residual")
+    result = dnat.transform(given, tiny_data(), config(budget=0.5))
+    moment = result.commitment
+    changed = [e for e in moment.edges if e.choice != "original"]
+    assert changed
+    before = dnat.cost(given, images(2)).madds
+    for edge in changed:
+        alone = dnat.discretize(given, {edge.key: edge.choice}, images(2))
+        assert edge.saved == before - dnat.cost(alone, images(2)).madds
+    reasons = {e.key: dict(e.refused) for e in moment.fixed}
+    assert reasons["stem>stem_norm"]["identity"] == "its input is 3x8x8, its output 4x8x8"
+    assert "no longer depend on the input" in reasons["stem>stem_norm"]["none"]
+
+
 def test_a_short_stage_is_warned_of():
-    with pytest.warns(UserWarning, match=r"lr_theta 0.001 x 6 steps moves theta by at most 0.006: no choice can"):
+    with pytest.warns(UserWarning, match=r"lr_theta 0.001 x 3 steps moves theta by at most 0.003: no choice can"):
         dnat.transform(network(), tiny_data(), config(lr_theta=0.001))
 
 

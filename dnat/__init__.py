@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import Config as Config
     from .cost import Cost as Cost
+    from .cost import Latency as Latency
     from .cost import cost as cost
+    from .cost import latency as latency
     from .data import Data as Data
     from .data import load as load
     from .discretization import discretize as discretize
     from .edges import Edge as Edge
     from .edges import find_edges as find_edges
+    from .export import export as export
     from .networks import build as build
     from .records import Records as Records
     from .relaxation import RelaxedNetwork as RelaxedNetwork
@@ -46,10 +49,13 @@ _HOME = {
     "discretize": "discretization",
     "cost": "cost",
     "Cost": "cost",
+    "latency": "cost",
+    "Latency": "cost",
     "Config": "config",
     "transform": "transform",
     "train": "transform",
     "evaluate": "training",
+    "export": "export",
     "Transformation": "transform",
     "Records": "records",
 }

@@ -207,7 +207,7 @@ def evaluate(run: Path, data_root: str | None) -> None:
 
     job = read_job(run)
     data = load_data(replace(job, data_root=data_root) if data_root else job)
-    network, job, data = restore(run, data)
+    network, job, _ = restore(run)
     result = test(network, data, job.config)
     click.echo(f"test accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {len(data.test_labels)} images")
     click.echo(str(cost(network, data.example(2))))
@@ -268,6 +268,32 @@ def draw(run: Path, formats: tuple[str, ...]) -> None:
 
     for path in redraw(run, formats):
         click.echo(path)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", "form", required=True, help="safetensors, py (torch-only Python), pt2 or onnx.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write (default: RUN/exported.FORM).")
+@click.option("--verify/--no-verify", default=True, help="Read it again in a fresh process and compare.")
+def export(run: Path, form: str, out: Path | None, verify: bool) -> None:
+    """Write a finished run's network to files that need no dnat.
+
+    \b
+    dnat export runs/resnet8-digits-dnat-seed0 --to py
+    dnat export runs/resnet8-digits-dnat-seed0 --to onnx --out model.onnx
+    """
+    from .export import export as write
+    from .runs import restore
+
+    network, _, example = restore(run)
+    # A run's own network.safetensors stays as it is.
+    written = write(network, example, form, out or run / "exported", verify=verify)
+    for path in written.files:
+        click.echo(path)
+    for note in written.notes:
+        click.echo(f"note: {note}")
+    if verify:
+        click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
 
 
 @cli.command()

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -38,14 +39,19 @@ def load_data(job: Job, *, download: bool = False) -> Data:
 
 
 def build_network(
-    job: Job, data: Data, *, download: bool = False, notify: Callable[[str], None] = lambda text: None
+    job: Job,
+    classes: int,
+    channels: int = 3,
+    *,
+    download: bool = False,
+    notify: Callable[[str], None] = lambda text: None,
 ) -> nn.Module:
-    """The network that a job names, for its data, with initial weights from its seed or trained ones."""
+    """The network that a job names, for so many classes, with initial weights from its seed or trained ones."""
     options: dict[str, Any] = {}
     if accepts(job.network, "num_classes"):
-        options["num_classes"] = data.num_classes
-    if data.channels != 3 and accepts(job.network, "in_channels"):
-        options["in_channels"] = data.channels
+        options["num_classes"] = classes
+    if channels != 3 and accepts(job.network, "in_channels"):
+        options["in_channels"] = channels
     if job.network in NETWORKS and accepts(job.network, "skips"):
         options["skips"] = job.config.skips
     network = build(job.network, seed=job.config.seed, **(options | job.network_options))
@@ -86,7 +92,7 @@ def run(
         with Records.open(directory, job) as records:
             return records.record()
     data = load_data(job, download=download)
-    network = build_network(job, data, download=download, notify=notify)
+    network = build_network(job, data.num_classes, data.channels, download=download, notify=notify)
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
     check(network, data, job.config, transforming=METHODS[job.method] is transform)
@@ -119,6 +125,8 @@ def _finish(
         "latency": {"before": asdict(result.latency_before), "after": asdict(result.latency_after)},
         "job": job.flat() | {"data_root": None},
         "data_fingerprint": data.fingerprint(),
+        "classes": list(data.classes),
+        "image_shape": list(data.example(1).shape[1:]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
@@ -217,20 +225,21 @@ def redraw(directory: str | Path, formats: tuple[str, ...] = ("png", "svg")) -> 
     return draw(Path(directory), rows, job, before, after, formats)
 
 
-def restore(directory: str | Path, data: Data | None = None) -> tuple[nn.Module, Job, Data]:
-    """The trained network of a finished run, its job and its data.
+def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
+    """The trained network of a finished run, its job, and a batch of the shape that it takes; needs no data set.
 
     Raises:
         ValueError: no run directory, or a run that is not finished.
     """
-    job, _, architecture = _read(directory)
-    data = data or load_data(job)
-    network = build_network(replace(job, weights=None), data)  # its own weights follow
+    job, record, architecture = _read(directory)
+    shape = record["image_shape"]
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    network = build_network(replace(job, weights=None), len(record["classes"]), shape[0])  # its own weights follow
     if architecture["commitment"]:
         choices = Commitment.from_dict(architecture["commitment"]).choices
-        network = discretize(network, choices, data.example(2))
+        network = discretize(network, choices, example)
     network.load_state_dict(load_file(Path(directory) / "network.safetensors"))
-    return network.eval(), job, data
+    return network.eval(), job, example
 
 
 def _read(directory: str | Path) -> tuple[Job, dict[str, Any], dict[str, Any]]:

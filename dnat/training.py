@@ -23,6 +23,9 @@ from .edges import IDENTITY, NONE, ORIGINAL
 from .relaxation import CHOICES, RelaxedNetwork
 from .selection import none_threshold
 
+FASTEST_THETA = 0.1
+"""The largest learning rate that is chosen for theta."""
+
 CHECK_EVERY = 8
 """Steps between two looks at whether the loss is finite: each look waits for the device."""
 
@@ -70,14 +73,17 @@ def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
 
 
 def theta_rate(config: Config, batches: int) -> float:
-    """The learning rate of theta: as configured, or so that theta can move by `theta_reach` in its stage.
+    """The learning rate of theta: as configured, or so that theta can move by `theta_reach` in its steps.
+
+    It is at most `FASTEST_THETA` then: in a stage of a few steps theta would shoot past every balance between the
+    loss and the cost.
 
     >>> theta_rate(Config(architecture_epochs=3, theta_reach=6.0, settle=0), batches=100)
     0.02
     """
     if config.lr_theta is not None:
         return config.lr_theta
-    return config.theta_reach / theta_steps(config, batches)
+    return min(config.theta_reach / theta_steps(config, batches), FASTEST_THETA)
 
 
 def theta_steps(config: Config, batches: int) -> int:

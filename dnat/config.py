@@ -166,7 +166,7 @@ class Config:
     lr_theta: float | None = None
     """Learning rate of theta, constant; None takes `theta_reach` / steps of the architecture stage."""
     theta_reach: float = 6.0
-    """How far theta could move before the choices are made, where lr_theta is not given (its rate is at most 0.1)."""
+    """How far theta could move before the choices are made, where lr_theta is not given (at most 0.1 a step)."""
     theta_betas: tuple[float, float] = _FROM_PRESET
     """Adam's betas for theta (the first is the momentum when theta is trained by SGD)."""
     zero_one_weight: float = _FROM_PRESET

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from reference import images, small
 from torch import nn
 
 import dnat
+from dnat.cost import latency, operation_seconds
 from dnat.networks import accepts
 from dnat.operations import FactorizedReduce, NullEdge
 
@@ -52,7 +54,7 @@ def test_all_kinds_of_layers_by_hand():
         def forward(self, x, tokens):
             y = self.transposed(self.grouped(x))
             q = self.attention(tokens)
-            return y.sum() + torch.nn.functional.scaled_dot_product_attention(q, q, q).sum()
+            return y.sum() + nn.functional.scaled_dot_product_attention(q, q, q).sum()
 
     x, tokens = torch.zeros(2, 4, 6, 6), torch.zeros(2, 7, 3)
     by_hand = 8 * 9 * 36 + 8 * 2 * 4 * 36 + 7 * 3 * 5 + 2 * 7 * 7 * 5
@@ -120,3 +122,50 @@ def test_options():
     assert not accepts("resnet20", "depth")
     assert accepts("torchvision:resnet18", "num_classes")
     assert dnat.build("torchvision:resnet18", num_classes=7).fc.out_features == 7
+
+
+def test_latency_is_a_median_of_many_runs():
+    network = nn.Linear(512, 512)
+    found = latency(network, torch.zeros(64, 512), least_runs=25, least_seconds=0)
+    assert found.runs == 25
+    assert (found.batch, found.device) == (64, "cpu")
+    assert 0 < found.seconds < 1
+    assert found.spread >= 0
+
+
+def test_a_network_that_does_more_takes_longer():
+    size = 256
+    one = nn.Linear(size, size)
+    many = nn.Sequential(*(nn.Linear(size, size) for _ in range(12)))
+    x = torch.zeros(64, size)
+    assert latency(many, x, least_seconds=0.05).seconds > 3 * latency(one, x, least_seconds=0.05).seconds
+
+
+def test_latency_leaves_the_network_alone():
+    network = small("residual").train()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    latency(network, images(), least_runs=5, least_seconds=0)
+    operation_seconds(network, images(), dnat.trace(network, images()), repeats=2)
+    assert network.training
+    assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+def test_seconds_of_operations_go_to_those_that_work():
+    """Two linear layers, one of them with a hundred times the work."""
+    network = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 6400), nn.ReLU())
+    x = torch.randn(256, 64)
+    program = dnat.trace(network, x)
+    seconds = operation_seconds(network, x[:128], program, repeats=9)
+    assert [op.name for op in program.traces[0].operations] == ["linear", "linear", "relu"]
+    assert seconds[1] > 5 * seconds[0]
+    assert all(s >= 0 for s in seconds)
+
+
+def test_another_way_through_the_network_is_noticed():
+    class Choosing(nn.Module):
+        def forward(self, x):
+            return x + 1 if len(x) > 1 else x * 2 + 1
+
+    program = dnat.trace(Choosing(), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="does other operations than on the example that was traced"):
+        operation_seconds(Choosing(), torch.zeros(1, 3), program)

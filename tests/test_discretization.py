@@ -7,7 +7,7 @@ from reference import SMALL, images, legal_sets, small
 from torch import nn
 
 import dnat
-from dnat.discretization import discretization
+from dnat.discretization import discretization, rewritable
 from dnat.relaxation import relax
 
 
@@ -200,3 +200,63 @@ def test_dropout_and_stochastic_depth_do_not_disturb_the_check():
     made = discretization(Dropping(), {"branch": "none"}, images())
     assert not made.kept
     assert "branch.0" in made.removed
+
+
+def test_what_cannot_be_rewritten_is_known_before():
+    class Untraceable(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.branch = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            y = self.branch(x)
+            return x + y if float(x.detach().sum()) < 1e9 else x - y
+
+    network = Untraceable()
+    (edge,) = rewritable(network, edges_of(network), images())
+    assert edge.choices == ("original", "identity")
+    assert "cannot be traced" in dict(edge.refused)["none"]
+    for name in SMALL:
+        edges = edges_of(small(name))
+        assert rewritable(small(name), edges, images()) == edges
+
+
+def test_zeros_in_a_concatenation_fit_any_batch_and_size():
+    network = small("concatenating")
+    plain = dnat.discretize(network, {"left": "none", "right": "none"}, images()).eval()
+    relaxed = relax(network, edges_of(network)).eval()
+    relaxed.set_one_hot({"left": "none", "right": "none"})
+    for n, size in ((1, 8), (3, 12), (2, 5)):
+        assert torch.equal(plain(images(n, size)), relaxed(images(n, size)))
+    assert not hasattr(plain, "left")
+
+
+def test_a_layer_with_a_mask_keeps_its_arguments():
+    network = small("masked")
+    plain = dnat.discretize(network, {"layers.0.inner": "none", "layers.1.mixing": "identity"}, images())
+    layer = plain.layers[0]
+    assert layer(images(2)[:, [0, 0, 0, 0]], None, scaled=True).shape == (2, 4, 8, 8)
+    with pytest.raises(
+        AssertionError, match="specialized"
+    ):  # what was fixed by the trace may not be given otherwise
+        layer(images(2)[:, [0, 0, 0, 0]], torch.ones(1), scaled=True)
+
+
+def test_dropout_by_function_still_follows_the_mode():
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.branch = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return nn.functional.dropout(x + self.branch(x), 0.5, self.training)
+
+    made = discretization(Dropping(), {"branch": "none"}, images())
+    assert not made.kept
+    network = made.network
+    assert torch.equal(network.eval()(images()), network(images()))
+    assert (network.train()(images()) == 0).float().mean() > 0.3

@@ -108,3 +108,52 @@ def test_dtype_matters_for_identity():
 
     found = dnat.find_edges(dnat.trace(Widen(), torch.ones(2, 3)))
     assert all("none" not in e.choices for e in found)
+
+
+def test_a_branch_of_a_concatenation_may_go_but_not_all():
+    edges = {e.key: e for e in edges_of("concatenating")}
+    assert edges["right"].kind == "branch"
+    assert "none" in edges["right"].choices
+    assert "none" in edges["left"].choices  # it is called twice, and both calls stand beside something
+    assert not problems({edges["left"]: "none", edges["right"]: "none"})  # the input stands there, too
+
+
+def test_a_gate_is_an_edge_and_its_product_no_shortcut():
+    edges = {e.key: e for e in edges_of("gated")}
+    assert edges["gate"].choices == ("original", "identity")
+
+
+def test_every_operation_says_why_it_may_not_change():
+    found = dnat.find_edges(dnat.trace(small("residual"), images()), everything=True)
+    for edge in found:
+        assert {c for c, _ in edge.refused} | set(edge.choices) == {"original", "identity", "none"}
+        assert all(why for _, why in edge.refused)
+    reasons = {e.key: dict(e.refused) for e in found}
+    assert reasons["head"]["identity"] == "its input is 4, its output 5"
+    assert reasons["head"]["none"] == "an output would no longer depend on the input"
+    assert reasons["conv1>norm1"]["none"] == "the network: add would join data with a constant"
+
+
+def test_of_a_series_the_last_offers_none():
+    """Both zeros would reach the addition; the last one's takes everything before it along."""
+
+    class Series(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 1)
+            self.one = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+            self.two = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return x + self.two(torch.relu(self.one(x)))
+
+    one, two = dnat.find_edges(dnat.trace(Series(), images()))
+    assert (one.choices, two.choices) == (("original", "identity"), ("original", "identity", "none"))
+    assert dict(one.refused) == {"none": "the same as none at two"}
+
+
+def test_modules_that_wrap_each_other_are_one_edge():
+    inner = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1))
+    network = nn.Sequential(nn.Sequential(inner), nn.Conv2d(3, 5, 1))
+    assert [e.key for e in dnat.find_edges(dnat.trace(network, images()))] == ["0", "0.0.0", "0.0.2"]

@@ -1,0 +1,110 @@
+import pytest
+import torch
+from reference import images, small
+from safetensors.torch import save_file
+
+import dnat
+from dnat.networks import load_weights
+
+
+def trained(seed=5):
+    return dnat.build("resnet8", width=4, seed=seed)
+
+
+def same(a, b):
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["safetensors", "pt", "wrapped.pth", "parallel.pt", "folder"])
+def test_weights_of_any_usual_file(form, tmp_path):
+    source, network = trained(), trained(seed=1)
+    state = source.state_dict()
+    path = tmp_path / f"weights.{form}"
+    if form == "safetensors":
+        save_file(state, path)
+    elif form == "folder":
+        path.mkdir()
+        save_file(state, path / "network.safetensors")
+    else:
+        wrapped = {"wrapped.pth": {"state_dict": state, "epoch": 3}}
+        parallel = {"parallel.pt": {f"module.{k}": v for k, v in state.items()}}
+        torch.save((wrapped | parallel).get(form, state), path)
+    assert not same(source, network)
+    assert load_weights(network, str(path)) == []
+    assert same(source, network)
+    assert torch.equal(source.eval()(images()), network.eval()(images()))
+
+
+def test_a_classifier_for_other_classes_starts_afresh(tmp_path):
+    save_file(trained().state_dict(), tmp_path / "w.safetensors")
+    network = dnat.build("resnet8", width=4, num_classes=3, seed=1)
+    before = network.fc.weight.clone()
+    notes = load_weights(network, str(tmp_path / "w.safetensors"))
+    assert notes == ["fc was trained for 10 classes, not 3: it starts with fresh weights"]
+    assert torch.equal(network.fc.weight, before)
+    assert torch.equal(network.conv1.weight, trained().conv1.weight)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    save_file(trained().state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"not those of this network; missing: stem.weight, .* unknown: "):
+        load_weights(small("residual"), str(tmp_path / "w.safetensors"))
+    with pytest.raises(ValueError, match=r"other shapes: conv1.weight \(4, 3, 3, 3\) for \(8, 3, 3, 3\)"):
+        load_weights(dnat.build("resnet8", width=8, seed=0), str(tmp_path / "w.safetensors"))
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_no_code_of_a_file_is_run(tmp_path, capsys):
+    torch.save({"conv1.weight": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="cannot be read as weights"):
+        load_weights(trained(), str(tmp_path / "evil.pt"))
+    assert "must not run" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"", "cannot be read"), (b"junk" * 9, "cannot be read"), (None, "there is no file")]
+)
+def test_damaged_and_missing_files_are_named(content, words, tmp_path):
+    path = tmp_path / "w.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=words) as error:
+        load_weights(trained(), str(path))
+    assert str(path) in str(error.value)
+
+
+def test_a_file_without_a_table_of_tensors_is_refused(tmp_path):
+    torch.save([1, 2], tmp_path / "w.pt")
+    with pytest.raises(ValueError, match="holds no state_dict"):
+        load_weights(trained(), str(tmp_path / "w.pt"))
+
+
+def test_torchvisions_weights_are_taken_where_they_are_at_hand(tmp_path, monkeypatch):
+    network = dnat.build("torchvision:squeezenet1_1", seed=0)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(
+        ValueError, match=r"squeezenet1_1-.*\.pth is missing: put https://.* there, or add --download"
+    ):
+        load_weights(network, "DEFAULT", "torchvision:squeezenet1_1")
+    with pytest.raises(ValueError, match="unknown weights of squeezenet1_1 'DEFAUL'; did you mean 'DEFAULT'"):
+        load_weights(network, "DEFAUL", "torchvision:squeezenet1_1")
+
+
+def test_timms_networks_by_name():
+    pytest.importorskip("timm")
+    network = dnat.build("timm:resnet10t", num_classes=7, seed=3)
+    again = dnat.build("timm:resnet10t", num_classes=7, seed=3)
+    assert same(network, again)
+    assert network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+    with pytest.raises(ValueError, match="unknown timm network 'resnet10x'; did you mean"):
+        dnat.build("timm:resnet10x")
+
+
+def test_timm_is_asked_for_when_it_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(ValueError, match=r"pip install 'dnat\[timm\]'"):
+        dnat.build("timm:resnet10t")

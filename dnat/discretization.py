@@ -11,13 +11,16 @@ returned. What cannot be done safely is left as it was, and reported.
 
 import inspect
 import operator
+import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges, problems, replacements
@@ -25,7 +28,18 @@ from .merging import merge
 from .naming import unknown
 from .operations import FactorizedReduce, copying_identity, forgiving_identity
 from .relaxation import IDENTITY_NAME, RelaxedNetwork, relax
-from .tracing import GATHERING, Example, Program, State, behaviour, copied, examples_of, in_mode, trace
+from .tracing import (
+    GATHERING,
+    Example,
+    Program,
+    State,
+    behaviour,
+    copied,
+    examples_of,
+    fixed_randomness,
+    in_mode,
+    trace,
+)
 
 SCALES = ("reset", "fold", "merge")
 """What can become of theta of kept operations; see `discretization`."""
@@ -384,9 +398,20 @@ class _Tracer(fx.Tracer):
     def __init__(self, opened: Callable[[str], bool]) -> None:
         super().__init__()
         self.opened = opened
+        self.context = _context()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _context() != self.context:
+            raise _CannotRewriteError("it switches gradients or precision, which a graph does not")
+        return super().create_node(*args, **kwargs)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return not self.opened(module_qualified_name)
+
+
+def _context() -> tuple[bool, bool, bool]:
+    """What a forward may switch by a `with`, and fx does not see."""
+    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 class _Shapes(fx.Interpreter):
@@ -452,6 +477,12 @@ def _without(
             node.replace_all_uses_with(other)
     graph._tracer_cls = None  # or pickling would want this module's tracer where the network is loaded
     module = fx.GraphModule(root, graph, class_name=type(root).__name__)
+    # Others may read them. Under this key fx keeps them when a module is copied.
+    plain = (bool, int, float, str, tuple, list)
+    rest = {k: v for k, v in vars(root).items() if isinstance(v, plain) and not hasattr(module, k)}
+    module.meta["_user_preserved_attributes"] = rest
+    for name, value in rest.items():
+        setattr(module, name, value)
     module.graph.eliminate_dead_code()
     if any(node.op == "call_module" and str(node.target) in ends for node in module.graph.nodes):
         raise _CannotRewriteError(f"{place or 'the network'} reads the branch elsewhere, too")
@@ -496,15 +527,21 @@ def _gather_zeros(node: fx.Node, zero: set[fx.Node], sizes: Mapping[str, torch.S
 def _graph(root: nn.Module, place: str, opened: Callable[[str], bool], program: Program) -> fx.Graph:
     """The graph of a module that is right in both modes."""
     constants = _constants(program, place)
-    graphs = []
-    for training in (True, False):
-        try:
-            with in_mode(root, training):
-                graphs.append(_named(_Tracer(opened).trace(root, constants), root))
-        except Exception as error:  # whatever a user's forward does with a proxy
-            raise _CannotRewriteError(f"{type(root).__name__} cannot be traced: {error}") from error
-    one, other = (list(graph.nodes) for graph in graphs)
     what = place or "the network"
+    graphs = []
+    with fixed_randomness():
+        before = _noticed(root)
+        for training in (True, False):
+            try:
+                with in_mode(root, training):
+                    graphs.append(_named(_Tracer(opened).trace(root, constants), root))
+            except Exception as error:  # whatever a user's forward does with a proxy
+                raise _CannotRewriteError(f"{type(root).__name__} cannot be traced: {error}") from error
+        if _noticed(root) != before:
+            raise _CannotRewriteError(f"{what} draws random numbers of Python or changes its attributes")
+    one, other = (list(graph.nodes) for graph in graphs)
+    if any(_writes_state(node) for node in other):
+        raise _CannotRewriteError(f"{what} writes into its buffers")
     if [(n.op, n.name, n.target) for n in one] != [(n.op, n.name, n.target) for n in other]:
         raise _CannotRewriteError(f"{what} does other things in train than in eval mode")
     unlike = [node for twin, node in zip(one, other, strict=True) if _given(twin) != _given(node)]
@@ -529,6 +566,34 @@ def _named(graph: fx.Graph, root: nn.Module) -> fx.Graph:
                 graph.call_function(torch._assert, (is_none, node.args[1]))
             graph.erase_node(node)
     return graph
+
+
+def _noticed(root: nn.Module) -> tuple[Any, ...]:
+    """What a forward may change beside computing, and fx does not see: generators, plain attributes."""
+    plain = (bool, int, float, str, type(None))
+    attributes = [
+        (path, name, value)
+        for path, module in root.named_modules()
+        for name, value in vars(module).items()
+        if isinstance(value, plain) and name != "training"
+    ]
+    return random.getstate(), str(np.random.get_state()), attributes  # noqa: NPY002
+
+
+def _writes_state(node: fx.Node) -> bool:
+    """Whether a node changes a weight or a buffer in place."""
+    if node.op == "call_method":
+        in_place = str(node.target).endswith("_") and not str(node.target).startswith("__")
+    else:
+        name = getattr(node.target, "__name__", "")
+        in_place = node.op == "call_function" and (name in _IN_PLACE or "out" in node.kwargs)
+    first = node.args[0] if node.args else None
+    while isinstance(first, fx.Node) and first.op == "call_method" and first.args:
+        first = first.args[0]  # a view, or what another writing method gave back
+    return in_place and isinstance(first, fx.Node) and first.op == "get_attr"
+
+
+_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ipow", "setitem", "iand", "ior", "ixor", "ifloordiv"}
 
 
 def _constants(program: Program, path: str) -> dict[str, Any]:
@@ -560,9 +625,12 @@ def _as_module(root: nn.Module, node: fx.Node) -> bool:
     share = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
     if not isinstance(share, float | int):
         return False
-    root.add_module(node.name, kind(share))
+    name = node.name
+    while hasattr(root, name):
+        name += "_"
+    root.add_module(name, kind(share))
     with node.graph.inserting_before(node):
-        node.replace_all_uses_with(node.graph.call_module(node.name, (node.args[0],)))
+        node.replace_all_uses_with(node.graph.call_module(name, (node.args[0],)))
     node.graph.erase_node(node)
     return True
 
@@ -631,21 +699,52 @@ def _agree(network: nn.Module, reference: nn.Module, example: Example) -> bool:
             outputs = []
             for module in (network, reference):
                 twin = copied(module).train(training)
-                for part in twin.modules():
-                    if "drop" in type(part).__name__.lower() or "stochastic" in type(part).__name__.lower():
-                        part.eval()  # what was removed drew random numbers, too
-                with torch.random.fork_rng(devices=devices), torch.no_grad():
-                    torch.manual_seed(0)
+                # What was removed drew random numbers, too: nothing is drawn while the two are compared.
+                with fixed_randomness(devices), torch.no_grad(), _NoDropping():
                     try:
                         result = twin(*args, **kwargs)
-                    except ValueError as error:
+                    except Exception as error:
                         if training and "more than 1 value per channel" in str(error):
                             break
-                        raise
-                    outputs.append([t for t in tree_leaves(result) if isinstance(t, Tensor)])
-            if len(outputs) == 2 and not _close(*outputs):
+                        if module is reference:
+                            raise
+                        return False  # for example, because others use what is gone
+                    outputs.append((_tensors_of(result), _buffers(twin)))
+            if len(outputs) == 2 and not _same(*outputs):
                 return False
     return True
+
+
+class _NoDropping(TorchFunctionMode):
+    """Within, nothing is dropped at random, neither by modules nor by functions."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if "dropout" in name and args:
+            return args[0]
+        if name == "bernoulli_":
+            return args[0].fill_(1.0)
+        if name == "scaled_dot_product_attention" and kwargs.get("dropout_p"):
+            kwargs["dropout_p"] = 0.0
+        if name == "multi_head_attention_forward" and "training" in kwargs:
+            kwargs["training"] = False
+        return func(*args, **kwargs)
+
+
+def _tensors_of(result: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+
+
+def _buffers(network: nn.Module) -> dict[str, Tensor]:
+    network = network.network if isinstance(network, RelaxedNetwork) else network
+    return dict(network.named_buffers())
+
+
+def _same(one: tuple[list[Tensor], dict[str, Tensor]], other: tuple[list[Tensor], dict[str, Tensor]]) -> bool:
+    """Whether two runs gave the same, and left the same in the buffers that both have."""
+    common = one[1].keys() & other[1].keys()
+    return _close(one[0], other[0]) and _close(*([found[k] for k in common] for found in (one[1], other[1])))
 
 
 def _close(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -91,18 +91,35 @@ def find_edges(program: Program, space: str = "dnat", *, everything: bool = Fals
     if space != "dnat":
         raise unknown("space", space, ["dnat"])
     candidates = in_order([*units(program), *_modules(program), *_skips(program)])
-    edges = _nones_once([_with_choices(edge) for edge in _distinct(candidates)])
+    edges = _worth([_with_choices(edge) for edge in _distinct(candidates)])
+    edges = _nones_once(edges)
     groups = _groups(program, [e for e in edges if len(e.choices) > 1])
     found = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
     return tuple(e for e in found if everything or len(e.choices) > 1)
 
 
 def _distinct(edges: Iterable[Edge]) -> list[Edge]:
-    """Of modules that wrap each other and do the same, the outermost."""
+    """Of modules that wrap each other and do the same, the unit if there is one, else the outermost."""
     found: dict[tuple[tuple[int, int], ...], Edge] = {}
     for edge in edges:
-        found.setdefault(tuple(edge.values(edge.program.traces[0])), edge)
+        place = tuple(edge.values(edge.program.traces[0]))
+        if place not in found or edge.kind == "unit":
+            found[place] = edge
     return list(found.values())
+
+
+def _worth(edges: list[Edge]) -> list[Edge]:
+    """Without blocks around a single unit (and its activation) that may become no more than the unit may."""
+    found = {edge.entry: set(edge.choices) for edge in edges if edge.kind == "unit"}
+
+    def inside(edge: Edge) -> list[set[str]]:
+        return [c for entry, c in found.items() if entry.startswith(edge.entry + ".")]
+
+    return [
+        e
+        for e in edges
+        if e.kind not in ("block", "branch") or len(inside(e)) != 1 or not set(e.choices) <= inside(e)[0]
+    ]
 
 
 def in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:
@@ -176,7 +193,7 @@ def _norm_behind(program: Program, trace: Trace, call: int) -> str | None:
 
 
 def _modules(program: Program) -> list[Edge]:
-    """Modules that map one tensor to one by several multiplying operations, and have no shortcut inside.
+    """Modules that map one tensor to one, multiply something, and have no shortcut inside.
 
     With a shortcut, the branches beside it offer the same and more.
     """
@@ -192,8 +209,8 @@ def _modules(program: Program) -> list[Edge]:
         call = first.calls_of(path)[0]
         scope = first.within(call)
         heavy = {first.operations[i].outputs[0] for i in scope if first.operations[i].madds}
-        if len(heavy) < 2:
-            continue  # a unit and perhaps its activation: the unit is an edge itself
+        if not heavy:
+            continue
         # Does the input get through where nothing is multiplied? Then there is a shortcut.
         value_in, value_out = edge.values(first)[0]
         if _reaches(first, value_in, value_out, heavy):
@@ -272,10 +289,9 @@ def _with_choices(edge: Edge) -> Edge:
     if edge.kind == "skip":
         return edge
     choices, refused = [ORIGINAL], []
-    for choice, why in (
-        (IDENTITY, _unlike(edge)),
-        (NONE, _unheard(edge) or next(iter(problems({edge: NONE})), "")),
-    ):
+    fixed = _unlearned(edge)
+    none = fixed or _unheard(edge) or next(iter(problems({edge: NONE})), "")
+    for choice, why in ((IDENTITY, fixed or _unlike(edge)), (NONE, none)):
         if why:
             refused.append((choice, why))
         else:
@@ -295,6 +311,12 @@ def _unlike(edge: Edge) -> str:
             if a.dtype != b.dtype:
                 return f"its input is {a.dtype}, its output {b.dtype}"
     return ""
+
+
+def _unlearned(edge: Edge) -> str:
+    """Whether the edge runs where the network switches gradients off: its theta could not be trained."""
+    calls = (t.calls[i] for t in edge.program.traces for i in t.calls_of(edge.entry))
+    return "" if all(call.learns for call in calls) else "the network runs it without gradients"
 
 
 def _unheard(edge: Edge) -> str:

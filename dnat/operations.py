@@ -123,8 +123,9 @@ NORMS = (
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalizes and does nothing else (timm's norms with a built-in activation do more)."""
-    return isinstance(module, NORMS) and "Act" not in type(module).__name__
+    """Whether a module normalizes and does nothing else (timm's norms with a built-in activation may do more)."""
+    extras = (getattr(module, name, None) for name in ("act", "drop"))
+    return isinstance(module, NORMS) and all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
 
 
 def operation_name(module: nn.Module) -> str:

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import inspect
 import json
+import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -21,6 +22,7 @@ from enum import IntEnum
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -128,6 +130,7 @@ class Call:
         inputs, outputs: the values that came in and went out.
         plain: one tensor came in, as first positional argument, and one went out.
         lone: nothing but that tensor was given, not even a None.
+        learns: gradients were computed, or would have been outside of this analysis.
         constants: names and values of arguments that were None, a truth value, a number or a text.
     """
 
@@ -137,6 +140,7 @@ class Call:
     outputs: tuple[int, ...]
     plain: bool
     lone: bool
+    learns: bool
     constants: tuple[tuple[str, Any], ...]
 
 
@@ -348,8 +352,7 @@ def trace(network: nn.Module, example: Example) -> Program:
     twin = copied(network)
     traces = []
     devices = sorted({t.device.index for t in _state(network) if t.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(0)
+    with fixed_randomness(devices):
         for training in (False, True):
             for args, kwargs in arguments:
                 twin.train(training)
@@ -374,6 +377,25 @@ def copied(network: nn.Module) -> nn.Module:
         return copy.deepcopy(network)
     except Exception as error:
         raise ValueError(f"{type(network).__name__} cannot be copied: {error}") from error
+
+
+@contextmanager
+def fixed_randomness(devices: Iterable[int] = ()) -> Iterator[None]:
+    """Within, the generators of torch, Python and numpy start from 0; afterwards they are as they were.
+
+    Args:
+        devices: CUDA devices whose generators count, too.
+    """
+    state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 -- what networks may use
+    with torch.random.fork_rng(devices=list(devices)):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
 
 
 @contextmanager
@@ -467,7 +489,9 @@ class _Recorder(TorchFunctionMode):
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = tuple(self._new(t, None) for t in tensors)
         # Counting takes a detour for each operation, so that nothing is counted while time is taken.
-        with self._hooks(), torch.no_grad(), nullcontext() if self.clock else self.flops, self:
+        # In train mode gradients are on, to see where the network itself switches them off.
+        learning = self.network.training and not self.clock
+        with self._hooks(), torch.set_grad_enabled(learning), nullcontext() if self.clock else self.flops, self:
             result = self.network(*args, **kwargs)
         outputs = tuple(self.index[id(t)] for t in _tensors(result) if id(t) in self.index)
         users: list[list[int]] = [[] for _ in self.values]
@@ -510,6 +534,7 @@ class _Recorder(TorchFunctionMode):
                 "outputs": (),
                 "plain": len(tensors) == 1 and bool(args) and isinstance(args[0], Tensor),
                 "lone": len(args) == 1 and not kwargs,
+                "learns": torch.is_grad_enabled() or not self.network.training,
                 "constants": _constants(module, args, kwargs),
             }
         )

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import random
 
 import pytest
 import torch
@@ -260,3 +261,120 @@ def test_dropout_by_function_still_follows_the_mode():
     network = made.network
     assert torch.equal(network.eval()(images()), network(images()))
     assert (network.train()(images()) == 0).float().mean() > 0.3
+
+
+def test_python_random_numbers_are_not_baked_in():
+    class RandomDepth(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 4, 3, padding=1)
+            self.blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+        def forward(self, x):
+            x = self.stem(x)
+            for block in self.blocks:
+                if not self.training or random.random() < 0.5:
+                    x = x + block(x)
+            return x
+
+    random.seed(11)
+    before = random.getstate()
+    made = discretization(RandomDepth(), {"blocks.1": "none", "blocks.2": "identity"}, images())
+    assert random.getstate() == before
+    assert made.choices["blocks.2"] == "identity"
+    assert "draws random numbers of Python" in made.kept["blocks.1"]
+
+
+def test_writes_into_buffers_are_not_lost():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Conv2d(3, 3, 1)
+            self.register_buffer("mean", torch.zeros(3))
+
+        def forward(self, x):
+            self.mean.lerp_(x.mean((0, 2, 3)), 0.1)
+            return x + self.branch(x)
+
+    made = discretization(nn.Sequential(Counting(), nn.Conv2d(3, 5, 1)), {"0.branch": "none"}, images())
+    assert made.kept == {"0.branch": "0 writes into its buffers"}
+    made.network(images())
+    assert made.network[0].mean.abs().sum() > 0
+
+
+def test_no_grad_inside_a_forward_is_not_lost():
+    class Frozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.frozen, self.branch = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            with torch.no_grad():
+                y = self.frozen(x)
+            return y + self.branch(x)
+
+    network = nn.Sequential(Frozen(), nn.Conv2d(3, 5, 1))
+    edges = dnat.find_edges(dnat.trace(network, images()), everything=True)
+    reasons = {e.key: dict(e.refused) for e in edges}
+    assert reasons["0.frozen"] == dict.fromkeys(("identity", "none"), "the network runs it without gradients")
+    made = discretization(network, {"0.branch": "none"}, images())
+    assert "switches gradients" in made.kept["0.branch"]
+
+
+def test_attributes_that_others_read_stay_and_what_is_gone_is_noticed():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch, self.factor = nn.Conv2d(3, 3, 1), 0.5
+
+        def forward(self, x):
+            return x + self.branch(x)
+
+    class Reading(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.block, self.head, self.weight = Block(), nn.Conv2d(3, 5, 1), weight
+
+        def forward(self, x):
+            if float(x.detach().sum()) > 1e9:
+                return x
+            x = self.block(x) * self.block.factor
+            if self.weight:
+                x = x * self.block.branch.weight.mean()
+            return self.head(x)
+
+    made = discretization(Reading(weight=False), {"block.branch": "none"}, images())
+    assert not made.kept
+    assert made.network.block.factor == 0.5
+    made = discretization(Reading(weight=True), {"block.branch": "none"}, images())
+    assert made.kept == {"block.branch": "the rewritten network computed something else"}
+
+
+def test_a_dropout_function_takes_no_name_that_is_taken():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch, self.dropout, self.stem = nn.Conv2d(3, 3, 1), nn.Dropout(0.5), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x = nn.functional.dropout(self.stem(x), 0.1, self.training)
+            return self.dropout(x) + self.branch(x)
+
+    made = discretization(Two(), {"branch": "none"}, images())
+    assert not made.kept
+    assert sorted(m.p for m in made.network.modules() if isinstance(m, nn.Dropout)) == [0.1, 0.5]
+
+
+def test_a_class_with_drop_in_its_name_is_checked_in_train_mode():
+    class DropoutBlock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return nn.functional.dropout(self.norm(x + self.branch(x)), 0.3, self.training)
+
+    network = nn.Sequential(DropoutBlock(), nn.Conv2d(3, 5, 1))
+    made = discretization(network, {"0.branch": "none"}, images())
+    assert not made.kept
+    assert (made.network[0].train()(images()) == 0).any()

@@ -157,3 +157,33 @@ def test_modules_that_wrap_each_other_are_one_edge():
     inner = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(), nn.Conv2d(3, 3, 1))
     network = nn.Sequential(nn.Sequential(inner), nn.Conv2d(3, 5, 1))
     assert [e.key for e in dnat.find_edges(dnat.trace(network, images()))] == ["0", "0.0.0", "0.0.2"]
+
+
+def test_a_block_around_one_unit_counts_where_it_may_become_more():
+    """A convolution whose norm comes after its activation: only the whole gives zeros to the sum (ConvMixer)."""
+
+    class Residual(nn.Module):
+        def __init__(self, last):
+            super().__init__()
+            self.fn = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.GELU(), *last)
+
+        def forward(self, x):
+            return x + self.fn(x)
+
+    def choices(last):
+        network = nn.Sequential(Residual(last), nn.Conv2d(3, 5, 1))
+        return {e.key: e.choices for e in dnat.find_edges(dnat.trace(network, images()))}
+
+    assert choices([nn.BatchNorm2d(3)]) == {
+        "0.fn": ("original", "identity", "none"),
+        "0.fn.0": ("original", "identity"),
+    }
+    assert choices([]) == {"0.fn.0": ("original", "identity", "none")}
+
+
+def test_timms_norm_without_an_activation_is_a_norm():
+    timm = pytest.importorskip("timm")
+    network = dnat.build("timm:repvgg_a0", num_classes=5)
+    assert timm
+    edges = dnat.find_edges(dnat.trace(network, images(2, 32)))
+    assert any(e.key.endswith("conv_kxk.conv>" + e.entry.removesuffix(".conv") + ".bn") for e in edges)

@@ -1,0 +1,569 @@
+"""dnat on every network of the zoo: nothing changes at the start, and what comes out is what was chosen.
+
+    python benchmarks/any_network.py [NAME ...] [--seeds 20] [--jobs 2] [--json FILE]
+
+Each network is checked in a process of its own, with limits on time and memory:
+
+attach  the relaxed network equals the original to the bit, in eval and in train mode, buffers too;
+sets    random sets of choices are made; the plain network equals the one-hot relaxed one on inputs that
+        discretization has not seen, in eval and train mode; it trains; its state_dict has no new names; saved
+        whole, it loads where dnat cannot be imported, and gives the same there;
+saved   the multiply-adds that go when one operation becomes none, with everything that only fed it.
+
+Prints a Markdown table and exits with 1 if any check fails. A network without an edge is no failure, and neither
+is a choice that dnat keeps from carrying out and says so: those are counted.
+"""
+
+import argparse
+import io
+import json
+import math
+import os
+import random
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import zoo
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+import dnat
+from dnat.discretization import discretization
+from dnat.edges import Edge, problems
+from dnat.tracing import copied
+
+DENSITIES = (0.3, 1.0, 0.1, 0.6)
+"""Shares of the edges for which another choice is drawn, in turn."""
+
+NONES = 12
+"""At most so many edges are set to none alone, to see what that saves."""
+
+PUBLISHED = {
+    "resnet18": 33,
+    "resnet50": 42,
+    "convnext_tiny": 44,
+    "vit_b_16": 867,
+    "dla34": 53,
+    "resnest14d": 62,
+    "densenet121": 8.1,
+    "squeezenet1_1": 1.6,
+    "convmixer_768_32": 6.2,
+}
+"""Million multiply-adds saved by one none, mean over some units (`any_module.md`, section 2)."""
+
+Outputs = list[list[Tensor]]
+"""The tensors that each call of an example gives."""
+
+
+@dataclass
+class Report:
+    """What was found out about one network.
+
+    Attributes:
+        message: the tool's, where there is no edge.
+        unsaved: why the original cannot be saved whole; then loading without dnat is not checked.
+        edges, nones, groups: how many; nones are those that may become none.
+        exact_eval, exact_train: whether the relaxed network equals the original to the bit.
+        sets, verified: random sets of choices made, and those that passed every check.
+        exact: sets whose network equals the one-hot relaxed one to the bit, in both modes.
+        rounding: sets that agree in float64 only.
+        changes, kept: choices other than original, and those of them that were not carried out.
+        reasons: why they were not, and how often.
+        saved, own, measured: million multiply-adds that one none saves, those of the operation alone, and the
+            number of edges that this is the mean of.
+        failures: what went wrong; empty if the network passed.
+    """
+
+    name: str
+    message: str = ""
+    unsaved: str = ""
+    edges: int = 0
+    nones: int = 0
+    groups: int = 0
+    exact_eval: bool | None = None
+    exact_train: bool | None = None
+    sets: int = 0
+    verified: int = 0
+    exact: int = 0
+    rounding: int = 0
+    changes: int = 0
+    kept: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    saved: float | None = None
+    own: float | None = None
+    measured: int = 0
+    seconds: float = 0
+    finished: bool = False
+    failures: list[str] = field(default_factory=list)
+
+
+class _NothingAtRandom(TorchFunctionMode):
+    """Within, dropout and stochastic depth give what they give on average."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "").strip("_")
+        if name in ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"):
+            return args[0] if args else kwargs["input"]
+        if name == "bernoulli" and len(args) == 2:
+            return args[0].fill_(args[1])
+        if "dropout_p" in kwargs:
+            kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
+
+
+@dataclass
+class Observation:
+    """What a network gave and did: outputs of each call, then its buffers and the gradients of its weights."""
+
+    outputs: Outputs
+    buffers: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+def observe(network: nn.Module, example: Any, training: bool, steady: bool = False) -> Observation:
+    """Run a copy of a network: in eval mode forward alone, in train mode forward and backward.
+
+    Args:
+        network: any network; of a relaxed one, theta's gradient is left out.
+        example: what it is called with; gradients of several calls are summed up.
+        training: in which mode.
+        steady: without randomness.
+    """
+    network = copied(network).train(training)
+    outputs = []
+    with torch.set_grad_enabled(training), _NothingAtRandom() if steady else nullcontext():
+        for args, kwargs in copied(zoo.calls(example)):
+            zoo.seeded()
+            given = zoo.tensors(network(*args, **kwargs))
+            outputs.append([t.detach().clone() for t in given])
+            if training:
+                given = [t for t in given if t.requires_grad]
+                assert given, "no output depends on the weights"
+                sum((t.abs() if t.is_complex() else t).square().mean() for t in given).backward()
+    weights = network.network if isinstance(network, dnat.RelaxedNetwork) else network
+    gradients = {n: p.grad for n, p in weights.named_parameters(remove_duplicate=False) if p.grad is not None}
+    assert gradients or not training, "no weight has a gradient"
+    return Observation(outputs, dict(weights.named_buffers()), gradients)
+
+
+def equal(some: Outputs, others: Outputs) -> bool:
+    """Whether two runs gave the same bits (all NaNs count as one)."""
+    pairs = zip(some, others, strict=True)
+    return all(
+        len(a) == len(b) and all(x.dtype == y.dtype and _same(x, y) for x, y in zip(a, b, strict=True))
+        for a, b in pairs
+    )
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return torch.equal(x, y) or (x.shape == y.shape and bool(((x == y) | (x.isnan() & y.isnan())).all()))
+
+
+def difference(some: Outputs, others: Outputs) -> str:
+    """How two runs differ by more than rounding; empty if they do not."""
+    for a, b in zip(some, others, strict=True):
+        if [(x.shape, x.dtype) for x in a] != [(y.shape, y.dtype) for y in b]:
+            return f"outputs {[tuple(x.shape) for x in a]} instead of {[tuple(y.shape) for y in b]}"
+        for x, y in zip(a, b, strict=True):
+            x, y = (t if t.is_complex() else t.double() for t in (x, y))
+            size = torch.nan_to_num(y.abs(), posinf=0.0).max().item() if y.numel() else 0.0
+            if not torch.allclose(x, y, rtol=1e-4, atol=1e-5 * size, equal_nan=True):
+                return f"differs by {(x - y).abs().max().item():.2g} of {size:.2g}"
+    return ""
+
+
+def unlike(some: Observation, other: Observation) -> str:
+    """How the first network differs from the second in what it still has; empty if it does not."""
+    if found := difference(some.outputs, other.outputs):
+        return found
+    for name, buffer in some.buffers.items():
+        if found := difference([[buffer]], [[other.buffers[name]]]):
+            return f"its buffer {name} {found}"
+    size = max([float(g.abs().max()) for g in other.gradients.values()], default=0.0)
+    for name in some.gradients:
+        two = other.gradients.get(name)
+        worst = float((some.gradients[name] - (0 if two is None else two)).abs().max())
+        if not worst <= 1e-4 * size and math.isfinite(size):
+            return f"its gradient of {name} differs by {worst:.2g} of {size:.2g}"
+    return ""
+
+
+def in_double(tree: Any) -> Any:
+    """An example in float64."""
+    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, tree)
+
+
+def draw(edges: Sequence[Edge], generator: random.Random, density: float) -> dict[Edge, str]:
+    """A random legal set of choices: drawn for a share of the edges, and repaired by giving up some at random."""
+    drawn = [(e, generator.choice(e.choices[1:])) for e in edges if generator.random() < density]
+    generator.shuffle(drawn)
+    legal: dict[Edge, str] = {}
+
+    def add(some: list[tuple[Edge, str]]) -> None:
+        if not some:
+            return
+        if not problems(legal | dict(some)):
+            legal.update(some)
+        elif len(some) > 1:
+            add(some[: len(some) // 2])
+            add(some[len(some) // 2 :])
+
+    add(drawn)
+    return legal
+
+
+class Elsewhere:
+    """A process in which dnat cannot be imported, and which loads and runs saved networks (`zoo.serve`)."""
+
+    def __init__(self, folder: Path, example: Any) -> None:
+        self.network, self.arguments, self.outputs = (
+            folder / f"{n}.pt" for n in ("network", "arguments", "outputs")
+        )
+        torch.save(zoo.calls(example), self.arguments)
+        program = "import zoo; zoo.serve()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        )
+
+    def run(self, network: nn.Module) -> Outputs:
+        """What the network gives there, in eval mode.
+
+        Raises:
+            RuntimeError: it cannot be saved, loaded or run.
+        """
+        assert self.process.stdin
+        assert self.process.stdout
+        torch.save(network, self.network)
+        files = [str(f) for f in (self.network, self.arguments, self.outputs)]
+        self.process.stdin.write(json.dumps(files) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        error = json.loads(answer) if answer else "the process ended"
+        if error:
+            raise RuntimeError(f"not loaded without dnat: {error}")
+        return torch.load(self.outputs, weights_only=False)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def check(name: str, seeds: int, report: Report, save: Callable[[], None]) -> None:
+    """All checks of one network, noted in the report."""
+    network = zoo.build(name)
+    example, fresh = zoo.ZOO[name].example(0), zoo.ZOO[name].example(1)
+    edges = dnat.find_edges(dnat.trace(network, example))
+    report.edges = len(edges)
+    report.nones = sum("none" in e.choices for e in edges)
+    report.groups = len({e.group for e in edges})
+    try:
+        relaxed = dnat.relax(network, edges)
+    except ValueError as error:
+        if edges:
+            raise
+        report.message = str(error)
+        return
+    _guarded(report, "attach", _attached, network, relaxed, [example, fresh], report)
+    save()
+    with tempfile.TemporaryDirectory() as folder:
+        report.unsaved = _unsaved(network, fresh)
+        elsewhere = None if report.unsaved else Elsewhere(Path(folder), fresh)
+        try:
+            for seed in range(seeds):
+                choices = draw(edges, random.Random(seed), DENSITIES[seed % len(DENSITIES)])
+                _guarded(
+                    report, f"set {seed}", _set_of, network, edges, choices, example, fresh, elsewhere, report
+                )
+                report.sets += 1
+                save()
+        finally:
+            if elsewhere:
+                elsewhere.close()
+    _guarded(report, "one none", _saved, network, edges, example, report)
+
+
+def _unsaved(network: nn.Module, example: Any) -> str:
+    """Why the original itself cannot be saved whole after it has run; empty if it can."""
+    network = copied(network)
+    for args, kwargs in zoo.calls(example):
+        network(*args, **kwargs)
+    try:
+        torch.save(network, io.BytesIO())
+    except Exception as error:
+        return str(error).partition("\n")[0]
+    return ""
+
+
+def _guarded(report: Report, what: str, function: Callable[..., None], *args: Any) -> None:
+    """Call a check and note what it raises."""
+    try:
+        function(*args)
+    except AssertionError as error:
+        report.failures.append(f"{what}: {error}")
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        report.failures.append(f"{what}: {type(error).__name__}: {str(error)[:300]} ({place})")
+
+
+def _attached(network: nn.Module, relaxed: nn.Module, examples: list[Any], report: Report) -> None:
+    """Whether the relaxed network equals the original: outputs and buffers to the bit, gradients to rounding."""
+    assert relaxed.state_dict().keys() - network.state_dict().keys() == {"theta"}, "other names in the state_dict"
+    for training in (False, True):
+        some, other = (observe(n, examples, training) for n in (relaxed, network))
+        same = equal(some.outputs, other.outputs)
+        same &= all(_same(buffer, some.buffers[name]) for name, buffer in other.buffers.items())
+        mode = "train" if training else "eval"
+        setattr(report, f"exact_{mode}", same)
+        assert same, f"not exact in {mode} mode"
+        assert some.gradients.keys() == other.gradients.keys(), "other weights have gradients"
+        assert not unlike(some, other), f"in {mode} mode {unlike(some, other)}"
+
+
+def _set_of(
+    network: nn.Module,
+    edges: Sequence[Edge],
+    choices: dict[Edge, str],
+    example: Any,
+    fresh: Any,
+    elsewhere: Elsewhere | None,
+    report: Report,
+) -> None:
+    """All checks of one set of choices.
+
+    Raises:
+        AssertionError: which check failed.
+    """
+    told = {edge.key: choice for edge, choice in choices.items()}
+    found = discretization(network, told, example, edges=edges)
+    report.changes += len(told)
+    report.kept += len(found.kept)
+    report.reasons = dict(Counter(report.reasons) + Counter(found.kept.values()))
+    extra = found.network.state_dict().keys() - network.state_dict().keys()
+    assert not extra, f"new names in the state_dict: {sorted(extra)[:3]}"
+    changed = _changed(found.network, network)
+    assert not changed, f"module {changed[0]} is not what it was; {told}"
+    done = {edge.key: found.choices.get(edge.key, "original") for edge in edges}
+    undone = [k for k, c in told.items() if done[k] != c and k not in found.kept]
+    assert not undone, f"not done and not reported: {undone[:3]}"
+
+    oracle = dnat.relax(network, edges)
+    oracle.set_one_hot(done)
+    exact, rounding = True, False
+    for training in (False, True):
+        some, other = (observe(n, fresh, training, steady=True) for n in (found.network, oracle))
+        exact &= equal(some.outputs, other.outputs)
+        if unlike(some, other):
+            # Norms over few values may blow up rounding; what is right agrees in float64.
+            wide = [observe(copied(n).double(), in_double(fresh), training, True) for n in (found.network, oracle)]
+            problem = unlike(*wide)
+            assert not problem, f"another function in {'train' if training else 'eval'} mode: {problem}; {told}"
+            rounding = True
+        lost = _trained(other) & set(found.network.state_dict()) - _trained(some)
+        assert not lost, f"no gradient any more: {sorted(lost)[:3]}"
+    if elsewhere:
+        there, here = elsewhere.run(found.network), observe(found.network, fresh, training=False).outputs
+        assert not difference(there, here), f"loaded without dnat it {difference(there, here)}"
+    report.verified += 1
+    report.exact += exact
+    report.rounding += rounding
+
+
+def _changed(network: nn.Module, original: nn.Module) -> list[str]:
+    """Names of modules of a network that have other settings (a dropout's share) than in the original."""
+    before = dict(original.named_modules(remove_duplicate=False))
+    return [
+        name
+        for name, module in network.named_modules(remove_duplicate=False)
+        if name in before and type(module) is type(before[name]) and _settings(module) != _settings(before[name])
+    ]
+
+
+def _settings(module: nn.Module) -> str:
+    # That activations write in place no longer is meant.
+    return re.sub(r"(, )?inplace=\w+", "", module.extra_repr())
+
+
+def _trained(observation: Observation) -> set[str]:
+    return {name for name, gradient in observation.gradients.items() if bool(gradient.any())}
+
+
+def _saved(network: nn.Module, edges: Sequence[Edge], example: Any, report: Report) -> None:
+    """What one none saves."""
+    offering = [edge for edge in edges if "none" in edge.choices and not problems({edge: "none"})]
+    # Evenly spread, but with no fixed step, which could meet the same place of every block.
+    n = min(len(offering), NONES)
+    chosen = [offering[round(i * (len(offering) - 1) / max(n - 1, 1))] for i in range(n)]
+    before = dnat.cost(copied(network), example).madds
+    saved, own = [], []
+
+    def measure(edge: Edge) -> None:
+        found = discretization(network, {edge.key: "none"}, example, edges=edges)
+        report.changes += 1
+        report.kept += len(found.kept)
+        report.reasons = dict(Counter(report.reasons) + Counter(found.kept.values()))
+        if not found.kept:
+            saved.append(before - dnat.cost(found.network, example).madds)
+            own.append(edge.madds)
+
+    for edge in chosen:
+        _guarded(report, f"none at {edge.key}", measure, edge)
+    report.measured = len(saved)
+    if saved:
+        report.saved = sum(saved) / len(saved) / 1e6
+        report.own = sum(own) / len(own) / 1e6
+
+
+def child(name: str, seeds: int, file: Path, memory: float) -> None:
+    """Check one network and write its report, after each step."""
+    limit = int(memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    torch.set_num_threads(1)
+    report, start = Report(name), time.perf_counter()
+
+    def save() -> None:
+        report.seconds = round(time.perf_counter() - start, 1)
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(report)))
+        partial.replace(file)
+
+    save()
+    _guarded(report, "check", check, name, seeds, report, save)
+    report.finished = True
+    save()
+
+
+def check_apart(name: str, options: argparse.Namespace) -> Report:
+    """Check one network in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        command = [sys.executable, "-W", "ignore", __file__, name, "--child", str(file)]
+        command += ["--seeds", str(options.seeds), "--memory", str(options.memory)]
+        reason = ""
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=options.time_limit
+            )
+            if done.returncode:
+                reason = f"the process ended with {done.returncode}: {done.stderr.strip()[-300:]}"
+        except subprocess.TimeoutExpired:
+            reason = f"not done after {options.time_limit} s"
+        report = Report(**json.loads(file.read_text())) if file.exists() else Report(name)
+    if not report.finished:
+        report.failures.append(reason or "the process ended early")
+    print(f"{name}: {'; '.join(report.failures) or 'passed'} ({report.seconds} s)", file=sys.stderr, flush=True)
+    return report
+
+
+def table(reports: Sequence[Report]) -> str:
+    """The reports as a Markdown table."""
+    head = (
+        "network",
+        "edges",
+        "with none",
+        "groups",
+        "exact eval/train",
+        "sets verified",
+        "of them to the bit",
+        "choices kept",
+        "one none saves (own), M",
+        "published",
+        "s",
+        "",
+    )
+    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
+    for r in reports:
+        if r.message:
+            lines.append(f"| {r.name} |" + " |" * (len(head) - 3) + f" {r.seconds:.0f} | {r.message} |")
+            continue
+        cells = (
+            r.name,
+            r.edges,
+            r.nones,
+            r.groups,
+            f"{_yes(r.exact_eval)}/{_yes(r.exact_train)}",
+            f"{r.verified} of {r.sets}",
+            _share(r.exact, r.verified),
+            _share(r.kept, r.changes),
+            f"{r.saved:.3g} ({r.own:.3g})" if r.saved is not None and r.own is not None else "-",
+            f"{PUBLISHED[r.name]:g}" if r.name in PUBLISHED else "",
+            f"{r.seconds:.0f}",
+            "FAILED" if r.failures else "the original cannot be saved whole" if r.unsaved else "",
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)
+
+
+def _yes(value: bool | None) -> str:
+    return "-" if value is None else "yes" if value else "NO"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def summary(reports: Sequence[Report]) -> str:
+    """Networks, passed and failed, in one line."""
+    failed = sum(bool(r.failures) for r in reports)
+    return f"{len(reports)} networks, {len(reports) - failed} passed, {failed} failed"
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Check dnat on every network of the zoo.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks of the zoo (default: all)")
+    parser.add_argument("--seeds", type=int, default=20, help="random sets of choices a network (default: 20)")
+    parser.add_argument("--jobs", type=int, default=2, help="networks at a time (default: 2)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports there, too")
+    parser.add_argument("--time-limit", type=float, default=1800, help="seconds a network (default: 1800)")
+    parser.add_argument("--memory", type=float, default=10, help="GiB a network (default: 10)")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    for name in options.names:
+        if name not in zoo.ZOO:
+            parser.error(f"no network {name!r} in the zoo; there are {', '.join(zoo.ZOO)}")
+    return options
+
+
+def main() -> int:
+    """Check, print, and tell by the exit code whether all passed."""
+    options = parsed()
+    if options.child:
+        child(options.names[0], options.seeds, options.child, options.memory)
+        return 0
+    names = options.names or list(zoo.ZOO)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        reports = list(pool.map(lambda name: check_apart(name, options), names))
+    print(table(reports))
+    for report in reports:
+        for failure in report.failures:
+            print(f"\n{report.name}: {failure}")
+    print(f"\n{summary(reports)}")
+    if options.json:
+        text = json.dumps({"summary": summary(reports), "networks": [asdict(r) for r in reports]}, indent=1)
+        options.json.write_text(text + "\n")
+    return int(any(r.failures for r in reports))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

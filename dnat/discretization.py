@@ -756,7 +756,7 @@ def _close(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
         if a.is_floating_point():
             size = torch.nan_to_num(b.abs()).max().item() if b.numel() else 0.0
             # Exact choices differ by rounding at most; a wrong one differs by far more than this.
-            if not torch.allclose(a, b, rtol=1e-4, atol=1e-5 * max(size, 1e-6), equal_nan=True):
+            if not torch.allclose(a, b, rtol=1e-4, atol=1e-5 * max(size, 1e-30), equal_nan=True):
                 return False
         elif not torch.equal(a, b):
             return False

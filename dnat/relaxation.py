@@ -197,8 +197,9 @@ class _EdgeHooks:
 class RelaxedNetwork(nn.Module):
     """A copy of a network whose edges are weighed by theta. Made by `relax`.
 
-    Its `state_dict` holds the original's keys unchanged, and `theta` beside them. Calls go to `network`, which
-    keeps its class and its names; only hooks were added.
+    Its `state_dict` holds the original's keys unchanged, and `theta` beside them (`architecture.theta` where the
+    original has a `theta` of its own). Calls go to `network`, which keeps its class and its names; only hooks were
+    added.
 
     Attributes:
         network: the hooked copy.
@@ -216,6 +217,7 @@ class RelaxedNetwork(nn.Module):
         self.mode = mode
         self.groups = tuple(dict.fromkeys(e.key if mode == "full" else e.group for e in edges))
         self.architecture = Theta(len(self.groups), gate)
+        self.theta_key = "architecture.theta" if "theta" in network.state_dict() else "theta"
         self._handles: list[RemovableHandle] = []
         for edge in edges:
             self._attach(edge)
@@ -356,12 +358,17 @@ def _check_edges(network: nn.Module, edges: Sequence[Edge]) -> None:
 
 
 def _strip_prefix(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+    assert isinstance(module, RelaxedNetwork)
+    theta = state.pop(prefix + "architecture.theta")
     for key in [k for k in state if k.startswith(prefix + "network.")]:
         state[prefix + key[len(prefix + "network.") :]] = state.pop(key)
-    state[prefix + "theta"] = state.pop(prefix + "architecture.theta")
+    state[prefix + module.theta_key] = theta
 
 
 def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *args: Any) -> None:
+    assert isinstance(module, RelaxedNetwork)
+    theta = state.pop(prefix + module.theta_key, None)
     for key in [k for k in state if k.startswith(prefix)]:
-        name = key[len(prefix) :]
-        state[prefix + ("architecture.theta" if name == "theta" else "network." + name)] = state.pop(key)
+        state[prefix + "network." + key[len(prefix) :]] = state.pop(key)
+    if theta is not None:
+        state[prefix + "architecture.theta"] = theta

@@ -232,6 +232,8 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
         ValueError: no run directory, or a run that is not finished.
     """
     job, record, architecture = _read(directory)
+    if "image_shape" not in record:
+        raise ValueError(f"{directory} was written by an older dnat, which did not note what its network takes")
     shape = record["image_shape"]
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     network = build_network(replace(job, weights=None), len(record["classes"]), shape[0])  # its own weights follow

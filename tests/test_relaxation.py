@@ -205,3 +205,22 @@ def test_edges_of_another_network_are_refused():
         relax(small("shared"), edges)
     with pytest.raises(ValueError, match="no edges to relax"):
         relax(small("shared"), ())
+
+
+def test_a_theta_of_the_networks_own_is_not_lost():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.theta, self.layer = nn.Parameter(torch.full((3,), 7.0)), nn.Linear(3, 3)
+
+        def forward(self, x):
+            return self.layer(x) + self.theta
+
+    network, x = Own(), torch.ones(2, 3)
+    relaxed = relax(network, dnat.find_edges(dnat.trace(network, x)))
+    state = relaxed.state_dict()
+    assert state.keys() == {"theta", "layer.weight", "layer.bias", "architecture.theta"}
+    assert state["theta"].tolist() == [7.0] * 3
+    relaxed.load_state_dict({k: v + 1 for k, v in state.items()})
+    assert relaxed.network.theta.tolist() == [8.0] * 3
+    assert relaxed.architecture.theta.tolist() == [[1.0, 1.0, 2.0]]

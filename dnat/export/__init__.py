@@ -1,0 +1,210 @@
+"""A plain network -> files that others can use, read again by a fresh process before they are called done.
+
+safetensors  the weights, and beside them a JSON file that lists the modules: for code that has the network
+py           one Python file that builds the network with torch alone, and the weights beside it: for training
+             on, in train and in eval mode
+pt2          a torch.export program of the eval mode: for serving with torch
+onnx         an ONNX model of the eval mode: for other runtimes (needs `pip install dnat[onnx]`)
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_map_only
+
+from ..naming import unknown
+from ..records import atomic_write
+from ..relaxation import RelaxedNetwork
+from ..tracing import Example, copied, examples_of
+from . import graphs, verification, weights
+from .construction import NotConstructibleError, construction
+from .recorder import RefusedError
+from .recording import doubled, record
+from .source import TYPES, constants, source
+from .steps import Recording
+from .verification import Case
+
+FORMATS = ("safetensors", "py", "pt2", "onnx")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Files that were written.
+
+    Attributes:
+        format: one of `FORMATS`.
+        files: the files; the first is the one to open.
+        difference: the largest difference between what they compute in a fresh process and what the network
+            computes; 0 where nothing was compared.
+        notes: what is worth knowing (a batch that is fixed).
+    """
+
+    format: str
+    files: tuple[Path, ...]
+    difference: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class _Draft:
+    """Files in the making: main file first, cases to compare, and what to say."""
+
+    files: list[Path]
+    cases: list[Case]
+    notes: list[str]
+
+
+def export(network: nn.Module, example: Example, to: str, path: str | Path, *, verify: bool = True) -> Exported:
+    """Write a network to files of one form.
+
+    Args:
+        network: a plain network, as `dnat.discretize` returns it. It is left unchanged.
+        example: see `dnat.trace`; the first batch counts.
+        to: "safetensors", "py", "pt2" or "onnx"; see the module.
+        path: where to write, with or without the form's ending. Folders are made, files that are there replaced.
+        verify: read the files in a fresh process and compare what they compute.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ValueError: an unknown form, or a network that the form cannot hold; the message names the module and the
+            reason. Nothing is written then.
+        RuntimeError: the files do not compute what the network does. Nothing is left of them then.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     [p.name for p in export(nn.Linear(2, 2), Tensor([[1, 2]]), "py", f"{folder}/x").files]
+    ['x.py', 'x.safetensors']
+    """
+    if to not in FORMATS:
+        raise unknown("form", to, FORMATS)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
+    if isinstance(network, RelaxedNetwork):
+        raise ValueError("a relaxed network is not plain yet: make its choices with dnat.discretize first")
+    target = Path(path)
+    if target.suffix != f".{to}":
+        target = target.with_name(f"{target.name}.{to}")
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: name the file")
+    twin = copied(network).cpu().eval()
+    for ours, theirs in zip(network.modules(), twin.modules(), strict=True):
+        if isinstance(ours, fx.GraphModule):  # each has a class of its own, and a copy forgets its name
+            type(theirs).__name__ = type(ours).__name__
+    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().cpu(), examples_of(example)[0])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Made and compared in a folder beside, so that whatever fails leaves the files of before.
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        draft = _WRITERS[to](twin, args, kwargs, Path(folder) / target.name)
+        difference = _verify(to, twin, draft) if verify else 0.0
+        files = tuple(target.with_name(f.name) for f in draft.files)
+        for made, place in reversed(list(zip(draft.files, files, strict=True))):
+            atomic_write(place, made.read_bytes())
+    return Exported(to, files, difference, tuple(draft.notes))
+
+
+def _verify(form: str, network: nn.Module, draft: _Draft) -> float:
+    found = verification.read_again(form, draft.files[0], draft.cases)
+    if form == "safetensors":
+        if found != weights.digests(network.state_dict()):
+            raise RuntimeError("the file does not hold the network's tensors bit for bit")
+        return 0.0
+    if form == "py" and set(found["keys"]) != set(network.state_dict()):
+        raise RuntimeError("the exported network's state dict has other keys than the network's")
+    return verification.difference(network, draft.cases, found["outputs"])
+
+
+def _write_safetensors(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
+    description = path.with_suffix(".json")
+    path.write_bytes(weights.packed(network.state_dict()))
+    description.write_bytes(weights.architecture(network, args, kwargs))
+    same = weights.aliases(network.state_dict())
+    notes = [f"{name} is {other}, and stored once" for name, other in same.items()]
+    return _Draft([path, description], [], notes)
+
+
+def _write_py(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
+    try:
+        _check_types(network)
+        recording = record(network, args, kwargs)
+        text = source(network, recording, (args, kwargs))
+    except RefusedError as error:
+        raise ValueError(
+            f"{type(network).__name__} cannot be written as one Python file: {error}. The forms 'pt2', 'onnx' and "
+            "'safetensors' may do"
+        ) from error
+    path.write_text(text, encoding="utf-8")
+    files = [path, path.with_suffix(".safetensors")]
+    files[1].write_bytes(weights.packed(network.state_dict()))
+    others = constants(network, recording)
+    if others:
+        files.append(path.with_suffix(".constants.safetensors"))
+        files[2].write_bytes(weights.packed(others))
+    notes = _notes(network, recording)
+    many = doubled((args, kwargs))
+    cases = [Case(False, args, kwargs)]
+    if recording.fixed != "batch":
+        cases += [Case(False, *many), Case(True, *many)]
+    else:
+        cases += [Case(True, args, kwargs)]
+    return _Draft(files, cases, notes)
+
+
+def _notes(network: nn.Module, recording: Recording) -> list[str]:
+    notes = []
+    if recording.fixed == "batch":
+        notes.append("the batch decides what the forward does: the file takes inputs of the example's shapes only")
+    elif recording.fixed == "size":
+        notes.append("sizes decide what the forward does: the file takes inputs of the example's size only")
+    elif recording.decides():
+        notes.append("sizes decide what the forward does: the file refuses those that would go another way")
+    for path, module in network.named_modules():
+        flags = {p.requires_grad for p in module.parameters()}
+        if len(flags) > 1 and _is_layer(module):
+            notes.append(f"{path}: only some of its weights are frozen, and all come back trainable")
+    return notes
+
+
+def _is_layer(module: nn.Module) -> bool:
+    try:
+        construction(module)
+    except NotConstructibleError:
+        return False
+    return True
+
+
+def _check_types(network: nn.Module) -> None:
+    for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+        if tensor.dtype not in TYPES:
+            raise RefusedError(f"{name} is of type {tensor.dtype}")
+
+
+def _write_pt2(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
+    return _graph(graphs.write_program, network, args, kwargs, path)
+
+
+def _write_onnx(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
+    graphs.check_onnx()
+    return _graph(graphs.write_onnx, network, args, kwargs, path)
+
+
+def _graph(
+    write: Callable[..., bool], network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
+) -> _Draft:
+    dynamic = write(path, network, args, kwargs)
+    cases = [Case(False, args, kwargs)]
+    if dynamic:
+        return _Draft([path], [*cases, Case(False, *doubled((args, kwargs)))], [])
+    return _Draft([path], cases, ["the batch is fixed to the example's: torch.export found it in the graph"])
+
+
+_WRITERS: dict[str, Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Path], _Draft]] = {
+    "safetensors": _write_safetensors,
+    "py": _write_py,
+    "pt2": _write_pt2,
+    "onnx": _write_onnx,
+}

@@ -280,3 +280,57 @@ def test_on_a_terminal_there_are_bars(tmp_path):
     text = shown.decode()
     assert "steps/s" in text
     assert "test accuracy, result" in text
+
+
+def test_a_trained_network_is_made_smaller_within_a_budget(finished):
+    """The second job of users: from a file of weights to a file that needs no dnat."""
+    folder, _ = finished
+    result = run("transform", *QUICK, "--method", "original", "--seed", 5, "--out", "runs/given", folder=folder)
+    assert result.returncode == 0, result.stderr
+    smaller = [*QUICK, "--weights", "runs/given/network.safetensors", "--budget", "0.6", "--out", "runs/smaller"]
+    result = run("transform", *smaller, folder=folder)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((folder / "runs" / "smaller" / "record.json").read_text())
+    given = json.loads((folder / "runs" / "given" / "record.json").read_text())["results"]
+    results = record["results"]
+    assert results["cost_after"]["madds"] <= 0.6 * results["cost_before"]["madds"]
+    assert record["job"]["preset"] == "fine-tune"
+    assert record["job"]["distillation"] == 0.5
+    assert results["test_accuracy_before"] == given["test_accuracy"]
+    assert f"as it was given │ {given['test_accuracy']:>10.2%}".split("│")[0] in result.stdout
+    assert record["latency"]["before"]["seconds"] > 0
+
+    result = run("export", "runs/smaller", "--to", "py", "--out", "small.py", folder=folder)
+    assert result.returncode == 0, result.stderr
+    assert "read again without dnat; largest difference" in result.stdout
+    code = "import small, torch; n = small.load().eval(); print(n(torch.zeros(1, 3, 32, 32)).shape)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    assert loaded.stdout.strip() == "torch.Size([1, 10])", loaded.stderr
+    assert "dnat" not in (folder / "small.py").read_text()
+    result = run("export", "runs/smaller", "--to", "onyx", folder=folder)
+    assert result.returncode == 2
+    assert "unknown form 'onyx'; did you mean 'onnx'" in result.stderr
+
+
+def test_a_budget_out_of_reach_leaves_no_directory(finished):
+    folder, _ = finished
+    result = run("transform", *QUICK, "--budget", "1k", "--out", "runs/impossible", folder=folder)
+    assert result.returncode == 2
+    assert "the smallest reachable cost is" in result.stderr
+    assert not (folder / "runs" / "impossible").exists()
+
+
+def test_edges_are_measured_and_what_cannot_change_is_explained(monkeypatch):
+    result = CliRunner().invoke(cli, ["edges", "--network", "resnet8", "--all", "--measure"], terminal_width=160)
+    assert result.exit_code == 0, result.output
+    assert "ms" in result.output
+    assert "4 operations and blocks cannot change" in result.output
+    assert "why not none" in result.output
+    with pytest.raises(ValueError, match="has no operation that could be changed; --all tells why"):
+        CliRunner().invoke(
+            cli, ["edges", "--network", "test_cli:unchangeable", "--image-size", "8"], catch_exceptions=False
+        )
+
+
+def unchangeable():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3))

@@ -300,3 +300,32 @@ def test_names_will_do_and_other_things_are_refused():
         dnat.transform("resnet8", [])
     with pytest.raises(TypeError, match=r"a network must be a torch.nn.Module or a name, not int"):
         dnat.transform(3, "digits")
+
+
+def test_a_run_that_began_with_other_weights_is_not_gone_on_with(tmp_path):
+    j = job()
+    with Records.open(tmp_path / "run", j) as records, pytest.raises(Interrupted):
+        dnat.transform(network(), tiny_data(), j.config, records=records, stop=at(2))
+    other = network()
+    torch.nn.init.zeros_(other.head.bias)
+    with (
+        Records.open(tmp_path / "run", j) as records,
+        pytest.raises(ValueError, match="a run that began with other weights"),
+    ):
+        dnat.transform(other, tiny_data(), j.config, records=records)
+
+
+def test_distillation_goes_on_with_the_same_teacher(tmp_path):
+    j = job(distillation=0.5)
+    whole = dnat.transform(network(), tiny_data(), j.config).results()
+    with Records.open(tmp_path / "run", j) as records, pytest.raises(Interrupted):
+        dnat.transform(network(), tiny_data(), j.config, records=records, stop=at(8))
+    with Records.open(tmp_path / "run", j) as records:
+        assert dnat.transform(network(), tiny_data(), j.config, records=records).results() == whole
+    assert whole != dnat.transform(network(), tiny_data(), job(distillation=0.0).config).results()
+
+
+def test_trained_weights_ask_for_gentle_settings():
+    assert Job.from_flat({"network": "resnet8", "weights": "w.pt"}).config.preset == "fine-tune"
+    assert Job.from_flat({"network": "resnet8", "weights": "w.pt", "preset": "paper"}).config.distillation == 0
+    assert Job.from_flat({"network": "resnet8"}).config.preset == "improved"

@@ -58,7 +58,7 @@ def parse_amount(text: str | float, *, seconds: bool = False) -> Amount:
     for unit, factor in (("%", 0.01), *sorted(units.items(), key=lambda u: -len(u[0])), ("", 1.0)):
         number = written.removesuffix(unit) if unit else written
         try:
-            value = float(number) * factor
+            value = float(number) / 100 if unit == "%" else float(number) * factor
         except ValueError:
             continue
         if number == written and unit:

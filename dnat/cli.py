@@ -360,6 +360,8 @@ def exit_code(error: BaseException) -> int:
 
 def main() -> None:
     """Run the command and exit with its code."""
+    if os.getcwd() not in sys.path:  # as with `python -m`: networks of the user's own are found where they stand
+        sys.path.insert(0, os.getcwd())
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:

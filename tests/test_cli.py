@@ -334,3 +334,24 @@ def test_edges_are_measured_and_what_cannot_change_is_explained(monkeypatch):
 
 def unchangeable():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3))
+
+
+def test_a_network_of_ones_own_is_found_where_one_stands(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n"
+        "def make(num_classes):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1),\n"
+        "                         nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, num_classes))\n"
+    )
+    command = [
+        str(Path(sys.executable).with_name("dnat")),
+        "edges",
+        "--network",
+        "mine:make",
+        "--image-size",
+        "16",
+    ]
+    options = ["--set", "network.num_classes=3"]
+    result = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert "identity" in result.stdout

@@ -33,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -545,7 +546,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="networks of the zoo (default: all)")
     parser.add_argument("--seeds", type=int, default=20, help="random sets of choices a network (default: 20)")
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time (default: 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports there, too")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write each report there when it is done; what is there with as many sets is not checked again",
+    )
     parser.add_argument("--time-limit", type=float, default=1800, help="seconds a network (default: 1800)")
     parser.add_argument("--memory", type=float, default=10, help="GiB a network (default: 10)")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
@@ -556,6 +562,21 @@ def parsed() -> argparse.Namespace:
     return options
 
 
+def _done(file: Path | None) -> dict[str, Report]:
+    """The reports that a file holds already."""
+    if file is None or not file.exists():
+        return {}
+    return {r["name"]: Report(**r) for r in json.loads(file.read_text())["networks"]}
+
+
+def _write(file: Path, done: dict[str, Report]) -> None:
+    reports = list(done.values())
+    text = json.dumps({"summary": summary(reports), "networks": [asdict(r) for r in reports]}, indent=1)
+    partial = file.with_suffix(".partial")
+    partial.write_text(text + "\n")
+    partial.replace(file)
+
+
 def main() -> int:
     """Check, print, and tell by the exit code whether all passed."""
     options = parsed()
@@ -563,16 +584,26 @@ def main() -> int:
         child(options.names[0], options.seeds, options.child, options.memory)
         return 0
     names = options.names or list(zoo.ZOO)
+    done = _done(options.json)
+    lock = Lock()
+
+    def report_on(name: str) -> None:
+        if name in done and done[name].sets >= options.seeds:
+            return
+        found = check_apart(name, options)
+        with lock:
+            done[name] = found
+            if options.json:
+                _write(options.json, done)
+
     with ThreadPoolExecutor(options.jobs) as pool:
-        reports = list(pool.map(lambda name: check_apart(name, options), names))
+        list(pool.map(report_on, names))
+    reports = [done[name] for name in zoo.ZOO if name in done and (not options.names or name in names)]
     print(table(reports))
     for report in reports:
         for failure in report.failures:
             print(f"\n{report.name}: {failure}")
     print(f"\n{summary(reports)}")
-    if options.json:
-        text = json.dumps({"summary": summary(reports), "networks": [asdict(r) for r in reports]}, indent=1)
-        options.json.write_text(text + "\n")
     return int(any(r.failures for r in reports))
 
 

@@ -102,7 +102,7 @@ def one_seed(options: argparse.Namespace, seed: int) -> dict:
     base = dnat.Config(seed=seed, epochs=options.train_epochs, architecture_epochs=1, threads=1)
     trained, train_seconds = timed(dnat.train, dnat.build("resnet20", seed=seed), data, base)
     config = dnat.Config(
-        preset="fine-tune",
+        preset=options.preset,
         seed=seed,
         epochs=options.epochs,
         architecture_epochs=options.architecture_epochs,
@@ -148,7 +148,8 @@ def main() -> None:
     parser.add_argument("--train-epochs", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--architecture-epochs", type=int, default=4)
-    parser.add_argument("--lr", type=float, default=PRESETS["fine-tune"]["lr"])
+    parser.add_argument("--preset", choices=list(PRESETS), default="fine-tune")
+    parser.add_argument("--lr", type=float, help="by default the preset's")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

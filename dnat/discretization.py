@@ -13,7 +13,7 @@ import inspect
 import operator
 import random
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,8 @@ class Discretization:
         choices: what was done, for every edge.
         kept: {edge key: why} for choices that could not be carried out; the operation is still there.
         removed: paths of the modules that are gone, because they were dropped or fed nothing any more.
+        partial: {edge key: why} for branches that were dropped, but what only fed them is still computed, because
+            the module around it cannot be traced.
         notes: what else is worth knowing (a theta that could not be folded).
         merged: names of the parameters that hold something new, because an identity was merged into them.
     """
@@ -62,6 +64,7 @@ class Discretization:
     choices: dict[str, str]
     kept: dict[str, str] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
+    partial: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     merged: frozenset[str] = frozenset()
 
@@ -130,6 +133,7 @@ def discretization(
     after = {p for p, m in attempt.network.named_modules() if not isinstance(m, nn.Identity)}
     attempt.removed = tuple(p for p, _ in plain.named_modules() if p in before - after)
     attempt.notes = notes
+    attempt.notes += [f"what fed only {key} is still computed: {why}" for key, why in attempt.partial.items()]
     attempt.merged = frozenset(name for names in merged.values() for name in names)
     attempt.network.train(network.training)
     return attempt
@@ -223,9 +227,10 @@ def _build(
                 module.inplace = False  # type: ignore[assignment]
     # A null edge that stays is dropped like a branch, so that nothing of dnat is left in the network.
     dropped = [e for e, c in wanted.items() if c == NONE or (e.kind == "skip" and c == ORIGINAL)]
+    partial: dict[str, str] = {}
     for place, edges in _places(dropped, done):
-        network = _drop(network, place, edges, done, kept, example)
-    return Discretization(network, {e.key: c for e, c in done.items()}, kept)
+        network = _drop(network, place, edges, done, kept, partial, example)
+    return Discretization(network, {e.key: c for e, c in done.items()}, kept, partial=partial)
 
 
 def _identity(network: nn.Module, reference: RelaxedNetwork, edge: Edge) -> nn.Module:
@@ -336,6 +341,7 @@ def _drop(
     edges: Sequence[Edge],
     done: dict[Edge, str],
     kept: dict[str, str],
+    partial: dict[str, str],
     example: Example,
 ) -> nn.Module:
     """Drop branches inside the module at `place`: all at once, or if that fails one by one."""
@@ -350,12 +356,15 @@ def _drop(
         reason = str(error)
     if len(edges) > 1:
         for edge in edges:
-            network = _drop(network, place, [edge], done, kept, example)
+            network = _drop(network, place, [edge], done, kept, partial, example)
         return network
     (edge,) = edges
     narrow = _enclosing(edge.program, _way(edge, done).zeros)
     if narrow != place:  # without removing all that fed only the branch: it computes the same, but costs more
-        return _drop(network, narrow, edges, done, kept, example)
+        network = _drop(network, narrow, edges, done, kept, partial, example)
+        if edge.key not in kept:
+            partial[edge.key] = reason
+        return network
     if edge.kind != "skip":  # a null edge that cannot be taken out just goes on adding nothing
         kept[edge.key], done[edge] = reason, ORIGINAL
     return network
@@ -395,10 +404,22 @@ class _CannotRewriteError(Exception):
 class _Tracer(fx.Tracer):
     """Opens only the modules that lie on the way; everything else is a leaf."""
 
-    def __init__(self, opened: Callable[[str], bool]) -> None:
+    def __init__(self, opened: Callable[[str], bool], empty: Collection[str]) -> None:
         super().__init__()
         self.opened = opened
+        self.empty = empty
         self.context = _context()
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        function, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        # Where nothing came in by *args and **kwargs the forward gets nothing: a placeholder cannot be unpacked.
+        place = len(args)
+        for kind, nothing in ((inspect.Parameter.VAR_KEYWORD, {}), (inspect.Parameter.VAR_POSITIONAL, ())):
+            for name, parameter in inspect.signature(root_fn).parameters.items():
+                if parameter.kind is kind:
+                    place -= 1
+                    args[place] = nothing if name in self.empty else args[place]
+        return function, args
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         if _context() != self.context:
@@ -527,6 +548,8 @@ def _gather_zeros(node: fx.Node, zero: set[fx.Node], sizes: Mapping[str, torch.S
 def _graph(root: nn.Module, place: str, opened: Callable[[str], bool], program: Program) -> fx.Graph:
     """The graph of a module that is right in both modes."""
     constants = _constants(program, place)
+    empty = [name for name, value in constants.items() if value == ()]
+    given = {name: value for name, value in constants.items() if value != ()}
     what = place or "the network"
     graphs = []
     with fixed_randomness():
@@ -534,9 +557,10 @@ def _graph(root: nn.Module, place: str, opened: Callable[[str], bool], program: 
         for training in (True, False):
             try:
                 with in_mode(root, training):
-                    graphs.append(_named(_Tracer(opened).trace(root, constants), root))
+                    graphs.append(_named(_Tracer(opened, empty).trace(root, given), root))
             except Exception as error:  # whatever a user's forward does with a proxy
-                raise _CannotRewriteError(f"{type(root).__name__} cannot be traced: {error}") from error
+                why = str(error).split(". ")[0]
+                raise _CannotRewriteError(f"{type(root).__name__} cannot be traced: {why}") from error
         if _noticed(root) != before:
             raise _CannotRewriteError(f"{what} draws random numbers of Python or changes its attributes")
     one, other = (list(graph.nodes) for graph in graphs)
@@ -553,9 +577,10 @@ def _graph(root: nn.Module, place: str, opened: Callable[[str], bool], program: 
 
 def _named(graph: fx.Graph, root: nn.Module) -> fx.Graph:
     """The graph with the forward's own argument names; fx numbers those that were given a value."""
-    names = inspect.signature(root.forward).parameters
+    # In the order of fx, which is that of the code: *args and **kwargs come last.
+    names = inspect.unwrap(type(root).forward).__code__.co_varnames[1:]
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    for node, name in zip(placeholders, names, strict=True):
+    for node, name in zip(placeholders, names, strict=False):
         if not str(node.target).startswith("*"):
             node.target = name
     for node in list(graph.nodes):
@@ -601,7 +626,7 @@ def _constants(program: Program, path: str) -> dict[str, Any]:
     found = [dict(t.calls[i].constants) for t in program.traces for i in t.calls_of(path)]
     first = found[0] if found else {}
     same = {k: v for k, v in first.items() if all(k in f and f[k] == v for f in found)}
-    return {k: v for k, v in same.items() if v is None or isinstance(v, bool | int | float)}
+    return {k: v for k, v in same.items() if v is None or isinstance(v, bool | int | float | tuple)}
 
 
 def _given(node: fx.Node) -> str:

@@ -131,7 +131,8 @@ class Call:
         plain: one tensor came in, as first positional argument, and one went out.
         lone: nothing but that tensor was given, not even a None.
         learns: gradients were computed, or would have been outside of this analysis.
-        constants: names and values of arguments that were None, a truth value, a number or a text.
+        constants: names and values of arguments that were None, a truth value, a number or a text; and of
+            `*args` and `**kwargs` that were empty, ().
     """
 
     path: str
@@ -615,12 +616,16 @@ def _tensors(tree: Any) -> list[Tensor]:
 def _constants(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[str, Any], ...]:
     """The arguments of a call, defaults included, that are no tensors but plain values."""
     try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        signature = inspect.signature(module.forward)
+        bound = signature.bind(*args, **kwargs)
     except (TypeError, ValueError):  # the call itself will say what is wrong
         return ()
     bound.apply_defaults()
     plain = (bool, int, float, str, type(None))
-    return tuple((name, value) for name, value in bound.arguments.items() if isinstance(value, plain))
+    found = [(name, value) for name, value in bound.arguments.items() if isinstance(value, plain)]
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    empty = [n for n, p in signature.parameters.items() if p.kind in stars and not bound.arguments.get(n)]
+    return tuple([*found, *((name, ()) for name in empty)])
 
 
 def _describe(network: nn.Module) -> dict[str, ModuleInfo]:

@@ -589,8 +589,9 @@ class _Run:
             if plan.limit is None or real <= plan.limit:
                 return decisions, made, []
             assert limit is not None
-            if made.kept:  # what could not be carried out must not be counted on
-                ruled_out |= {key: wanted[key] for key in made.kept}
+            missed = [*made.kept, *made.partial]
+            if missed and plan.seconds is None:  # what could not be carried out must not be counted on
+                ruled_out |= {key: wanted[key] for key in missed}
             else:
                 limit *= min(plan.limit / real, 0.995)
         assert last is not None

@@ -1,6 +1,7 @@
 import copy
 import pickle
 import random
+import warnings
 
 import pytest
 import torch
@@ -378,3 +379,68 @@ def test_a_class_with_drop_in_its_name_is_checked_in_train_mode():
     made = discretization(network, {"0.branch": "none"}, images())
     assert not made.kept
     assert (made.network[0].train()(images()) == 0).any()
+
+
+def test_keywords_that_nobody_gave_do_not_stand_in_the_way():
+    """As transformers writes its layers: everything unknown is handed on."""
+
+    class Inner(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, mask=None, **kwargs):
+            return self.two(torch.relu(self.one(x)))
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x, *args, mask=None, **kwargs):
+            return x + self.inner(x, mask, **kwargs)
+
+    network = nn.Sequential(Layer(), nn.Conv2d(3, 5, 1))
+    edges = dnat.find_edges(dnat.trace(network, images()))
+    (edge,) = [e for e in edges if "none" in e.choices]
+    made = discretization(network, {edge.key: "none"}, images(), edges=edges)
+    assert not made.kept
+    assert "0.inner.one" in made.removed
+    assert torch.equal(made.network(images()), network[1](images()))
+    pickle.loads(pickle.dumps(made.network))(images())
+
+
+def test_what_stays_although_it_only_fed_a_lost_branch_is_said():
+    class Tail(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.two = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x, y):
+            return x + self.two(y)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.tail, self.head = nn.Conv2d(3, 3, 3, padding=1), Tail(), nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            y = torch.relu(self.one(x))
+            return self.head(self.tail(x, y)) if float(x.detach().sum()) < 1e9 else x
+
+    network = Outer()
+    made = discretization(network, {"tail.two": "none"}, images())
+    assert not made.kept
+    (note,) = made.notes
+    assert note.startswith("what fed only tail.two is still computed: Outer cannot be traced")
+    assert dnat.cost(made.network, images()).madds == 64 * (3 * 3 * 9 + 3 * 5)
+    # The budget counts on it all the same: another way to keep it is found.
+    tight = dnat.Config(epochs=2, architecture_epochs=1, batch_size=4, budget=0.3, threads=1, lr_theta=0.1)
+    labels = torch.arange(8) % 5
+    pixels = torch.zeros(8, 3, 8, 8, dtype=torch.uint8)
+    data = dnat.Data.from_tensors("d", (pixels, labels), (pixels, labels))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = dnat.transform(nn.Sequential(network, nn.AdaptiveAvgPool2d(1), nn.Flatten()), data, tight)
+    assert result.cost_after.madds <= 0.3 * result.cost_before.madds
+    assert result.choices["0.one"] == "identity"

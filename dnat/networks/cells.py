@@ -1,0 +1,377 @@
+"""Networks of cells, from a genotype: the layout that DARTS trains, for small images and for ImageNet's.
+
+A stem, then `layers` cells, each of which reads the outputs of the two before it; the cells at one and two thirds
+of the depth reduce: they halve the resolution and double the channels. Then the mean over all pixels, and a linear
+classifier. Source: quark0/darts, cnn/model.py, and NAT's evaluation network, which is the same.
+"""
+
+import functools
+import operator
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..naming import unknown
+from ..operations import FactorizedReduce, NullEdge
+from .genotypes import OPERATIONS, CellGenotype, Genotype, published
+
+
+class SeparableConv(nn.Sequential):
+    """Twice: ReLU, depthwise convolution, 1x1 convolution, norm; the first carries the stride."""
+
+
+class DilatedConv(nn.Sequential):
+    """ReLU, depthwise convolution with dilation 2, 1x1 convolution, norm."""
+
+
+class ReLUConv(nn.Sequential):
+    """ReLU, one convolution or a pair (1xk and kx1), norm."""
+
+
+class DropPath(nn.Dropout3d):
+    """In train mode, zeros for some of the images; the others are scaled up so that the mean stays.
+
+    It is torch's dropout of whole channels, where an image is one channel: it draws from torch's global generator.
+    `set_drop_path` changes the probability in a whole network, for recipes that raise it from epoch to epoch.
+
+    Shape:
+        - Input and output: (N, C, H, W)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop, or pass on."""
+        return super().forward(x.unsqueeze(1)).squeeze(1)
+
+
+def set_drop_path(network: nn.Module, probability: float) -> None:
+    """Set the probability of drop-path in a network of cells; one that was built with `drop_path=0` has none.
+
+    It also finds the plain `nn.Dropout3d` that rewriting a cell makes of `DropPath`.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Dropout3d):
+            module.p = probability
+
+
+class EvenPool(nn.Module):
+    """A 2x2 pool with stride 1 that keeps the size: windows reach right and down, and the border does not count.
+
+    Shape:
+        - Input and output: (N, C, H, W)
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.pool = _pool(kind, 2, 1, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool with a border all around, and leave out the windows that reach left and up."""
+        return self.pool(x)[:, :, 1:, 1:]
+
+
+def _pool(kind: str, size: int, stride: int, padding: int) -> nn.Module:
+    # Only a 2x2 pool of an odd size needs ceil_mode, to have as many rows and columns as all the other operations.
+    ceil = size == 2 and stride > 1
+    if kind == "max":
+        return nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)
+    return nn.AvgPool2d(size, stride, padding, ceil_mode=ceil, count_include_pad=False)
+
+
+def _depthwise(channels: int, size: int, stride: int, dilation: int = 1) -> list[nn.Module]:
+    return [
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, size, stride, size // 2 * dilation, dilation, channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+    ]
+
+
+def relu_conv(channels_in: int, channels_out: int, size: int = 1, stride: int = 1) -> ReLUConv:
+    """ReLU, a convolution that keeps the size but for the stride, norm."""
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=False)
+    return ReLUConv(nn.ReLU(), conv, nn.BatchNorm2d(channels_out))
+
+
+def operation(name: str, channels: int, stride: int = 1) -> nn.Module:
+    """An operation that a genotype may name, from `channels` channels to as many (reference: methods A2, B1).
+
+    Of an input of H x W pixels the output has ceil(H / stride) x ceil(W / stride). Pools leave the border out of
+    the mean. A pair like conv_1x7_7x1 has its stride along the long side of each. conv_7x1_1x7 is the same
+    operation under its older name.
+
+    Args:
+        name: one of `genotypes.OPERATIONS`.
+        channels: of the input and the output.
+        stride: 1 or 2.
+
+    Raises:
+        ValueError: an unknown name.
+
+    >>> operation("sep_conv_3x3", 4, stride=2)(torch.zeros(1, 4, 9, 9)).shape
+    torch.Size([1, 4, 5, 5])
+    """
+    if name not in OPERATIONS:
+        raise unknown("operation", name, OPERATIONS)
+    if name == "null":
+        return NullEdge(channels, channels, stride)
+    if name == "skip_connect":
+        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, stride)
+    kind, _, rest = name.partition("_")
+    size = max(int(rest[rest.index("x") - 1]), int(rest[rest.index("x") + 1]))
+    if kind in ("max", "avg"):
+        even = size == 2 and stride == 1
+        return EvenPool(kind) if even else _pool(kind, size, stride, padding=(size - 1) // 2)
+    if kind == "sep":
+        return SeparableConv(*_depthwise(channels, size, stride), *_depthwise(channels, size, 1))
+    if kind == "dil":
+        return DilatedConv(*_depthwise(channels, size, stride, dilation=2))
+    if rest.count("x") == 1:
+        return relu_conv(channels, channels, size, stride)
+    pad = size // 2
+    return ReLUConv(
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, (1, size), (1, stride), (0, pad), bias=False),
+        nn.Conv2d(channels, channels, (size, 1), (stride, 1), (pad, 0), bias=False),
+        nn.BatchNorm2d(channels),
+    )
+
+
+def _edge(name: str, channels: int, stride: int, drop_path: float) -> nn.Module:
+    """An operation, with drop-path behind it where it has a say: not behind an identity or a null edge."""
+    module = operation(name, channels, stride)
+    if drop_path == 0 or isinstance(module, nn.Identity | NullEdge):
+        return module
+    return nn.Sequential(module, DropPath(drop_path))
+
+
+class Cell(nn.Module):
+    """A cell of a genotype.
+
+    Args:
+        cell: what it computes.
+        channels_in: channels of the outputs of the two cells before it.
+        channels: channels of each node.
+        reduces: whether the edges from nodes 0 and 1 have stride 2.
+        after_reduction: whether the output of the cell before the last has twice the last one's resolution.
+        drop_path: the probability of drop-path on every edge that computes something; 0: no such modules.
+
+    Shape:
+        - Inputs: (N, channels_in[0], H_0, W_0), (N, channels_in[1], H, W)
+        - Output: (N, channels * len(cell.concat), ceil(H / stride), ceil(W / stride))
+    """
+
+    def __init__(
+        self,
+        cell: CellGenotype,
+        channels_in: tuple[int, int],
+        channels: int,
+        *,
+        reduces: bool = False,
+        after_reduction: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        first, second = channels_in
+        self.input0 = FactorizedReduce(first, channels, 2) if after_reduction else relu_conv(first, channels)
+        self.input1 = relu_conv(second, channels)
+        self.nodes = nn.ModuleList()
+        for edges in cell.nodes:
+            strides = [2 if reduces and edge.input < 2 else 1 for edge in edges]
+            pairs = zip(edges, strides, strict=True)
+            self.nodes.append(nn.ModuleList(_edge(e.operation, channels, s, drop_path) for e, s in pairs))
+        self.inputs = tuple(tuple(edge.input for edge in edges) for edges in cell.nodes)
+        self.concat = cell.concat
+
+    def forward(self, previous: Tensor, x: Tensor) -> Tensor:
+        """The cell's output from the outputs of the two cells before it, the last one second."""
+        values = [self.input0(previous), self.input1(x)]
+        for edges, inputs in zip(self.nodes, self.inputs, strict=True):
+            pairs = zip(cast(nn.ModuleList, edges), inputs, strict=True)
+            terms = [edge(values[i]) for edge, i in pairs]
+            values.append(functools.reduce(operator.add, terms))
+        return torch.cat([values[i] for i in self.concat], dim=1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier, on the second reducing cell's output, which helps deep networks to train.
+
+    Args:
+        channels: of the input.
+        num_classes: classes to tell apart.
+        imagenet: DARTS's head for ImageNet: a pool with stride 2 instead of 3, and no norm at the end.
+
+    Shape:
+        - Input: (N, channels, H, W), H and W at least 8 (for ImageNet 7)
+        - Output: (N, num_classes)
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, imagenet: bool = False) -> None:
+        super().__init__()
+        layers = [
+            nn.ReLU(),
+            nn.AvgPool2d(5, 2 if imagenet else 3, count_include_pad=False),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            *([] if imagenet else [nn.BatchNorm2d(768)]),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+        ]
+        self.features = nn.Sequential(*layers)
+        self.fc = nn.Linear(768, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        return self.fc(torch.flatten(self.features(x), 1))
+
+
+class Scores(NamedTuple):
+    """What a network with an auxiliary head returns in train mode: its class scores, and the head's."""
+
+    logits: Tensor
+    auxiliary: Tensor
+
+
+class CellNetwork(nn.Module):
+    """A network of cells; see the module. `cifar_cells` and `imagenet_cells` make it with the usual sizes.
+
+    Args:
+        genotype: its cells, or the name of a published one (`genotypes.GENOTYPES`).
+        channels: of each node in the first third of the cells.
+        layers: number of cells.
+        num_classes: classes to tell apart.
+        in_channels: channels of the images.
+        imagenet: a stem that takes the resolution to an eighth, and the head that goes with it.
+        auxiliary: whether there is an auxiliary head; the output in train mode is then `Scores`.
+        drop_path: the probability of drop-path; see `DropPath`. Of 0, there are no such modules.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, num_classes)
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype | str,
+        channels: int,
+        layers: int,
+        num_classes: int,
+        *,
+        in_channels: int = 3,
+        imagenet: bool = False,
+        auxiliary: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_sizes(channels, layers, drop_path)
+        genotype = published(genotype) if isinstance(genotype, str) else genotype
+        self.stem0, self.stem1, width = _stems(in_channels, channels, imagenet)
+        before, last, reduced = width, width, imagenet
+        self.cells = nn.ModuleList()
+        for i in range(layers):
+            reduces = i in (layers // 3, 2 * layers // 3)
+            channels *= 2 if reduces else 1
+            cell = genotype.reduce if reduces else genotype.normal
+            self.cells.append(
+                Cell(
+                    cell,
+                    (before, last),
+                    channels,
+                    reduces=reduces,
+                    after_reduction=reduced,
+                    drop_path=drop_path,
+                )
+            )
+            before, last, reduced = last, channels * len(cell.concat), reduces
+            if i == 2 * layers // 3:
+                width = last
+        self.auxiliary = AuxiliaryHead(width, num_classes, imagenet=imagenet) if auxiliary else None
+        self.fc = nn.Linear(last, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor | Scores:
+        """Class scores; with an auxiliary head and in train mode, its scores too."""
+        previous = self.stem0(x)
+        x = previous if self.stem1 is None else self.stem1(previous)
+        auxiliary = None
+        for i, cell in enumerate(self.cells):
+            previous, x = x, cell(previous, x)
+            if self.auxiliary is not None and self.training and i == 2 * len(self.cells) // 3:
+                auxiliary = self.auxiliary(x)
+        logits = self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+        return logits if auxiliary is None else Scores(logits, auxiliary)
+
+
+def _check_sizes(channels: int, layers: int, drop_path: float) -> None:
+    if channels < 2 or layers < 1:
+        raise ValueError(f"a network of cells needs channels >= 2 and layers >= 1, not {channels} and {layers}")
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path must be from 0 to below 1, not {drop_path}")
+
+
+def _stems(in_channels: int, channels: int, imagenet: bool) -> tuple[nn.Module, nn.Module | None, int]:
+    """The layers before the cells (the second stem is what cell 0 reads as node 1), and their channels."""
+    if not imagenet:
+        width = 3 * channels
+        conv = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(width)), None, width
+    half = channels // 2
+    stem0 = nn.Sequential(
+        nn.Conv2d(in_channels, half, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(half),
+        nn.ReLU(),
+        nn.Conv2d(half, channels, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(channels),
+    )
+    return stem0, relu_conv(channels, channels, 3, 2), channels
+
+
+def cifar_cells(
+    genotype: Genotype | str,
+    channels: int = 36,
+    layers: int = 20,
+    num_classes: int = 10,
+    *,
+    in_channels: int = 3,
+    auxiliary: bool = False,
+    drop_path: float = 0.0,
+) -> CellNetwork:
+    """A network of cells for small images, of the size that DARTS trains on CIFAR; see `CellNetwork`.
+
+    >>> network = cifar_cells("darts_v2", channels=4, layers=3)
+    >>> network(torch.zeros(2, 3, 16, 16)).shape
+    torch.Size([2, 10])
+    """
+    return CellNetwork(
+        genotype,
+        channels,
+        layers,
+        num_classes,
+        in_channels=in_channels,
+        auxiliary=auxiliary,
+        drop_path=drop_path,
+    )
+
+
+def imagenet_cells(
+    genotype: Genotype | str,
+    channels: int = 48,
+    layers: int = 14,
+    num_classes: int = 1000,
+    *,
+    in_channels: int = 3,
+    auxiliary: bool = False,
+    drop_path: float = 0.0,
+) -> CellNetwork:
+    """A network of cells for images of 224 x 224, of the size that DARTS trains on ImageNet; see `CellNetwork`."""
+    return CellNetwork(
+        genotype,
+        channels,
+        layers,
+        num_classes,
+        in_channels=in_channels,
+        imagenet=True,
+        auxiliary=auxiliary,
+        drop_path=drop_path,
+    )

@@ -1,0 +1,424 @@
+"""Genotypes: what the cells of a network compute, as data, with the published ones by name.
+
+A genotype has two cells, `normal` and `reduce` (which halves the resolution). A cell is a list of nodes. Nodes
+0 and 1 are the outputs of the two cells before it; those of the list are numbered from 2. Each node is the sum of
+its edges, an edge being an operation on an earlier node, and the cell's output is the channels of the nodes in
+`concat`, side by side. As JSON:
+
+    {"normal": {"nodes": [[{"operation": "sep_conv_3x3", "input": 0}, {"operation": "null", "input": 1}], ...],
+                "concat": [2, 3, 4, 5]},
+     "reduce": {...}}
+
+In JSON, `concat` may also be "all" (fully-concat: every node) or "loose-end" (the nodes that no other node reads,
+be it through a null edge). An error names the place as a JSON path: `normal.nodes[2][0].operation` is the first
+edge of the third entry of the list, which is node 4.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from ..naming import unknown
+
+# NAT++'s thirteen (reference: methods B1) and those that its code and the published genotypes have beside them.
+OPERATIONS: tuple[str, ...] = (
+    "max_pool_2x2",
+    "max_pool_3x3",
+    "max_pool_5x5",
+    "avg_pool_2x2",
+    "avg_pool_3x3",
+    "avg_pool_5x5",
+    "skip_connect",
+    "sep_conv_1x1",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "sep_conv_7x7",
+    "dil_conv_1x1",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "conv_1x1",
+    "conv_3x3",
+    "conv_5x5",
+    "conv_1x3_3x1",
+    "conv_1x7_7x1",
+    "conv_7x1_1x7",
+    "null",
+)
+
+
+@dataclass(frozen=True)
+class CellEdge:
+    """An operation on an earlier node of the cell."""
+
+    operation: str
+    input: int
+
+
+@dataclass(frozen=True)
+class CellGenotype:
+    """A cell: the edges into each of its nodes (the first is node 2), and the nodes that make its output."""
+
+    nodes: tuple[tuple[CellEdge, ...], ...]
+    concat: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """The two cells of a network; see the module.
+
+    Raises:
+        ValueError: something that is not a genotype, with the JSON path of the place.
+
+    >>> genotype = GENOTYPES["darts_v2"].genotype
+    >>> genotype.normal.nodes[0]
+    (CellEdge(operation='sep_conv_3x3', input=0), CellEdge(operation='sep_conv_3x3', input=1))
+    >>> Genotype.from_json(genotype.to_json()) == genotype
+    True
+    """
+
+    normal: CellGenotype
+    reduce: CellGenotype
+
+    def __post_init__(self) -> None:
+        for path, cell in (("normal", self.normal), ("reduce", self.reduce)):
+            _check_cell(path, cell)
+
+    def to_json(self) -> str:
+        """The genotype as JSON, which `from_json` reads."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Genotype":
+        """Read a genotype.
+
+        Raises:
+            ValueError: text that is not JSON, or not a genotype, with the JSON path of the place.
+
+        >>> Genotype.from_json('{"normal": {"nodes": [[{"operation": "sep_conv_3x3"}]], "concat": "all"}}')
+        Traceback (most recent call last):
+        ...
+        ValueError: reduce is missing
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"a genotype must be JSON: {error}") from error
+        normal, reduce = _fields(data, "", ("normal", "reduce"))
+        return cls(_cell_from(normal, "normal"), _cell_from(reduce, "reduce"))
+
+
+def _wrong(path: str, wanted: str, value: object) -> ValueError:
+    return ValueError(f"{path or 'the genotype'} must be {wanted}, not {type(value).__name__} ({value!r:.40})")
+
+
+def _check_node(path: str, value: object, least: int, end: int) -> None:
+    """A node's number, from `least` to before `end`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise _wrong(path, "a node's number", value)
+    if not least <= value < end:
+        raise ValueError(f"{path}: there is no node {value} here, only {least} to {end - 1}")
+
+
+def _check_edge(path: str, edge: CellEdge, node: int) -> None:
+    if not isinstance(edge, CellEdge):
+        raise _wrong(path, "a CellEdge", edge)
+    if not isinstance(edge.operation, str):
+        raise _wrong(f"{path}.operation", "a string", edge.operation)
+    if edge.operation not in OPERATIONS:
+        raise ValueError(f"{path}.operation: {unknown('operation', edge.operation, OPERATIONS)}")
+    if isinstance(edge.input, int) and edge.input >= node:
+        raise ValueError(
+            f"{path}.input: node {node} cannot read node {edge.input}: only earlier nodes, or a cycle arises"
+        )
+    _check_node(f"{path}.input", edge.input, 0, node)
+
+
+def _check_cell(path: str, cell: CellGenotype) -> None:
+    if not isinstance(cell, CellGenotype):
+        raise _wrong(path, "a CellGenotype", cell)
+    for name, value in (("nodes", cell.nodes), ("concat", cell.concat)):
+        if not isinstance(value, tuple):
+            raise _wrong(f"{path}.{name}", "a tuple", value)
+    for i, node in enumerate(cell.nodes):
+        if not isinstance(node, tuple):
+            raise _wrong(f"{path}.nodes[{i}]", "a tuple", node)
+        if not node:
+            raise ValueError(f"{path}.nodes[{i}]: node {i + 2} has no edges")
+        for j, edge in enumerate(node):
+            _check_edge(f"{path}.nodes[{i}][{j}]", edge, i + 2)
+    _check_concat(f"{path}.concat", cell)
+
+
+def _check_concat(path: str, cell: CellGenotype) -> None:
+    if not cell.concat:
+        raise ValueError(f"{path}: a cell's output needs at least one node")
+    for i, node in enumerate(cell.concat):
+        _check_node(f"{path}[{i}]", node, 2, len(cell.nodes) + 2)
+        if node in cell.concat[:i]:
+            raise ValueError(f"{path}[{i}]: node {node} is there already")
+
+
+def _fields(data: Any, path: str, names: tuple[str, ...]) -> list[Any]:
+    """The values of an object that must have these keys and no others."""
+    if not isinstance(data, dict):
+        raise _wrong(path, f"an object with {' and '.join(names)}", data)
+    prefix = f"{path}." if path else ""
+    for name in data:
+        if name not in names:
+            raise ValueError(f"{prefix}{name}: {unknown('key', name, names)}")
+    for name in names:
+        if name not in data:
+            raise ValueError(f"{prefix}{name} is missing")
+    return [data[name] for name in names]
+
+
+def _list(data: Any, path: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise _wrong(path, "a list", data)
+    return data
+
+
+def _cell_from(data: Any, path: str) -> CellGenotype:
+    found, concat = _fields(data, path, ("nodes", "concat"))
+    nodes = []
+    for i, node in enumerate(_list(found, f"{path}.nodes")):
+        places = ((f"{path}.nodes[{i}][{j}]", edge) for j, edge in enumerate(_list(node, f"{path}.nodes[{i}]")))
+        nodes.append(tuple(CellEdge(*_fields(edge, place, ("operation", "input"))) for place, edge in places))
+    if isinstance(concat, str):
+        return CellGenotype(tuple(nodes), concat_nodes(nodes, concat, f"{path}.concat"))
+    return CellGenotype(tuple(nodes), tuple(_list(concat, f"{path}.concat")))
+
+
+def concat_nodes(nodes: Iterable[tuple[CellEdge, ...]], rule: str, path: str = "concat") -> tuple[int, ...]:
+    """The nodes of a cell's output by rule (reference: methods A1).
+
+    Args:
+        nodes: the edges into each node, from node 2 on.
+        rule: "all" or "loose-end", the nodes that no other reads (a null edge reads, too).
+        path: what to call the place in an error.
+
+    Raises:
+        ValueError: an unknown rule.
+    """
+    if rule not in ("all", "loose-end"):
+        raise ValueError(f"{path}: {unknown('rule', rule, ('all', 'loose-end'))}")
+    nodes = tuple(nodes)
+    read = {edge.input for node in nodes for edge in node} if rule == "loose-end" else set()
+    return tuple(i for i in range(2, len(nodes) + 2) if i not in read)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A genotype from the literature, and where it was read."""
+
+    genotype: Genotype
+    source: str
+
+
+# The short names of the table below; a size stands for itself: sep3 is sep_conv_3x3.
+_SHORT = {
+    "null": "null",
+    "skip": "skip_connect",
+    "c1x3": "conv_1x3_3x1",
+    "c1x7": "conv_1x7_7x1",
+    "c7x1": "conv_7x1_1x7",
+    **{f"{kind}{k}": f"{kind}_pool_{k}x{k}" for kind in ("max", "avg") for k in (2, 3, 5)},
+    **{f"{kind}{k}": f"{kind}_conv_{k}x{k}" for kind in ("sep", "dil") for k in (1, 3, 5, 7)},
+    **{f"conv{k}": f"conv_{k}x{k}" for k in (1, 3, 5)},
+}
+
+
+def _cell(text: str, concat: str = "") -> CellGenotype:
+    """A cell from short names: nodes between bars, `sep3.0` for a 3x3 separable convolution of node 0."""
+    nodes = []
+    for node in text.split("|"):
+        pairs = (edge.split(".") for edge in node.split())
+        nodes.append(tuple(CellEdge(_SHORT[name], int(source)) for name, source in pairs))
+    return CellGenotype(tuple(nodes), tuple(map(int, concat)) or concat_nodes(nodes, "all"))
+
+
+_DARTS = "quark0/darts, cnn/genotypes.py"
+_PNASNET = _cell("sep5.0 max3.0 | sep7.1 max3.1 | sep5.1 sep3.1 | sep3.4 max3.1 | sep3.0 skip.1")
+_SNAS = "SNAS-Series/SNAS-Series, SNAS/genotypes.py"
+_NAT = "guoyongcs/NAT, genotypes.py"
+_NAT2 = "guoyongcs/NATv2, genotypes.py"
+_NAO = "renqianluo/NAO_pytorch, NAO_V1/train_NAONet_A_*.sh"
+
+_NAONET = _cell("conv3.0 avg5.1 | conv3.1 c1x3.2 | conv1.0 conv3.1 | c1x3.0 conv3.4 | conv3.0 skip.1", "356")
+_ENAS_REDUCE = "sep5.0 avg3.1 | sep3.1 avg3.1 | avg3.1 sep3.1 | {} sep5.4 | sep5.0 sep3.5"
+_RESBLOCK = _cell("null.0 skip.1 | null.0 conv3.2 | null.0 conv3.3 | skip.2 skip.4", "5")
+_NAT_RESBLOCK = _cell("null.0 skip.1 | skip.0 conv3.2 | skip.0 conv3.3 | skip.2 skip.4", "5")
+_NAT_VGG = _cell("skip.0 skip.1 | null.0 conv3.2 | null.0 conv3.3 | skip.0 skip.4", "5")
+_NAT_MOBILENET = Genotype(
+    _cell("null.0 conv1.1 | null.0 sep3.2 | skip.0 conv1.3 | skip.1 skip.4", "5"),
+    _cell("null.0 skip.1 | skip.0 sep3.2 | null.0 conv1.3 | null.0 skip.4", "5"),
+)
+
+# Not there: GHN, whose cell was never published, and the random cells of NAT's code.
+GENOTYPES: Mapping[str, Published] = MappingProxyType(
+    {
+        "darts_v1": Published(
+            Genotype(
+                _cell("sep3.1 sep3.0 | skip.0 sep3.1 | skip.0 sep3.1 | sep3.0 skip.2"),
+                _cell("max3.0 max3.1 | skip.2 max3.0 | max3.0 skip.2 | skip.2 avg3.0"),
+            ),
+            f"DARTS, first order; {_DARTS}",
+        ),
+        "darts_v2": Published(
+            Genotype(
+                _cell("sep3.0 sep3.1 | sep3.0 sep3.1 | sep3.1 skip.0 | skip.0 dil3.2"),
+                _cell("max3.0 max3.1 | skip.2 max3.1 | max3.0 skip.2 | skip.2 max3.1"),
+            ),
+            f"DARTS, second order; {_DARTS}; the same as DARTS in NAT's code",
+        ),
+        "nasnet": Published(
+            Genotype(
+                _cell("sep5.1 sep3.0 | sep5.0 sep3.0 | avg3.1 skip.0 | avg3.0 avg3.0 | sep3.1 skip.1"),
+                _cell("sep5.1 sep7.0 | max3.1 sep7.0 | avg3.1 sep5.0 | skip.3 avg3.2 | sep3.2 max3.1", "456"),
+            ),
+            f"NASNet-A; {_DARTS}",
+        ),
+        "amoebanet": Published(
+            Genotype(
+                _cell("avg3.0 max3.1 | sep3.0 sep5.2 | sep3.0 avg3.3 | sep3.1 skip.1 | skip.0 avg3.1", "456"),
+                _cell("avg3.0 sep3.1 | max3.0 sep7.2 | sep7.0 avg3.1 | max3.0 max3.1 | c7x1.0 sep3.5", "346"),
+            ),
+            f"AmoebaNet-A; {_DARTS}",
+        ),
+        "pnasnet": Published(Genotype(_PNASNET, _PNASNET), "PNASNet-5; chenxi116/PNASNet.pytorch, genotypes.py"),
+        "snas_mild": Published(
+            Genotype(
+                _cell("sep3.0 sep3.1 | skip.0 dil3.1 | skip.0 skip.1 | skip.0 sep3.1"),
+                _cell("max3.0 max3.1 | max3.1 skip.2 | max3.1 skip.2 | max3.0 dil5.2"),
+            ),
+            f"SNAS, mild constraint; {_SNAS}",
+        ),
+        "snas_moderate": Published(
+            Genotype(
+                _cell("dil5.0 skip.1 | sep3.0 skip.1 | skip.0 skip.1 | sep3.0 dil5.1"),
+                _cell("max3.0 max3.1 | sep5.0 dil5.1 | sep5.0 sep5.1 | sep5.0 sep5.1"),
+            ),
+            f"SNAS, moderate constraint; {_SNAS}",
+        ),
+        "snas_aggressive": Published(
+            Genotype(
+                _cell("sep5.0 skip.1 | skip.0 skip.1 | dil5.1 skip.0 | skip.0 dil5.1"),
+                _cell("sep5.0 null.1 | sep5.0 null.1 | null.1 null.0 | null.1 null.0"),
+            ),
+            f"SNAS, aggressive constraint; {_SNAS} (its `none` is `null` here)",
+        ),
+        "enas": Published(
+            Genotype(
+                _cell("sep3.1 skip.1 | skip.0 sep5.1 | avg3.0 sep3.1 | sep3.0 avg3.1 | avg3.0 sep5.1"),
+                _cell(_ENAS_REDUCE.format("avg3.1"), "236"),
+            ),
+            f"ENAS, as in {_NAT}; another cell than melodyguan/enas, scripts/cifar10_micro_final.sh",
+        ),
+        "naonet_a": Published(
+            Genotype(
+                _NAONET,
+                _cell("conv3.0 avg2.1 | conv1.0 avg3.0 | c1x7.0 max2.1 | avg3.0 conv1.2 | max3.1 conv3.0", "3456"),
+            ),
+            f"NAONet-A; {_NAO}",
+        ),
+        "naonet": Published(
+            Genotype(
+                _NAONET,
+                _cell("conv3.0 avg2.1 | conv1.0 avg3.0 | max2.0 c1x7.1 | avg3.0 conv1.2 | conv3.0 max3.1", "3456"),
+            ),
+            f"NAONet, as in {_NAT2}: NAONet-A with the inputs of the reducing cell's node 4 swapped",
+        ),
+        "resblock": Published(Genotype(_RESBLOCK, _RESBLOCK), f"ResNet's block as a cell; {_NAT}"),
+        "vgg_cell": Published(
+            Genotype(
+                _cell("null.0 skip.1 | null.0 conv3.2 | null.0 conv3.3 | null.0 skip.4", "5"),
+                _cell("null.0 skip.1 | null.0 conv3.2 | null.0 conv3.3 | null.0 max3.4", "5"),
+            ),
+            f"VGG's layers as a cell; {_NAT}",
+        ),
+        "mobilenetv2_cell": Published(
+            Genotype(
+                _cell("null.0 conv1.1 | null.0 sep3.2 | null.0 conv1.3 | skip.1 skip.4", "5"),
+                _cell("null.0 conv1.1 | null.0 sep3.2 | null.0 conv1.3 | null.0 skip.4", "5"),
+            ),
+            f"MobileNetV2's block as a cell, without its expansion; {_NAT2}",
+        ),
+        "nat_darts": Published(
+            Genotype(
+                _cell("sep3.0 sep3.1 | skip.0 sep3.1 | skip.1 skip.0 | skip.0 dil3.2"),
+                _cell("max3.0 skip.1 | skip.2 skip.1 | max3.0 null.2 | skip.2 max3.1"),
+            ),
+            f"NAT's transformation of darts_v2; {_NAT}",
+        ),
+        "nat_enas": Published(
+            Genotype(
+                _cell("sep3.1 skip.1 | skip.0 sep5.1 | null.0 sep3.1 | sep3.0 avg3.1 | avg3.0 sep5.1"),
+                _cell(_ENAS_REDUCE.format("null.1"), "236"),
+            ),
+            f"NAT's transformation of enas; {_NAT}",
+        ),
+        "nat_naonet": Published(
+            Genotype(
+                _cell("conv3.0 avg5.1 | null.1 c1x3.2 | conv1.0 skip.1 | c1x3.0 conv3.4 | conv3.0 skip.1", "356"),
+                _cell("null.0 avg3.1 | conv1.0 avg3.0 | skip.0 c1x7.1 | avg3.0 skip.2 | conv3.0 max3.1", "3456"),
+            ),
+            f"NAT's transformation of naonet; {_NAT2}; its avg_pool_2x2 -> avg_pool_3x3 is no action of NAT",
+        ),
+        "nat_resblock": Published(
+            Genotype(_NAT_RESBLOCK, _NAT_RESBLOCK), f"NAT's transformation of resblock; {_NAT}"
+        ),
+        "nat_vgg_cell": Published(Genotype(_NAT_VGG, _NAT_VGG), f"NAT's transformation of vgg_cell; {_NAT}"),
+        "nat_mobilenetv2_cell": Published(_NAT_MOBILENET, f"NAT's transformation of mobilenetv2_cell; {_NAT2}"),
+        "natv2_darts": Published(
+            Genotype(
+                _cell("sep3.0 sep3.1 | null.0 skip.1 | dil3.1 skip.0 | skip.0 dil3.2"),
+                _cell("avg3.0 max3.1 | skip.2 skip.1 | avg3.0 skip.2 | skip.2 max3.1"),
+            ),
+            f"NAT++'s transformation of darts_v2; {_NAT2}",
+        ),
+        "natv2_enas": Published(
+            Genotype(
+                _cell("sep3.1 null.1 | skip.0 sep5.1 | avg3.0 sep3.1 | sep3.0 avg3.1 | skip.0 sep3.1"),
+                _cell("sep3.0 avg3.1 | sep3.1 avg3.1 | avg3.1 avg3.1 | avg3.1 sep5.4 | sep5.0 max3.5", "236"),
+            ),
+            f"NAT++'s transformation of enas; {_NAT2}",
+        ),
+        "natv2_naonet": Published(
+            Genotype(
+                _cell("conv3.0 avg5.1 | conv3.1 c1x3.2 | max3.0 conv3.1 | max3.0 conv3.4 | sep3.0 skip.1", "356"),
+                _cell("conv3.0 skip.1 | avg3.0 avg3.0 | max2.0 c1x7.1 | skip.0 skip.2 | max3.0 max3.1", "3456"),
+            ),
+            f"NAT++'s transformation of naonet; {_NAT2}; not all of its changes are legal ones of NAT++",
+        ),
+        "natv2_resblock": Published(
+            Genotype(
+                _cell("skip.0 skip.1 | skip.0 conv3.2 | skip.0 conv3.3 | skip.2 skip.4", "5"),
+                _cell("skip.0 skip.1 | skip.0 conv3.2 | skip.0 sep3.3 | skip.2 skip.4", "5"),
+            ),
+            f"NAT++'s transformation of resblock; {_NAT2}",
+        ),
+        "natv2_vgg_cell": Published(
+            Genotype(
+                _cell("skip.0 skip.1 | skip.0 conv3.2 | null.0 sep3.3 | skip.0 skip.4", "5"),
+                _cell("skip.0 skip.1 | skip.0 conv3.2 | null.0 sep3.3 | skip.0 max3.4", "5"),
+            ),
+            f"NAT++'s transformation of vgg_cell; {_NAT2}",
+        ),
+        "natv2_mobilenetv2_cell": Published(
+            _NAT_MOBILENET, f"NAT++'s transformation of mobilenetv2_cell, the same as NAT's; {_NAT2}"
+        ),
+    }
+)
+
+
+def published(name: str) -> Genotype:
+    """A published genotype by name.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if name not in GENOTYPES:
+        raise unknown("genotype", name, GENOTYPES)
+    return GENOTYPES[name].genotype

@@ -1,0 +1,218 @@
+"""Networks of NAS-Bench-201 (Dong & Yang 2020) and NAS-Bench-Macro (Su et al. 2021), for small images.
+
+NAS-Bench-201: three stages of N equal cells with C, 2C, 4C channels, a residual block between stages. A cell has
+four nodes, each the sum of an operation on every node before it: six edges. `parse_cell` reads both forms:
+
+    "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
+    "301420"     one digit for each of those edges, the operation's place in `OPERATIONS`
+
+NAS-Bench-Macro: eight layers, each the identity, MBConv 3x3 with expansion 3, or MBConv 5x5 with expansion 6;
+a code such as "01201210". Stage sizes (2, 3, 3 layers of 64, 128, 256 channels) have no source at hand to check.
+"""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from ..naming import unknown
+from ..operations import NullEdge
+from .proxyless import MBConv
+
+OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+"""NAS-Bench-201's operations in the order of its search space."""
+EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+"""From and to of a cell's six edges, in the order of its string."""
+LAYERS = ((64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1))
+"""Channels and stride of NAS-Bench-Macro's eight layers"""
+
+
+def parse_cell(text: str) -> tuple[str, ...]:
+    """The six operations of a NAS-Bench-201 cell, in the order of `EDGES`, from either form.
+
+    Raises:
+        ValueError: the text is no such cell; the message says at which position.
+
+    >>> parse_cell("301420")
+    ('nor_conv_3x3', 'none', 'skip_connect', 'avg_pool_3x3', 'nor_conv_1x1', 'none')
+    """
+    if not text.startswith("|"):
+        return tuple(OPERATIONS[i] for i in _digits(text, len(EDGES), len(OPERATIONS)))
+    found, position = [], 0
+    for i, (source, target) in enumerate(EDGES):
+        if source == 0:
+            position = _expect(text, "|" if i == 0 else "+|", position)
+        match = re.compile(r"([a-z0-9_]+)~").match(text, position)
+        if match is None:
+            raise _malformed(text, position, f"an operation and '~' for the edge {source} -> {target}")
+        if match[1] not in OPERATIONS:
+            error = unknown("operation of NAS-Bench-201", match[1], OPERATIONS)
+            raise ValueError(f"cell {text!r}, position {position}: {error}")
+        found.append(match[1])
+        position = _expect(text, f"{source}|", match.end())
+    if position < len(text):
+        raise _malformed(text, position, "the end")
+    return tuple(found)
+
+
+def _expect(text: str, wanted: str, position: int) -> int:
+    if not text.startswith(wanted, position):
+        raise _malformed(text, position, repr(wanted))
+    return position + len(wanted)
+
+
+def _malformed(text: str, position: int, wanted: str) -> ValueError:
+    return ValueError(f"cell {text!r}, position {position}: expected {wanted}, not {text[position:][:8]!r}")
+
+
+def _digits(text: str, length: int, kinds: int) -> list[int]:
+    for position, digit in enumerate(text):
+        if digit not in "0123456789"[:kinds]:
+            raise ValueError(f"code {text!r}, position {position}: {digit!r} is not a digit from 0 to {kinds - 1}")
+    if len(text) != length:
+        raise ValueError(f"code {text!r} has {len(text)} digits; {length} are needed")
+    return [int(digit) for digit in text]
+
+
+def _unit(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> nn.Module:
+    conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(channels_out))
+
+
+def _operation(name: str, channels: int) -> nn.Module:
+    if name == "none":
+        return NullEdge(channels, channels, 1)
+    if name == "skip_connect":
+        return nn.Identity()
+    if name == "avg_pool_3x3":
+        return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    return _unit(channels, channels, 1 if name == "nor_conv_1x1" else 3)
+
+
+class Cell201(nn.Module):
+    """A cell of NAS-Bench-201; an edge "none" is a null edge.
+
+    Shape:
+        - Input: (N, C, H, W)
+        - Output: (N, C, H, W)
+    """
+
+    def __init__(self, operations: tuple[str, ...], channels: int) -> None:
+        super().__init__()
+        self.edges = nn.ModuleList(_operation(name, channels) for name in operations)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last node."""
+        e = self.edges
+        first = e[0](x)
+        second = e[1](x) + e[2](first)
+        return e[3](x) + e[4](first) + e[5](second)
+
+
+class Reduction201(nn.Module):
+    """The residual block between stages: half the resolution, other channels.
+
+    Shape:
+        - Input: (N, C_in, H, W)
+        - Output: (N, C_out, H / 2, W / 2)
+    """
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.a = _unit(channels_in, channels_out, 3, 2)
+        self.b = _unit(channels_out, channels_out, 3)
+        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(channels_in, channels_out, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        return self.shortcut(x) + self.b(self.a(x))
+
+
+class NASBench201(nn.Module):
+    """A network of NAS-Bench-201; see the module.
+
+    Args:
+        cell: the cell in either form.
+        num_classes: classes to tell apart.
+        in_channels: channels of the images.
+        width: channels of the first stage.
+        cells: cells in each of the three stages.
+
+    Shape:
+        - Input: (N, in_channels, H, W), H and W divisible by 4
+        - Output: (N, num_classes)
+
+    Raises:
+        ValueError: the cell cannot be read.
+    """
+
+    def __init__(
+        self, cell: str, num_classes: int = 10, in_channels: int = 3, width: int = 16, cells: int = 5
+    ) -> None:
+        super().__init__()
+        operations = parse_cell(cell)
+        conv = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False)
+        self.stem = nn.Sequential(conv, nn.BatchNorm2d(width))
+        self.layers = nn.ModuleList()
+        for stage in range(3):
+            if stage:
+                self.layers.append(Reduction201(width * 2 ** (stage - 1), width * 2**stage))
+            self.layers.extend(Cell201(operations, width * 2**stage) for _ in range(cells))
+        self.bn = nn.BatchNorm2d(width * 4)
+        self.relu = nn.ReLU()
+        self.fc = nn.Linear(width * 4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        x = self.relu(self.bn(x))
+        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
+
+
+class NASBenchMacro(nn.Module):
+    """A network of NAS-Bench-Macro; see the module. An identity that must change the shape is a 1x1 convolution.
+
+    Args:
+        code: eight digits: 0 identity, 1 MBConv 3x3 with expansion 3, 2 MBConv 5x5 with expansion 6.
+        num_classes: classes to tell apart.
+        in_channels: channels of the images.
+        width: every number of channels is multiplied by it and rounded, to at least 1.
+
+    Shape:
+        - Input: (N, in_channels, H, W)
+        - Output: (N, num_classes)
+
+    Raises:
+        ValueError: the code cannot be read.
+    """
+
+    def __init__(self, code: str, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> None:
+        super().__init__()
+        kinds = _digits(code, len(LAYERS), 3)
+        channels, last = max(1, round(32 * width)), max(1, round(1280 * width))
+        conv = nn.Conv2d(in_channels, channels, 3, 1, 1, bias=False)
+        self.stem = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU6())
+        self.layers = nn.ModuleList()
+        for kind, (size, stride) in zip(kinds, LAYERS, strict=True):
+            out = max(1, round(size * width))
+            if kind:
+                layer: nn.Module = MBConv(channels, out, 1 + 2 * kind, 3 * kind, stride)
+            elif stride == 1 and channels == out:
+                layer = nn.Identity()
+            else:
+                shape = nn.Conv2d(channels, out, 1, stride, bias=False)
+                layer = nn.Sequential(shape, nn.BatchNorm2d(out))
+            self.layers.append(layer)
+            channels = out
+        mix = nn.Conv2d(channels, last, 1, bias=False)
+        self.mix = nn.Sequential(mix, nn.BatchNorm2d(last), nn.ReLU6())
+        self.fc = nn.Linear(last, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        x = self.stem(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(self.mix(x), 1), 1))

@@ -190,8 +190,14 @@ class Config:
     """Longest time that the result may take for a batch of `latency_batch`: a share, or a time ("5ms")."""
     latency_batch: int = 1
     """Images of the batch whose time counts for `latency_budget`."""
+    paths: Literal["two", "all"] = "two"
+    """How many operations are computed beside the original, in the space "nat++": "two" paths take one of each
+    group's operations in each step, at random; "all" takes all of them, at more time and memory."""
     matching: float = 1.0
     """Weight of the loss that teaches other operations, of the space "nat++", what the original computes."""
+    warm_start: bool = True
+    """Whether other operations begin as a function close to the original: the middle of its kernel, or the nearest
+    separable ones. Otherwise they begin with random weights."""
     settle: float = _FROM_PRESET
     """Last part of the architecture stage, in which the choices are made already and come into force step by step:
     gates go to 0 and 1 while the weights train on, so that dropping the rest loses nothing. 0: all at once."""

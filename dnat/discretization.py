@@ -27,7 +27,7 @@ from .edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges, problems, replace
 from .merging import merge
 from .naming import unknown
 from .operations import NullEdge, copying_identity, forgiving_identity
-from .relaxation import RelaxedNetwork, module_name, relax
+from .relaxation import CHOICES, RelaxedNetwork, module_name, relax
 from .tracing import (
     GATHERING,
     Example,
@@ -111,22 +111,23 @@ def discretization(
     space = "nat++" if named else "dnat"
     edges = relaxed.edges if relaxed else tuple(edges or find_edges(trace(network, example), space))
     wanted = _checked(choices, edges)
+    added = _added(relaxed) if relaxed else {}
     merged: dict[Edge, list[str]] = {}
     if relaxed and scales == "merge":
         merged = merge(plain, relaxed, [e for e, c in wanted.items() if c == ORIGINAL], example)
     notes = []
     if relaxed and scales != "reset":
-        notes = _fold(plain, relaxed, {e: c for e, c in wanted.items() if e not in merged})
-    reference = _one_hot(plain, relaxed, edges, wanted)
+        notes = _fold(plain, added, relaxed, {e: c for e, c in wanted.items() if e not in merged})
+    reference = _one_hot(plain, added, edges, wanted)
     attempt = _build(plain, reference, wanted, example)
     if attempt.kept:
-        reference = _one_hot(plain, relaxed, edges, {e: attempt.choices[e.key] for e in edges})
+        reference = _one_hot(plain, added, edges, {e: attempt.choices[e.key] for e in edges})
     if not _agree(attempt.network, reference, example):
-        culprits = _culprits(plain, reference, wanted, example)
+        culprits = _culprits(plain, added, wanted, example)
         for edge in culprits:
             wanted[edge] = ORIGINAL
         attempt = _build(plain, reference, wanted, example)
-        reference = _one_hot(plain, relaxed, edges, {e: attempt.choices[e.key] for e in edges})
+        reference = _one_hot(plain, added, edges, {e: attempt.choices[e.key] for e in edges})
         for edge in culprits:
             attempt.kept[edge.key] = "the rewritten network computed something else"
         if not culprits or not _agree(attempt.network, reference, example):
@@ -156,32 +157,37 @@ def _checked(choices: Mapping[str, str], edges: Sequence[Edge]) -> dict[Edge, st
     return wanted
 
 
-def _one_hot(
-    plain: nn.Module, relaxed: RelaxedNetwork | None, edges: Sequence[Edge], wanted: Mapping[Edge, str]
-) -> RelaxedNetwork:
-    """The oracle: the relaxed network with theta one-hot, and with the trained operations on null edges."""
-    twin = relax(plain, edges)
+Added = Mapping[str, nn.Module]
+"""The modules of choices that have one, by their path in the relaxed network."""
+
+
+def _added(relaxed: RelaxedNetwork) -> Added:
+    """Copies of a relaxed network's trained operations: those that stand beside the original ones."""
+    paths = (f"{edge.entry}.{module_name(choice)}" for edge in relaxed.edges for choice in edge.modules)
+    return {path: copied(relaxed.network.get_submodule(path)) for path in paths}
+
+
+def _one_hot(plain: nn.Module, added: Added, edges: Sequence[Edge], wanted: Mapping[Edge, str]) -> RelaxedNetwork:
+    """The oracle: the relaxed network with theta one-hot, and with the trained operations."""
+    twin = relax(plain, edges, warm_start=not added)
     twin.set_one_hot({edge.key: choice for edge, choice in wanted.items()})
-    if relaxed is not None:
-        for edge in edges:
-            for choice in edge.modules:
-                path = f"{edge.entry}.{module_name(choice)}"
-                trained = relaxed.network.get_submodule(path).state_dict()
-                twin.network.get_submodule(path).load_state_dict(trained)
+    for path, trained in added.items():
+        twin.network.get_submodule(path).load_state_dict(trained.state_dict())
     return twin
 
 
-def _fold(plain: nn.Module, relaxed: RelaxedNetwork, wanted: Mapping[Edge, str]) -> list[str]:
+def _fold(plain: nn.Module, added: Added, relaxed: RelaxedNetwork, wanted: Mapping[Edge, str]) -> list[str]:
     """Multiply each kept operation's gate into the module at its end; returns what could not be folded."""
     notes = []
-    columns, rows = relaxed.architecture.columns, relaxed.architecture.gates().detach()
+    rows = relaxed.architecture.gates().detach()
     for edge, choice in wanted.items():
-        scale = rows[relaxed.row(edge), columns.index(choice)]
+        row = rows[relaxed.row(edge)]
+        # The operation that is kept comes for all that weighed in its place.
+        scale = row[CHOICES.index(IDENTITY)] if choice == IDENTITY else row[CHOICES.index(ORIGINAL) :].sum()
         if choice == ORIGINAL and edge.kind != "skip":
             target = _scalable(plain, edge)
         elif choice in edge.modules:
-            # The relaxed network's own norm is scaled: it is about to be replaced by the plain one.
-            target = _last_norm(relaxed.network.get_submodule(f"{edge.entry}.{module_name(choice)}"))
+            target = _last_layer(added[f"{edge.entry}.{module_name(choice)}"])
         else:
             continue
         if target is None:
@@ -195,10 +201,10 @@ def _fold(plain: nn.Module, relaxed: RelaxedNetwork, wanted: Mapping[Edge, str])
     return notes
 
 
-def _last_norm(added: nn.Module) -> nn.Module | None:
-    """The norm at the end of an operation that was added; None of pools and identities."""
-    norms = [m for m in added.modules() if isinstance(m, nn.BatchNorm2d)]
-    return norms[-1] if norms else None
+def _last_layer(added: nn.Module) -> nn.Module | None:
+    """The layer with weights at the end of an operation that was added; None of pools and identities."""
+    last = list(added.children())[-1:]
+    return last[0] if last and isinstance(getattr(last[0], "weight", None), Tensor) else None
 
 
 def _scalable(plain: nn.Module, edge: Edge) -> nn.Module | None:
@@ -247,9 +253,11 @@ def _passed(network: nn.Module, reference: RelaxedNetwork, edge: Edge, choice: s
             return _replaced(network, edge.entry, added)
         # Under its own name inside a Sequential, so that the weights keep the names they were trained under.
         parts = OrderedDict({module_name(choice): added})
-        drop_path = getattr(network.get_submodule(edge.entry), "drop_path", None)
-        if isinstance(drop_path, nn.Module):
+        drop_path = _found(network, f"{edge.entry}.drop_path")
+        if drop_path is not None:
             parts["drop_path"] = drop_path
+        if edge.entry != edge.exit:  # it has a norm of its own
+            network = _replaced(network, edge.exit, nn.Identity())
         return _replaced(network, edge.entry, nn.Sequential(parts))
     if edge.lone:
         last = copying_identity() if edge.copies else nn.Identity()
@@ -263,15 +271,22 @@ def _replaced(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
     """The network with another module at a path and at every other name of the same module."""
     if not path:
         return module
-    try:
-        old = network.get_submodule(path)
-    except AttributeError:
+    old = _found(network, path)
+    if old is None:
         return network  # gone with a block around it
     for name, found in list(network.named_modules(remove_duplicate=False)):
         if found is old:
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, module)
     return network
+
+
+def _found(network: nn.Module, path: str) -> nn.Module | None:
+    """The module at a path, if there is one."""
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -709,16 +724,14 @@ def _vanishes(node: fx.Node, zero: set[fx.Node], keeps_zero: Callable[[str], boo
     raise _CannotRewriteError(f"{name} would join data with zeros")
 
 
-def _culprits(
-    plain: nn.Module, reference: RelaxedNetwork, wanted: Mapping[Edge, str], example: Example
-) -> list[Edge]:
+def _culprits(plain: nn.Module, added: Added, wanted: Mapping[Edge, str], example: Example) -> list[Edge]:
     """The edges whose choice, made alone, gives another function than the relaxed network has."""
     found = []
     for edge, choice in wanted.items():
         if choice == ORIGINAL:
             continue
         alone = {e: choice if e is edge else ORIGINAL for e in wanted}
-        oracle = _one_hot(plain, reference, list(wanted), alone)
+        oracle = _one_hot(plain, added, list(wanted), alone)
         try:
             agrees = _agree(_build(plain, oracle, alone, example).network, oracle, example)
         except Exception:

@@ -8,6 +8,9 @@ branch  the same, where its output is only ever added to something else;
 operation  an edge of a genotype's cell (`operations.CellOperation`); what is inside it is no edge of its own;
 skip    a null edge (`operations.NullEdge`), where a connection may grow.
 
+An edge may become another operation where NAT++'s moves, or a table of yours, allow it: of a searched cell a named
+one, and a plain convolution a cheaper one of its own shape (`dnat.candidates`).
+
 An edge may become an identity where its output has its input's shape and type in every call that was seen (an edge
 of a genotype, and a null edge, also where a reduction must stand in for the identity), and
 may become none where a zero in its place would only ever meet data in an addition, or stand beside data in a
@@ -20,7 +23,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from .candidates import moves
 from .naming import unknown
+from .networks.genotypes import OPERATIONS
 from .tracing import Program, State, Trace
 from .transitions import Table, cost_of, transitions
 
@@ -106,7 +111,7 @@ def find_edges(program: Program, space: str | Table = "dnat", *, everything: boo
     Args:
         program: from `dnat.trace`.
         space: "dnat": original, identity and none. "nat++", or a table (see `dnat.transitions`): operations of
-            searched cells may also become those that the table says; all other edges have DNAT's choices.
+            searched cells and convolutions may also become those that the table says.
         everything: list operations and blocks that have no choice but "original", too; `Edge.refused` says why.
 
     Raises:
@@ -125,7 +130,9 @@ def find_edges(program: Program, space: str | Table = "dnat", *, everything: boo
     named = _operations(program)
     candidates = in_order([*(named or [*units(program), *_modules(program)]), *_skips(program)])
     edges = _worth([_with_choices(edge) for edge in _distinct(candidates)])
-    edges = [_with_others(edge, table) for edge in _nones_once(edges)]
+    edges = _nones_once(edges)
+    if space != "dnat":
+        edges = [_with_others(edge, table) for edge in edges]
     groups = _groups(program, [e for e in edges if len(e.choices) > 1])
     found = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
     return tuple(e for e in found if everything or len(e.choices) > 1)
@@ -362,15 +369,24 @@ def _with_choices(edge: Edge) -> Edge:
 
 def _with_others(edge: Edge, table: Table) -> Edge:
     """The edge with the other operations that a table lets it become."""
-    if edge.kind != "operation" or len(edge.choices) < 2 or edge.operation not in table:
+    shape = edge.program.modules[edge.entry].geometry
+    if _unlearned(edge) or _unheard(edge):
         return edge
-    names = [n for n in table[edge.operation] if n not in (edge.operation, "skip_connect", "null")]
-    height, width = edge.shape_out[1:]
-    stride = round(edge.shape_in[1] / height)
-    # Pools are free here, as in `dnat.cost`.
-    others = tuple(
-        (n, 0 if "pool" in n else cost_of(n, edge.shape_in[0], height, width, stride=stride).madds) for n in names
-    )
+    trace = edge.program.traces[0]
+    if edge.kind == "unit" and shape and edge.lone:
+        pixels = (math.prod(trace.values[out].shape[2:]) for _, out in edge.values(trace))
+        others = moves(edge.operation, shape, table, sum(pixels))
+    elif edge.kind == "operation" and len(edge.choices) > 1 and edge.operation in table:
+        fixed = (edge.operation, "skip_connect", "null")
+        names = [n for n in table[edge.operation] if n in OPERATIONS and n not in fixed]
+        height, width = edge.shape_out[1:]
+        stride = round(edge.shape_in[1] / height)
+        # Pools are free here, as in `dnat.cost`.
+        costs = (cost_of(n, edge.shape_in[0], height, width, stride=stride).madds for n in names)
+        others = tuple((n, 0 if "pool" in n else c) for n, c in zip(names, costs, strict=True))
+    else:
+        return edge
+    names = [name for name, _ in others]
     return replace(edge, choices=(ORIGINAL, *names, *edge.choices[1:]), others=others)
 
 

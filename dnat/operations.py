@@ -3,6 +3,8 @@
 Shapes: N images, C channels, H x W pixels.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -182,6 +184,54 @@ def is_norm(module: nn.Module) -> bool:
     """Whether a module normalizes and does nothing else (timm's norms with a built-in activation may do more)."""
     extras = (getattr(module, name, None) for name in ("act", "drop"))
     return isinstance(module, NORMS) and all(extra is None or isinstance(extra, nn.Identity) for extra in extras)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a convolution does to the shape of an image; see `geometry`.
+
+    Attributes:
+        channels_in, channels_out: of its input and output.
+        size: side of its kernel, odd.
+        stride, padding: along height and width.
+        groups: into which the channels are split.
+    """
+
+    channels_in: int
+    channels_out: int
+    size: int
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    groups: int
+
+
+def geometry(module: nn.Module) -> Geometry | None:
+    """The geometry of a plain two-dimensional convolution with a square kernel of odd size, without dilation.
+
+    None for every other module: also for a convolution that pads with anything but zeros, or whose class computes
+    something else than torch's (timm's, which pad by the size of the image).
+
+    >>> geometry(nn.Conv2d(3, 8, 3, stride=2, padding=1))
+    Geometry(channels_in=3, channels_out=8, size=3, stride=(2, 2), padding=(1, 1), groups=1)
+    """
+    own = (nn.Conv2d.forward, nn.Conv2d._conv_forward)
+    if not isinstance(module, nn.Conv2d) or (type(module).forward, type(module)._conv_forward) != own:
+        return None
+    size = module.kernel_size[0]
+    if set(module.kernel_size) != {size} or size % 2 == 0 or set(module.dilation) != {1}:
+        return None
+    if module.padding_mode != "zeros":
+        return None
+    padding = {"same": (size // 2, size // 2), "valid": (0, 0)}.get(str(module.padding)) or module.padding
+    assert isinstance(padding, tuple)
+    return Geometry(
+        module.in_channels,
+        module.out_channels,
+        size,
+        (module.stride[0], module.stride[1]),
+        (int(padding[0]), int(padding[1])),
+        module.groups,
+    )
 
 
 def operation_name(module: nn.Module) -> str:

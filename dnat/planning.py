@@ -57,8 +57,8 @@ def make_plan(
         )
     if config.space != "dnat" and not any(edge.others for edge in edges):
         raise ValueError(
-            f"space {config.space!r} is for networks of searched cells (darts, enas, ...; `dnat networks`), which "
-            f"{type(network).__name__} is not; use space 'dnat'"
+            f"space {config.space!r} offers {type(network).__name__} nothing beyond identity and none: it has no "
+            "operations of searched cells and no plain 2d convolutions larger than 1x1; use space 'dnat'"
         )
     asked: Amount | None = None
     if config.latency_budget is not None:

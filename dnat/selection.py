@@ -24,11 +24,12 @@ class Decision:
 
     Attributes:
         edge: the edge.
-        gates: g(theta) at the decision, for none, identity and original; for none it is the threshold.
-        choice: "original", "identity" or "none".
+        gates: what none, identity and original were worth at the decision (`Theta.scores`, which is g(theta)
+            where there are no other operations); for none it is the threshold.
+        choice: "original", "identity", "none" or the name of another operation.
         margin: score of the choice minus the best other legal score; negative where a repair overruled.
         reason: empty, or why the choice is not the argmax.
-        others: (name, gate) of the other operations that it could become.
+        others: (name, what it was worth) of the other operations that it could become.
     """
 
     edge: Edge
@@ -40,7 +41,7 @@ class Decision:
 
 
 def select(relaxed: RelaxedNetwork, budget: str | float | None = None) -> dict[str, str]:
-    """One choice for every edge: {edge key: "original" | "identity" | "none"}.
+    """One choice for every edge: {edge key: "original", "identity", "none" or the name of another operation}.
 
     Args:
         relaxed: the network and its theta.
@@ -65,13 +66,14 @@ def decide(
 ) -> tuple[Decision, ...]:
     """One decision for every edge.
 
-    Each group takes the choice with the largest gate among those that are legal for all its edges, by sign and
-    not by magnitude; ties prefer original, then identity, then none (methods C4.3, C4.4). Then, while the choices
-    together would disconnect an output from the input, leave a node without any input, or could not be made
-    exactly, the group whose original weighs most is restored. If that costs more than the limit, the legal
-    choices with the largest sum of gates within the limit are taken instead (`dnat.budget.best`). If they cost
-    less than the floor, originals are restored, the most wanted first, as long as the floor is not exceeded:
-    theta was charged for what lies above it, and that is no wish to be cheaper still.
+    Each group takes the choice with the largest score (`Theta.scores`) among those that are legal for all its
+    edges, by sign and not by magnitude; ties prefer original, then other operations, identity, none (methods
+    C4.3, C4.4). Then, while the choices together would disconnect an output from the input, leave a node without
+    any input, or could not be made exactly, the group whose original weighs most is restored. If that costs more
+    than the limit, the legal choices with the largest sum of scores within the limit are taken instead
+    (`dnat.budget.best`). If they cost less than the floor, originals are restored, the most wanted first, as
+    long as the floor is not exceeded: theta was charged for what lies above it, and that is no wish to be
+    cheaper still.
 
     Args:
         relaxed: the network and its theta.
@@ -86,7 +88,7 @@ def decide(
     """
     threshold, default_skip = THRESHOLDS[relaxed.architecture.gate]
     skip_threshold = default_skip if skip_threshold is None else skip_threshold
-    values = relaxed.architecture.gates().detach().cpu().tolist()
+    values = relaxed.architecture.scores().detach().cpu().tolist()
     scores: dict[str, dict[str, float]] = {}
     for group, row in zip(relaxed.groups, values, strict=True):
         gates = dict(zip(relaxed.architecture.columns, row, strict=True)) | {NONE: threshold}

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from .operations import CONVOLUTIONS, CellOperation, NullEdge, is_norm, operation_name
+from .operations import CONVOLUTIONS, CellOperation, Geometry, NullEdge, geometry, is_norm, operation_name
 
 Example: TypeAlias = Any
 """A tensor, a tuple (positional arguments), a dict (keyword arguments), or an iterable of such."""
@@ -147,7 +147,10 @@ class Call:
 
 @dataclass(frozen=True)
 class ModuleInfo:
-    """What the analysis needs to know of a module; `place` is that of an edge of a genotype's cell."""
+    """What the analysis needs to know of a module.
+
+    `place` is that of an edge of a genotype's cell, `geometry` that of a plain convolution.
+    """
 
     path: str
     aliases: tuple[str, ...]
@@ -156,6 +159,7 @@ class ModuleInfo:
     structure: str
     inplace: bool
     place: str | None
+    geometry: Geometry | None
 
 
 @dataclass(frozen=True)
@@ -643,6 +647,7 @@ def _describe(network: nn.Module) -> dict[str, ModuleInfo]:
             structure=_structure(module, hashes),
             inplace=getattr(module, "inplace", False) is True,
             place=module.place if isinstance(module, NullEdge | CellOperation) else None,
+            geometry=geometry(module),
         )
         for module, paths in names.items()
     }

@@ -195,12 +195,12 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
 class ArchitectureLoss:
     """What is added to the loss for theta's sake: `cost_weight * expected cost - zero_one_weight * distance`.
 
-    The expected cost is what would remain of the cost that choices can take away, if each group chose by a softmax
-    of its gates over its legal choices (none counts with its threshold), at a temperature of 1/4. It compares
-    choices, so it also works where a gate alone means nothing because a norm undoes every scale; an operation
-    inside a block or before a dropped branch counts as gone with it. Only what lies above the limit is
-    charged. The distance is the sum over free gates of (g - 1/2)^2, which pulls gates to 0 or 1 (FairDARTS takes
-    its mean; with a sum a gate feels the same pull in any network).
+    The expected cost is what would remain of the cost that choices can take away, if each group chose by a
+    softmax of its scores (`Theta.scores`) over its legal choices (none counts with its threshold), at a
+    temperature of 1/4. It compares choices, so it also works where a gate alone means nothing because a norm
+    undoes every scale; an operation inside a block or before a dropped branch counts as gone with it. Only what
+    lies above the limit is charged. The distance is the sum over free gates of (g - 1/2)^2, which pulls gates to
+    0 or 1 (FairDARTS takes its mean; with a sum a gate feels the same pull in any network).
 
     Args:
         relaxed: the network.
@@ -251,14 +251,14 @@ class ArchitectureLoss:
 
     def __call__(self) -> Tensor:
         """The loss of theta as it is now, 0-dim."""
-        gates = self.relaxed.architecture.gates()
+        gates = self.relaxed.architecture.open_gates()
         zero_one = ((gates - 0.5) ** 2 * self.free).sum()
         charged = (self.expected_cost() - self.free_of_charge).clamp(min=0)
         return self.config.cost_weight * charged - self.config.zero_one_weight * zero_one
 
     def expected_cost(self) -> Tensor:
         """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
-        scores = torch.where(self.none, none_threshold(self.relaxed), self.relaxed.architecture.gates())
+        scores = torch.where(self.none, none_threshold(self.relaxed), self.relaxed.architecture.scores())
         scores = torch.where(self.null, self.config.skip_threshold, scores)
         chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)
         kept = (1 - (self.killers * chances).sum(2)).prod(1)
@@ -303,6 +303,11 @@ class Trainer:
         if self.relaxed and architecture_loss is None:
             self.architecture_loss = ArchitectureLoss(self.relaxed, config)
         self.steps = self.batches * config.epochs
+        # What other operations learn must not shorten the network's own steps.
+        added = {id(p) for p in self.relaxed.others()} if self.relaxed else set()
+        own = [p for p in self.weights.parameters() if id(p) not in added]
+        self._clipped = [p for p in (own, [p for p in self.weights.parameters() if id(p) in added]) if p]
+        self.lesson: Tensor | None = None
         self.device = data.train_labels.device
         # Apple's GPUs have no double precision.
         self.wide = torch.float32 if self.device.type == "mps" else torch.float64
@@ -348,18 +353,23 @@ class Trainer:
             labels: (N,) class numbers.
         """
         settling = self.settle(self.progress.step + 1)
+        if self.relaxed and self.config.paths == "two":
+            self.relaxed.sample(self.config.seed, self.progress.step)
         single = self.relaxed is not None and self.config.single_pass and not settling
         answers = self._answers(images)
         thetas = list(self.relaxed.thetas()) if self.relaxed else []
         with frozen([] if single else thetas):
             loss, correct = self._loss(images, labels, answers)
             total = loss + self.architecture_loss() if single and self.architecture_loss else loss
+            if self.lesson is not None:
+                total, self.lesson = total + self.lesson, None
             self.optimizer.zero_grad(set_to_none=True)
             if self.theta:
                 self.theta.zero_grad(set_to_none=True)
             total.backward()
         if self.config.grad_clip:
-            nn.utils.clip_grad_norm_(self.weights.parameters(), self.config.grad_clip)
+            for parameters in self._clipped:
+                nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         self.optimizer.step()
         with torch.no_grad():
             n = labels.new_tensor(len(labels)).to(self.wide)
@@ -368,6 +378,8 @@ class Trainer:
             if not single:
                 self._theta_gradient(images, labels, answers)
             self.theta.step()
+        if self.relaxed:
+            self.relaxed.sample_all()
 
     def settle(self, step: int) -> bool:
         """Put the gates where they are at a step, if they settle; says whether they do."""
@@ -398,12 +410,16 @@ class Trainer:
         With a teacher the loss is `(1 - w) * cross entropy + w * T^2 * KL(teacher || network)` at temperature T
         (Hinton et al. 2015, section 2).
         """
-        with autocast(self.config, images.device), self._matched() as distances:
+        with autocast(self.config, images.device), self._taught() as distances:
             found = self.network(images)
         output = _wide(scores(found))
         loss = cross_entropy(output, labels)
         if distances:
-            loss = loss + self.config.matching * torch.stack(distances).mean()
+            every = torch.stack([d for found in distances.values() for d in found])
+            # Summed: each operation has a task of its own. A broken one must not break the loss.
+            self.lesson = self.config.matching * torch.where(every.isfinite(), every, 0.0).sum()
+            assert self.relaxed
+            self.relaxed.architecture.learned(distances)
         for other in auxiliary_scores(found) if self.config.auxiliary else ():
             loss = loss + self.config.auxiliary * cross_entropy(_wide(other), labels)
         if answers is not None:
@@ -413,13 +429,13 @@ class Trainer:
             loss = (1 - weight) * loss + weight * temperature**2 * apart
         return loss, (output.detach().argmax(1) == labels).sum()
 
-    def _matched(self) -> AbstractContextManager[list[Tensor]]:
+    def _taught(self) -> AbstractContextManager[dict[tuple[int, int], list[Tensor]]]:
         """While choices are open: other operations learn what the originals compute."""
         relaxed = self.relaxed
         learns = any(p.requires_grad for p in self.weights.parameters())  # not in theta's step
-        if relaxed is None or not learns or not self.config.matching or relaxed.architecture.is_settling:
-            return nullcontext([])
-        return relaxed.architecture.matched()
+        if relaxed is None or not learns or relaxed.architecture.is_settling:
+            return nullcontext({})
+        return relaxed.architecture.taught()
 
     def _check_loss(self) -> None:
         if not math.isfinite(self.progress.totals[0].item()):

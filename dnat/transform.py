@@ -456,7 +456,9 @@ class _Run:
         elif transforming:
             assert self.plan
             config = self.config
-            network = relax(original, self.plan.edges, config.mode, config.gate, config.seed)
+            network = relax(
+                original, self.plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start
+            )
         trainer = self._trainer(network, Progress())
         if state and self.records:
             self._restore(trainer, state)

@@ -27,10 +27,17 @@ PRIMITIVES: tuple[str, ...] = (
     *("conv_1x1", "conv_3x3", "conv_5x5", "null"),
 )
 
+# Convolutions that other networks have and no genotype names.
+LAYERS: tuple[str, ...] = (
+    *("conv_7x7", "conv_9x9", "conv_11x11"),
+    *("dwconv_3x3", "dwconv_5x5", "dwconv_7x7", "dwconv_9x9", "dwconv_11x11"),
+)
+_KNOWN = (*OPERATIONS, *LAYERS)
+
 # NAT++'s order of types, in which a change goes down. A "pair", such as conv_1x3_3x1, is no operation of NAT++;
 # it is cheaper than the convolution of its size, so it stands behind that.
-_RANKS = {"conv": 0, "pair": 1, "sep_conv": 2, "dil_conv": 3, "max_pool": 4, "avg_pool": 4}
-_NAME = re.compile(r"(conv|sep_conv|dil_conv|max_pool|avg_pool)_(\d)x(\d)(_\dx\d)?")
+_RANKS = {"conv": 0, "pair": 1, "sep_conv": 2, "dil_conv": 3, "dwconv": 4, "max_pool": 5, "avg_pool": 5}
+_NAME = re.compile(r"(conv|sep_conv|dil_conv|dwconv|max_pool|avg_pool)_(\d+)x(\d+)(_\dx\d)?")
 _SPACES = ("nat", "dnat", "nat++")
 
 
@@ -56,6 +63,7 @@ def cost_of(
     With C channels in, D out, and an output of H x W pixels, the multiply-adds are
 
         conv_kxk      C D k^2 H W
+        dwconv_kxk    C k^2 H W
         sep_conv_kxk  (2 C k^2 + C^2 + C D) H W, which is 2 (C k^2 + C^2) H W where C = D
         dil_conv_kxk  (C k^2 + C D) H W
         a pool        C k^2 H W
@@ -71,24 +79,25 @@ def cost_of(
     is the one by which transitions go down.
 
     Args:
-        operation: one of `genotypes.OPERATIONS`.
+        operation: one of `genotypes.OPERATIONS` or `LAYERS`.
         channels, channels_out: of the input and of the output; None: as many as the input has.
         height, width: of the output: a stride is in them.
         stride: of the edge. Only skip_connect and pairs cost more for it.
 
     Raises:
-        ValueError: an unknown operation, a size below 1, or a pool that should change the channels.
+        ValueError: an unknown operation, a size below 1, or a pool or a depthwise convolution that should change
+            the channels.
 
     >>> cost_of("sep_conv_3x3", 128, 32, 32)
     OperationCost(madds=35913728, params=35072)
     """
-    if operation not in OPERATIONS:
-        raise unknown("operation", operation, OPERATIONS)
+    if operation not in _KNOWN:
+        raise unknown("operation", operation, _KNOWN)
     c, d = channels, channels if channels_out is None else channels_out
     if min(c, d, height, width, stride) < 1:
         raise ValueError(f"channels, sizes and stride must be at least 1, not {(c, d, height, width, stride)}")
     kind, k = _anatomy(operation) or (operation, 1)
-    if kind.endswith("pool") and c != d:
+    if (kind.endswith("pool") or kind == "dwconv") and c != d:
         raise ValueError(f"{operation} keeps the channels: {c} cannot become {d}")
     reduces = kind == "skip_connect" and (c != d or stride > 1)  # it is an operations.FactorizedReduce
     weights = {
@@ -96,6 +105,7 @@ def cost_of(
         "pair": (c * c + c * d) * k,
         "sep_conv": 2 * c * k * k + c * c + c * d,
         "dil_conv": c * k * k + c * d,
+        "dwconv": c * k * k,
         "skip_connect": c * d if reduces else 0,
     }.get(kind, 0)
     without = 0 if weights or kind == "null" else c * k * k  # of pools, and of skips that copy
@@ -108,6 +118,8 @@ def _follows_rule(source: str, target: str) -> bool:
     before, after = _anatomy(source), _anatomy(target)
     if before is None or after is None:
         return target in ("skip_connect", "null")
+    if after[0] == "dwconv" != before[0]:
+        return False  # it mixes no channels: what does cannot become one
     return _RANKS[after[0]] >= _RANKS[before[0]] and after[1] <= before[1]
 
 
@@ -120,13 +132,15 @@ def transitions(space: str) -> Table:
 
     "nat++": by the rule of its table (methods B2). The type goes down conv > sep_conv > dil_conv > pools, where
     max and avg stand together; the kernel never grows; everything may become skip_connect or null, and null only
-    skip_connect. Nothing becomes an operation outside NAT++'s thirteen (`PRIMITIVES`). So conv_1x1 becomes
+    skip_connect. Nothing becomes an operation outside NAT++'s thirteen (`PRIMITIVES`),
+    but for depthwise convolutions. So conv_1x1 becomes
     skip_connect or null only: no later type of them has a kernel of 1x1.
 
     Ours is what "nat++" says of operations outside the thirteen: the same rule, with the longer side as the
     kernel, and pairs (conv_1x3_3x1, conv_1x7_7x1, conv_7x1_1x7) as a type between conv and sep_conv. So
     sep_conv_7x7 may become a sep_conv, a dil_conv or a pool of 5x5 or 3x3, while sep_conv_1x1, dil_conv_1x1 and
-    pools of 2x2 have only skip_connect and null.
+    pools of 2x2 have only skip_connect and null. A depthwise convolution (dwconv) stands between dil_conv and the
+    pools: it becomes one with a smaller kernel, or a pool, and nothing else becomes one.
 
     With at least 3 channels (5, with pairs) nothing but null becomes an operation with more multiply-adds
     (`cost_of`), unless a pool with a stride becomes a skip_connect, which is a reduction then.
@@ -139,15 +153,20 @@ def transitions(space: str) -> Table:
     """
     if space not in _SPACES:
         raise unknown("space", space, _SPACES)
-    targets = PRIMITIVES if space == "nat++" else ("skip_connect", "null")
-    # The size is that of NAT++'s figure; of two that cost the same, max stands before avg.
-    falling = sorted(targets, key=lambda name: (-cost_of(name, 128, 32, 32).madds, OPERATIONS.index(name)))
-    return _table({a: [b for b in falling if _follows_rule(a, b)] for a in OPERATIONS})
+    depthwise = [name for name in LAYERS if name.startswith("dwconv")]
+    targets = (*PRIMITIVES, *depthwise) if space == "nat++" else ("skip_connect", "null")
+
+    # The size is that of NAT++'s figure; of two that cost the same, pools stand behind, and max before avg.
+    def place(name: str) -> tuple[int, bool, int]:
+        return -cost_of(name, 128, 32, 32).madds, "pool" in name, _KNOWN.index(name)
+
+    falling = sorted(targets, key=place)
+    return _table({a: [b for b in falling if _follows_rule(a, b)] for a in _KNOWN})
 
 
 def _table(rows: Mapping[str, Sequence[str]]) -> Table:
     """A table for all operations, frozen, each with itself first."""
-    return MappingProxyType({name: tuple(dict.fromkeys((name, *rows.get(name, ())))) for name in OPERATIONS})
+    return MappingProxyType({name: tuple(dict.fromkeys((name, *rows.get(name, ())))) for name in _KNOWN})
 
 
 def read_transitions(data: str | Mapping[str, Sequence[str]]) -> Table:
@@ -187,16 +206,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_row(operation: object, targets: object) -> None:
-    if operation not in OPERATIONS:
-        raise ValueError(f"{operation}: {unknown('operation', operation, OPERATIONS)}")
+    if operation not in _KNOWN:
+        raise ValueError(f"{operation}: {unknown('operation', operation, _KNOWN)}")
     if not isinstance(targets, list | tuple):
         raise ValueError(
             f"{operation} must be a list of operations, not {type(targets).__name__} ({targets!r:.40})"
         )
     for i, target in enumerate(targets):
         path = f"{operation}[{i}]"
-        if target not in OPERATIONS:
-            raise ValueError(f"{path}: {unknown('operation', target, OPERATIONS)}")
+        if target not in _KNOWN:
+            raise ValueError(f"{path}: {unknown('operation', target, _KNOWN)}")
         if target in targets[:i]:
             raise ValueError(f"{path}: {target} is there already")
         if operation == "null" and target not in ("skip_connect", "null"):

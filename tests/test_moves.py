@@ -1,20 +1,24 @@
-"""The larger space of choices: operations of searched cells become other operations, by name."""
+"""The larger space of choices: operations of searched cells, and convolutions, become others, by name."""
 
+import contextlib
+import copy
 import itertools
 import json
 
 import pytest
 import torch
-from reference import images
+from reference import SMALL, images, small
+from torch import nn
 
 import dnat
 from dnat.budget import Costs, InfeasibleError, best
+from dnat.candidates import separable
 from dnat.config import Config, Job
 from dnat.discretization import discretization
 from dnat.edges import problems
 from dnat.networks.cells import CellNetwork, SeparableConv
 from dnat.networks.genotypes import CellEdge, CellGenotype, Genotype
-from dnat.relaxation import CHOICES
+from dnat.relaxation import CHOICES, FORGETTING
 from dnat.runs import redraw, restore, run
 from dnat.training import Interrupted
 
@@ -40,7 +44,8 @@ def one_cell():
 
 
 def edges_of(made, size=8):
-    return dnat.find_edges(dnat.trace(made, images(2, size)), "nat++")
+    dtype = next(made.parameters()).dtype
+    return dnat.find_edges(dnat.trace(made, images(2, size, dtype)), "nat++")
 
 
 def test_the_choices_are_those_of_the_table():
@@ -62,25 +67,53 @@ def test_the_choices_are_those_of_the_table():
         dnat.find_edges(conv.program, "nat+")
 
 
+def test_convolutions_have_those_of_their_shape():
+    edges = {e.key.split(">")[0]: e for e in edges_of(dnat.build("resnet8", width=8))}
+    plain, reducing = edges["layer1.0.conv2"], edges["layer2.0.conv1"]
+    assert plain.choices[1:] == (
+        *("sep_conv_3x3", "dil_conv_3x3", "conv_1x1", "max_pool_3x3", "avg_pool_3x3", "identity", "none"),
+    )
+    assert reducing.choices == ("original", "sep_conv_3x3", "dil_conv_3x3", "conv_1x1")  # 8 to 16 channels
+    assert edges["conv1"].choices == ("original", "sep_conv_3x3", "dil_conv_3x3", "conv_1x1")
+    depthwise = {e.operation: e for e in edges_of(dnat.build("proxyless_mobile", width=0.25), 32)}
+    assert "dwconv_3x3" in depthwise["dwconv_5x5"].choices
+    assert {"dwconv_3x3", "dwconv_5x5"} < set(depthwise["dwconv_7x7"].choices)
+    assert not any("sep" in c or "dil" in c for c in depthwise["dwconv_7x7"].choices)
+    program = plain.program
+    mine = {e.key: e.choices for e in dnat.find_edges(program, {"conv_3x3": ("conv_3x3", "conv_1x1")})}
+    assert mine[plain.key] == ("original", "conv_1x1", "identity", "none")
+    assert not any(e.others for e in dnat.find_edges(program))
+
+
+NETWORKS = {"cells": lambda: network(CELL, REDUCE), **{name: lambda name=name: small(name) for name in SMALL}}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("mode", ["full", "cell"])
 @pytest.mark.parametrize("gate", ["raw", "sigmoid"])
-def test_the_start_changes_nothing(mode, gate):
-    made, x = network(), images(2, 8)
-    relaxed = dnat.relax(made, edges_of(made), mode, gate)
+def test_the_start_changes_nothing(name, mode, gate):
+    made, x = NETWORKS[name](), images(2, 8)
+    edges = edges_of(made)
+    relaxed = dnat.relax(made, edges, mode, gate)
     assert relaxed.architecture.columns[:3] == CHOICES
     assert relaxed.architecture.theta.shape == (len(relaxed.groups), len(relaxed.architecture.columns))
     for training in (True, False):
-        assert torch.equal(made.train(training)(x), relaxed.train(training)(x))
+        for sampled in (True, False):
+            twin = copy.deepcopy(made)
+            relaxed.sample(0, 0) if sampled else relaxed.sample_all()
+            assert torch.equal(twin.train(training)(x), relaxed.train(training)(x))
+            relaxed.load_state_dict(dnat.relax(made, edges, mode, gate).state_dict())
     keys = made.state_dict().keys()
     assert keys < relaxed.state_dict().keys()
     assert relaxed.detached().state_dict().keys() == keys
 
 
-def test_every_operation_of_every_edge_alone():
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_operation_of_every_edge_alone(name):
     """Discretized = one-hot relaxed, in both modes, and its multiply-adds are those that were promised."""
-    made, x = network(CELL, REDUCE), images(2, 8)
+    made, x = NETWORKS[name](), images(2, 8)
     edges = edges_of(made)
-    relaxed = dnat.relax(made, edges)
+    relaxed = dnat.relax(made, edges, warm_start=False)
     relaxed.train()(x)  # so that the norms of other operations have seen something
     whole, seen = Costs(edges), set()
     for edge in edges:
@@ -92,8 +125,12 @@ def test_every_operation_of_every_edge_alone():
             for training in (False, True):
                 wanted = relaxed.train(training)(x)
                 assert torch.allclose(done.network.train(training)(x), wanted, rtol=1e-4, atol=1e-5)
+            assert choice == "identity" or not torch.allclose(wanted, made.train()(x), rtol=1e-3)
             seen.add(choice)
-    assert seen >= {"sep_conv_3x3", "dil_conv_3x3", "conv_1x1", "max_pool_3x3", "avg_pool_3x3", "identity", "none"}
+    pools = (
+        {"max_pool_3x3", "avg_pool_3x3"} if any(e.shape_in == e.shape_out for e in edges if e.others) else set()
+    )
+    assert seen >= {"sep_conv_3x3", "dil_conv_3x3", "conv_1x1"} | pools
 
 
 def test_what_was_trained_is_what_is_kept():
@@ -192,30 +229,213 @@ def test_an_operation_of_nothing_is_refused():
     assert not problems({conv: "none", sep: "dil_conv_3x3"})
 
 
-def test_operations_learn_what_the_original_computes():
+@pytest.mark.parametrize("name", ["cells", "resnet8"])
+def test_operations_learn_what_the_original_computes(name):
     """While gates are closed: by the definition, and without touching anything else."""
-    made, x = network(CELL, REDUCE), images(4, 8)
+    made, x = NETWORKS[name](), images(4, 8)
     relaxed = dnat.relax(made, edges_of(made)).train()
-    with relaxed.architecture.matched() as distances:
+    with relaxed.architecture.taught() as distances:
         relaxed(x)
-    entry = relaxed.network.get_submodule("cells.0.nodes.0.0")
+    edge = next(e for e in relaxed.edges if len(e.others) > 2)
+    entry, exit = (relaxed.network.get_submodule(p) for p in (edge.entry, edge.exit))
     seen = []
     handle = entry.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
     relaxed(x)
     handle.remove()
-    target = entry.op(seen[0])
-    found = [entry.get_submodule(n)(seen[0]) for n in ("sep_conv_3x3", "dil_conv_3x3", "conv_1x1")]
-    wanted = [((f - target) ** 2).mean() / (target.var() + 1e-6) for f in found]
-    assert torch.allclose(torch.stack(distances[:3]), torch.stack(wanted), rtol=1e-4)
+    target = (entry.op if edge.kind == "operation" else nn.Sequential(entry, exit))(seen[0])
+
+    def size(y):
+        return y.var((0, 2, 3)).mean()
+
+    for choice, _ in edge.others:
+        found = entry.get_submodule(choice)(seen[0])
+        wanted = ((found - target) ** 2).mean() / (size(found) + size(target) + 1e-6)
+        column = relaxed.architecture.columns.index(choice)
+        assert torch.allclose(distances[relaxed.row(edge), column][0], wanted, rtol=1e-4)
     relaxed.zero_grad()
-    torch.stack(distances).sum().backward()
+    torch.stack([d for found in distances.values() for d in found]).sum().backward()
     moved = {n for n, p in relaxed.network.named_parameters() if p.grad is not None and p.grad.any()}
-    own = {n for n in moved if any(f".{name}." in n for e in relaxed.edges for name, _ in e.others)}
-    assert moved == own
+    names = {n for n, p in relaxed.network.named_parameters() if any(p is other for other in relaxed.others())}
+    assert moved == names != set()
     assert relaxed.architecture.theta.grad is None or not relaxed.architecture.theta.grad.any()
     with torch.no_grad():
         relaxed(x)
     assert relaxed.architecture.distances is None  # and nothing is collected outside
+
+
+def test_while_they_learn_the_rest_learns_as_from_the_original():
+    """A share that is open: the output is the mixture's, but what lies before sees the original's slope."""
+    made, x = small("resnet8").double(), images(4, 8, torch.float64)
+    relaxed = dnat.relax(made, edges_of(made), gate="raw").train()
+    edge = next(e for e in relaxed.edges if e.entry == "layer1.0.conv2")
+    column = relaxed.architecture.columns.index("sep_conv_3x3")
+    with torch.no_grad():
+        relaxed.architecture.theta[relaxed.row(edge), column] = 0.3
+    entry, exit = (relaxed.network.get_submodule(p) for p in (edge.entry, edge.exit))
+
+    def by_hand(module, args):
+        y, other = exit(entry(args[0])), entry.sep_conv_3x3(args[0].detach())
+        return y + 0.3 * (other - y.detach())
+
+    twin = relaxed.detached()
+    twin.layer1[0].conv2.add_module("sep_conv_3x3", copy.deepcopy(entry.sep_conv_3x3))
+    conv, norm = twin.layer1[0].conv2, twin.layer1[0].bn2
+    stashed = []
+    conv.register_forward_pre_hook(lambda module, args: stashed.append(args[0]))
+    norm.register_forward_hook(
+        lambda module, args, y: y + 0.3 * (conv.sep_conv_3x3(stashed[-1].detach()) - y.detach())
+    )
+    with relaxed.architecture.taught():
+        ours = relaxed(x)
+    theirs = twin(x)
+    assert torch.allclose(ours, theirs)
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    gradients = dict(relaxed.network.named_parameters())
+    for key, parameter in twin.named_parameters():
+        assert torch.allclose(gradients[key].grad, parameter.grad), key
+    assert conv.sep_conv_3x3.depthwise.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", ["cells", "resnet8", "in place"])
+@pytest.mark.parametrize("taught", [False, True])
+def test_computing_again_changes_nothing(name, taught, monkeypatch):
+    """Gradients and norms' statistics are those that they would be if everything were kept."""
+    made, x = NETWORKS[name](), images(4, 8)
+
+    def run():
+        relaxed = dnat.relax(made, edges_of(made)).train()
+        relaxed.architecture.theta.data += 0.1
+        with relaxed.architecture.taught() if taught else contextlib.nullcontext({}) as found:
+            loss = relaxed(x).square().sum()
+        (loss + sum(d for ds in found.values() for d in ds)).backward()
+        gradients = {n: p.grad for n, p in relaxed.named_parameters() if p.grad is not None}
+        return gradients | dict(relaxed.named_buffers())
+
+    again = run()
+    monkeypatch.setattr("dnat.relaxation.checkpoint", lambda f, *args, **kwargs: f(*args))
+    kept = run()
+    assert again.keys() == kept.keys()
+    assert all(torch.equal(again[key], kept[key]) for key in kept)
+    counted = [b for key, b in kept.items() if key.endswith("num_batches_tracked")]
+    assert {int(b) for b in counted} <= {1}
+
+
+def test_distances_are_kept_as_running_means():
+    made = small("resnet8")
+    architecture = dnat.relax(made, edges_of(made)).architecture
+    assert not architecture.measured.any()
+    assert (architecture.distance == 1).all()
+    one, two = torch.tensor(0.2), torch.tensor(0.6)
+    architecture.learned({(1, 3): [one, two], (2, 5): [two]})
+    architecture.learned({(1, 3): [two]})
+    assert architecture.distance[1, 0].item() == pytest.approx(0.4 + FORGETTING * 0.2)
+    assert architecture.distance[2, 2].item() == pytest.approx(0.6)
+    assert architecture.measured.sum() == 2
+    architecture.learned({(3, 3): [torch.tensor(torch.nan)]})
+    assert architecture.distance.isfinite().all()
+
+
+def test_the_score_is_what_choosing_would_change():
+    """Against outputs whose errors are orthogonal, by hand."""
+    made = small("resnet8")
+    relaxed = dnat.relax(made, edges_of(made), gate="raw")
+    architecture, n = relaxed.architecture, len(relaxed.architecture.columns) - 3
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        architecture.theta[:] = torch.rand(architecture.theta.shape, generator=generator) * 0.3 + 0.1
+        architecture.distance[:] = torch.rand(architecture.distance.shape, generator=generator)
+    shares = architecture.theta[:, 3:] * architecture.offered
+    shares = shares / shares.sum(1, keepdim=True).clamp(min=1)
+    scores, gates = architecture.scores(), architecture.gates()
+    for row, group in enumerate(relaxed.groups):
+        # The original computes 0; each operation errs along an axis of its own.
+        operations = torch.diag(architecture.distance[row].sqrt())
+        now = shares[row] @ operations
+        for choice in relaxed.choices_of(group):
+            column = architecture.columns.index(choice)
+            if choice in ("identity", "none"):
+                assert scores[row, column] == gates[row, column]
+                continue
+            made_of = torch.zeros(n) if choice == "original" else operations[column - 3]
+            wanted = architecture.theta[row, 2] * (1 - (now - made_of).square().sum())
+            assert scores[row, column].item() == pytest.approx(wanted.item(), abs=1e-6)
+        assert gates[row, 2:].sum().item() == pytest.approx(architecture.theta[row, 2].item(), abs=1e-6)
+
+
+def test_a_step_takes_one_operation_of_each_group():
+    """Drawn from seed and step alone; all alike likely; the others neither compute nor learn."""
+    made, x = small("resnet8"), images(4, 8)
+    relaxed = dnat.relax(made, edges_of(made)).train()
+    drawn = []
+    for step in range(300):
+        relaxed.sample(5, step)
+        drawn.append(relaxed.architecture.sampled)
+    relaxed.sample(5, 7)
+    assert relaxed.architecture.sampled == drawn[7]
+    assert drawn != sorted(drawn)
+    for row, group in enumerate(relaxed.groups):
+        names = [relaxed.architecture.columns[3 + d[row]] for d in drawn]
+        counts = {name: names.count(name) for name in dict(relaxed.members(group)[0].others)}
+        assert sum(counts.values()) == 300
+        assert all(abs(c - 300 / len(counts)) < 50 for c in counts.values())
+    with relaxed.architecture.taught() as found:
+        (relaxed(x).sum() + sum(d[0] for d in [])).backward()
+    assert {row: column - 3 for row, column in found} == dict(enumerate(relaxed.architecture.sampled))
+    computed = set()
+    for edge in relaxed.edges:
+        for choice, _ in edge.others:
+            module = relaxed.network.get_submodule(f"{edge.entry}.{choice}")
+            counted = [b for n, b in module.named_buffers() if n.endswith("num_batches_tracked")]
+            if any(int(b) for b in counted):
+                computed.add((relaxed.row(edge), relaxed.architecture.columns.index(choice)))
+    assert computed == {
+        (r, c) for r, c in found if relaxed.architecture.columns[c] in dict(relaxed.edges[r].others)
+    }
+
+
+def saved_bytes(network, x, loss):
+    """The size of what the forward pass keeps for the backward pass, each tensor's memory counted once."""
+    found = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss(network(x))
+    return sum(size for place, size in found.items() if place not in weights)
+
+
+def test_memory_is_bounded():
+    """With the default, less than twice that of plain training, and what all paths would take without care."""
+    made, x = dnat.build("resnet20", seed=0), torch.randn(16, 3, 32, 32)
+    plain = saved_bytes(made.train(), x, lambda y: y.sum())
+    relaxed = dnat.relax(made, edges_of(made, 32)).train()
+    relaxed.sample(0, 0)
+    with relaxed.architecture.taught():
+        teaching = saved_bytes(relaxed, x, lambda y: y.sum())
+    assert plain < teaching < 2 * plain
+    for parameter in relaxed.weights():
+        parameter.requires_grad_(False)
+    assert saved_bytes(relaxed, x, lambda y: y.sum()) < 2 * plain  # theta's step
+
+
+def test_folding_leaves_the_relaxed_network_alone():
+    """Choices are made half way through: what goes on training must not be scaled."""
+    made, x = small("resnet8"), images(2, 8)
+    relaxed = dnat.relax(made, edges_of(made), gate="raw")
+    relaxed.train()(x)
+    relaxed.architecture.theta.data[:, 2] = 0.5
+    before = {k: v.clone() for k, v in relaxed.state_dict().items()}
+    edge = next(e for e in relaxed.edges if e.entry == "layer1.0.conv2")
+    done = discretization(relaxed, {edge.key: "sep_conv_3x3"}, x, scales="fold")
+    assert all(torch.equal(v, before[k]) for k, v in relaxed.state_dict().items())
+    # What is kept comes for the whole operation, whose gate was 1/2.
+    norm = done.network.get_submodule("layer1.0.conv2.sep_conv_3x3.norm")
+    assert torch.equal(norm.weight, 0.5 * relaxed.network.get_submodule("layer1.0.conv2.sep_conv_3x3.norm").weight)
 
 
 @pytest.mark.filterwarnings("ignore:lr_theta")
@@ -260,10 +480,48 @@ def test_the_command_and_its_record(tmp_path):
     assert len(redraw(tmp_path / "whole")) == 4
 
 
+@pytest.mark.filterwarnings("ignore:lr_theta")
+@pytest.mark.parametrize("paths", ["two", "all"])
+def test_runs_with_convolutions(tmp_path, paths):
+    """Any network: within its budget, stopped anywhere and taken up with the same bits, drawn, restored."""
+    config = {"space": "nat++", "budget": 0.5, "epochs": 5, "architecture_epochs": 4, "batch_size": 16}
+    job = Job(
+        network="resnet8",
+        network_options={"width": 4},
+        train_limit=64,
+        test_limit=40,
+        config=Config(**config, paths=paths, threads=1, lr_theta=0.1),
+    )
+    whole = run(job, tmp_path / "whole")
+    for step in (3, 10, 14, 17):
+        with contextlib.suppress(Interrupted):
+            run(job, tmp_path / "parts", stop=lambda progress, step=step: progress.step == step)
+    parts = run(job, tmp_path / "parts")
+    assert parts["results"] == whole["results"]
+    results = whole["results"]
+    assert results["cost_after"]["madds"] <= 0.5 * results["cost_before"]["madds"]
+    assert set(results["choices"].values()) - {"original", "identity", "none"}
+    made, _, example = restore(tmp_path / "whole")
+    assert made(example).shape == (2, 10)
+    assert redraw(tmp_path / "whole")
+
+
+def test_a_trained_network_begins_close_to_itself():
+    """`discretize` of a plain network takes the warm start; a kernel of rank 2 loses nothing."""
+    made, x = small("resnet8").eval(), images(2, 8)
+    conv = made.layer1[0].conv2
+    with torch.no_grad():
+        first, second = separable(conv.weight, 1, 2)
+        conv.weight.copy_(torch.einsum("dcr,crhw->dchw", second.reshape(4, 4, 2), first.reshape(4, 2, 3, 3)))
+    compact = dnat.discretize(made, {"layer1.0.conv2>layer1.0.bn2": "sep_conv_3x3"}, x)
+    assert dnat.cost(compact, x).madds < dnat.cost(made, x).madds
+    assert torch.allclose(compact(x), made(x), rtol=1e-4, atol=1e-5)
+
+
 def test_other_networks_say_that_they_have_no_such_choices():
     data = dnat.load("digits", train_limit=40, test_limit=40)
     config = Config(space="nat++", epochs=2, architecture_epochs=1, batch_size=20)
-    with pytest.raises(ValueError, match=r"space 'nat\+\+' is for networks of searched cells"):
-        dnat.transform(dnat.build("resnet8"), data, config)
+    with pytest.raises(ValueError, match=r"space 'nat\+\+' offers Sequential nothing beyond identity and none"):
+        dnat.transform(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 10, 16), nn.Flatten()), data, config)
     with pytest.raises(ValueError, match="give a budget, not a latency_budget"):
         Config(space="nat++", latency_budget=0.5)

@@ -110,12 +110,12 @@ def test_sigmoid_gates_follow_their_closed_form():
 def test_a_gate_of_zero_silences_what_is_not_finite():
     y, x = torch.tensor([1.0, math.inf]), torch.tensor([math.nan, 2.0])
     zero, one = torch.tensor(0.0, requires_grad=True), torch.tensor(1.0, requires_grad=True)
-    out = mix(y, x, one, zero)
+    out = mix([(y, one), (x, zero)])
     assert torch.equal(out, torch.tensor([1.0, math.inf]))
-    out = mix(y[:1], x[:1], one, zero)
+    out = mix([(y[:1], one), (x[:1], zero)])
     out.sum().backward()
     assert zero.grad.isfinite()
-    assert torch.equal(mix(y, x, zero, zero), torch.zeros(2))
+    assert torch.equal(mix([(y, zero), (x, zero)]), torch.zeros(2))
 
 
 def test_parameters_are_partitioned():

@@ -24,6 +24,7 @@ ORDER = [
     "transitions",
     "tracing",
     "cost",
+    "candidates",
     "edges",
     "budget",
     "relaxation",

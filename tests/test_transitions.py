@@ -13,6 +13,7 @@ import dnat
 from dnat.networks.cells import operation
 from dnat.networks.genotypes import OPERATIONS, CellEdge, CellGenotype, Genotype, published
 from dnat.transitions import (
+    LAYERS,
     PRIMITIVES,
     OperationCost,
     Violation,
@@ -58,6 +59,22 @@ OURS = {
     "max_pool_2x2": "skip_connect null",
     "avg_pool_2x2": "skip_connect null",
 }
+# Of convolutions that no genotype names: the same rule.
+LARGE = (
+    "conv_5x5 conv_3x3 sep_conv_5x5 sep_conv_3x3 dil_conv_5x5 dil_conv_3x3 conv_1x1 max_pool_5x5 avg_pool_5x5 "
+    "max_pool_3x3 avg_pool_3x3 skip_connect null"
+)
+POOLS5 = "max_pool_5x5 avg_pool_5x5 max_pool_3x3 avg_pool_3x3 skip_connect null"
+OTHERS = {
+    "conv_7x7": LARGE,
+    "conv_9x9": LARGE,
+    "conv_11x11": LARGE,
+    "dwconv_11x11": f"dwconv_9x9 dwconv_7x7 dwconv_5x5 dwconv_3x3 {POOLS5}",
+    "dwconv_9x9": f"dwconv_7x7 dwconv_5x5 dwconv_3x3 {POOLS5}",
+    "dwconv_7x7": f"dwconv_5x5 dwconv_3x3 {POOLS5}",
+    "dwconv_5x5": f"dwconv_3x3 {POOLS5}",
+    "dwconv_3x3": "max_pool_3x3 avg_pool_3x3 skip_connect null",
+}
 # Reference: methods B3: 128 channels, 32 x 32 pixels; millions of multiply-adds, thousands of weights.
 FIGURE = {
     "conv_5x5": ("419.4", "409.6"),
@@ -77,6 +94,7 @@ FIGURE = {
 NAT2_TABLE = transitions("nat++")
 
 names = st.sampled_from(OPERATIONS)
+with_layers = st.sampled_from([*OPERATIONS, *LAYERS])
 
 
 def test_the_thirteen():
@@ -103,7 +121,24 @@ def test_what_the_table_of_nat2_says_of_other_operations(name):
 
 
 def test_every_operation_has_a_row():
-    assert set(NAT2) | set(OURS) == set(OPERATIONS) == set(NAT2_TABLE) == set(transitions("nat"))
+    assert set(NAT2) | set(OURS) == set(OPERATIONS)
+    assert set(OTHERS) == set(LAYERS)
+    assert set(NAT2_TABLE) == set(transitions("nat")) == {*OPERATIONS, *LAYERS}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_the_table_of_nat2_says_of_layers(name):
+    """A pool and a depthwise convolution of one size cost the same, so that nothing is said of their order."""
+    found = NAT2_TABLE[name]
+    assert found[0] == name
+    assert set(found[1:]) == set(OTHERS[name].split())
+    assert len(found) == 1 + len(OTHERS[name].split())
+
+
+def test_only_depthwise_convolutions_become_depthwise_ones():
+    for name, row in NAT2_TABLE.items():
+        depthwise = {target for target in row[1:] if target.startswith("dwconv")}
+        assert not depthwise or name.startswith("dwconv")
 
 
 def test_the_order_is_itself_then_falling_cost():
@@ -136,7 +171,7 @@ def test_tables_are_frozen_and_unknown_ones_named():
         transitions("nat+")
 
 
-@given(names, st.sampled_from(["nat", "nat++"]), st.data())
+@given(with_layers, st.sampled_from(["nat", "nat++"]), st.data())
 def test_what_can_be_reached_in_two_steps_can_be_in_one(name, space, data):
     table = transitions(space)
     first = data.draw(st.sampled_from(table[name]))
@@ -145,7 +180,7 @@ def test_what_can_be_reached_in_two_steps_can_be_in_one(name, space, data):
     assert second in table[name]
 
 
-@given(names, st.data(), st.integers(3, 600), st.integers(1, 64), st.integers(1, 64))
+@given(with_layers, st.data(), st.integers(3, 600), st.integers(1, 64), st.integers(1, 64))
 def test_no_transition_costs_more(name, data, channels, height, width):
     """Without a stride, and apart from null, which may become a skip."""
     assume(name != "null" and (channels >= 5 or name in PRIMITIVES))
@@ -155,6 +190,8 @@ def test_no_transition_costs_more(name, data, channels, height, width):
     pools = [each.removeprefix("max").removeprefix("avg") for each in (name, target)]
     if pools[0] == pools[1]:
         assert after == before
+    elif name.startswith("dwconv") and "pool" in target:
+        assert after.madds <= before.madds  # the same for a pool of its size
     else:
         assert after.madds < before.madds
 
@@ -166,7 +203,7 @@ def test_where_that_ends():
     assert cost_of("max_pool_3x3", 16, 8, 8).madds < cost_of("skip_connect", 16, 8, 8, stride=2).madds
 
 
-@given(names, st.sampled_from(["nat", "nat++"]))
+@given(with_layers, st.sampled_from(["nat", "nat++"]))
 def test_everything_may_stay_and_become_skip_or_null(name, space):
     assert {name, "skip_connect", "null"} <= set(transitions(space)[name])
     assert set(transitions(space)["null"]) == {"null", "skip_connect"}
@@ -201,6 +238,9 @@ def test_costs_with_other_channels_behind():
     assert cost_of("sep_conv_3x3", 4, 5, 6, 8) == OperationCost((72 + 16 + 32) * 30, 72 + 16 + 32)
     assert cost_of("dil_conv_5x5", 4, 5, 6, 8) == OperationCost((100 + 32) * 30, 100 + 32)
     assert cost_of("skip_connect", 4, 5, 6, 8) == OperationCost(32 * 30, 32)
+    assert cost_of("dwconv_7x7", 4, 5, 6) == OperationCost(4 * 49 * 30, 4 * 49)
+    assert cost_of("dwconv_11x11", 4, 5, 6, 4) == OperationCost(4 * 121 * 30, 4 * 121)
+    assert cost_of("conv_11x11", 4, 5, 6, 8) == OperationCost(4 * 8 * 121 * 30, 4 * 8 * 121)
     assert cost_of("max_pool_2x2", 4, 5, 6, 4) == OperationCost(4 * 4 * 30, 0)
     assert cost_of("null", 4, 5, 6, 8) == OperationCost(0, 0)
 
@@ -212,6 +252,7 @@ def test_costs_with_other_channels_behind():
         (("conv_3x3", 0, 5, 6), r"at least 1, not \(0, 0, 5, 6, 1\)"),
         (("conv_3x3", 4, 5, 6, 0), r"at least 1, not \(4, 0, 5, 6, 1\)"),
         (("null", 4, -1, 6), r"at least 1, not \(4, 4, -1, 6, 1\)"),
+        (("dwconv_3x3", 4, 5, 6, 8), "dwconv_3x3 keeps the channels: 4 cannot become 8"),
         (("avg_pool_3x3", 4, 5, 6, 8), "avg_pool_3x3 keeps the channels: 4 cannot become 8"),
     ],
 )

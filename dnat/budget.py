@@ -40,12 +40,13 @@ class Costs:
         self.edges = tuple(edges)
         self.trace = self.edges[0].program.traces[0]
         batch = max(self.trace.batch, 1)
-        counted = weights is None
+        self.counted = weights is None
+        """Whether costs are multiply-adds, which are known of operations that are not there yet, too."""
         self.weights = [op.madds / batch for op in self.trace.operations] if weights is None else list(weights)
         if len(self.weights) != len(self.trace.operations):
             raise ValueError(f"{len(self.weights)} weights for {len(self.trace.operations)} operations")
         # Another operation has multiply-adds of its own, and so has a reduction that stands in for an identity.
-        self.added = {(e, c): e.added(c) for e in self.edges for c in e.modules if counted and e.added(c)}
+        self.added = {(e, c): e.added(c) for e in self.edges for c in e.modules if self.counted and e.added(c)}
         self.total = sum(self.weights)
         """The cost of the untouched network."""
         self._useless = self.total - sum(self.weights[i] for i in self.trace.live())

@@ -37,7 +37,7 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--method", help="dnat, or original: train the untouched network with the same recipe."),
         click.option("--mode", help="full: every edge its own theta; cell: repeated blocks share theta."),
         click.option("--preset", help="improved (default); paper: Kim & Lee 2020 to the letter; fine-tune."),
-        click.option("--space", help="Choices of an edge: dnat; nat++ for networks of cells (experimental)."),
+        click.option("--space", help="Choices of an edge: dnat; nat++ adds cheaper operations."),
         click.option("--budget", help="Most multiply-adds of the result: 0.7 of the original's, or 120M."),
         click.option("--latency-budget", help="Longest time of the result, measured here: 0.7 or 5ms."),
         click.option("--weights", help="Trained weights: a file, or torchvision's name; the preset is fine-tune."),
@@ -223,6 +223,7 @@ def evaluate(run: Path, data_root: str | None) -> None:
 @click.option("--network", required=True, help="Name of the network.")
 @click.option("--image-size", type=int, help="Side of the images in pixels (default: the network's usual one).")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="network.OPTION=VALUE; repeatable.")
+@click.option("--space", default="dnat", show_default=True, help="Choices of an edge: dnat or nat++.")
 @click.option("--all", "everything", is_flag=True, help="List what cannot change, too, with the reasons.")
 @click.option("--measure", is_flag=True, help="Measure here how long the network takes, and each edge's part.")
 @click.option("--batch-size", type=int, default=1, show_default=True, help="Images of the batch to measure with.")
@@ -231,6 +232,7 @@ def edges(
     network: str,
     image_size: int | None,
     pairs: tuple[str, ...],
+    space: str,
     everything: bool,
     measure: bool,
     batch_size: int,
@@ -242,6 +244,7 @@ def edges(
     dnat edges --network resnet20
     dnat edges --network torchvision:mobilenet_v2 --image-size 96 --measure
     dnat edges --network torchvision:vgg16_bn --all
+    dnat edges --network resnet20 --space nat++
     """
     import torch
 
@@ -254,7 +257,7 @@ def edges(
     size = image_size or usual_size(network)
     place = choose_device(device)
     built = build(network, seed=0, **options).to(place)
-    found = survey(built, torch.zeros(2, 3, size, size, device=place), batch_size if measure else None)
+    found = survey(built, torch.zeros(2, 3, size, size, device=place), batch_size if measure else None, space)
     if not found.edges and not everything:
         raise ValueError(f"{network} has no operation that could be changed; --all tells why")
     for table in survey_tables(network, found, everything):

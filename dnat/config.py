@@ -198,6 +198,11 @@ class Config:
     warm_start: bool = True
     """Whether other operations begin as a function close to the original: the middle of its kernel, or the nearest
     separable ones. Otherwise they begin with random weights."""
+    judge: Literal["theta", "loss"] = "theta"
+    """What choices are made by, within a budget: "theta", or "loss": what each would do to the training loss if it
+    alone were made, found by trying every one of them (`trial_batches`) when the choices are made."""
+    trial_batches: int = 2
+    """Batches on which a choice is tried, where the loss is the judge."""
     settle: float = _FROM_PRESET
     """Last part of the architecture stage, in which the choices are made already and come into force step by step:
     gates go to 0 and 1 while the weights train on, so that dropping the rest loses nothing. 0: all at once."""
@@ -231,7 +236,9 @@ class Config:
         if self.threads is None:
             object.__setattr__(self, "threads", cores())
         _check_budgets(self)
-        for name in ("epochs", "batch_size", "threads", "latency_batch"):
+        if self.judge == "loss" and self.budget is None and self.latency_budget is None:
+            raise ValueError("judge 'loss' needs a budget: without one nothing is worth a higher loss")
+        for name in ("epochs", "batch_size", "threads", "latency_batch", "trial_batches"):
             _check(self, name, "at least 1", lambda v: v >= 1)
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))

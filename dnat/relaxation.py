@@ -89,7 +89,8 @@ class _Mix(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         found: list[Tensor | None] = [None]
         for scale, needed in zip(slopes, needs[:n], strict=True):
-            number = _number(scale) if needed else 0
+            # A second derivative depends on the scale even where its value does not matter to the first.
+            number = None if needed and torch.is_grad_enabled() else _number(scale) if needed else 0
             found.append(gradient if number == 1 else gradient * scale if number != 0 else None)
         for x, scale, needed in zip(tensors, scales, needs[n:], strict=True):
             found.append(_inner(gradient, x, scale) if needed else None)
@@ -101,7 +102,7 @@ def _number(scale: Tensor) -> float | None:
     if scale.device.type != "cpu":
         return None
     try:
-        return float(scale)
+        return float(scale.detach())
     except RuntimeError:  # under vmap it has no one value
         return None
 
@@ -177,6 +178,7 @@ class Theta(nn.Module):
         self.measured: Tensor
         # The other operation of each group that takes part in the present step; None: all of them.
         self.sampled: list[int] | None = None
+        self.tried: tuple[int, int] | None = None
         # While choices are being settled: the gates at its beginning, and those that are its end.
         self.register_buffer("start_gates", None, persistent=False)
         self.register_buffer("end_gates", None, persistent=False)
@@ -206,9 +208,28 @@ class Theta(nn.Module):
     def gates(self) -> Tensor:
         """What each choice is weighed by now: (groups, columns), the first being none, identity, original."""
         if self.end_gates is None:
-            return self._weighed(self._shares())
-        assert isinstance(self.start_gates, Tensor)
-        return torch.lerp(self.start_gates, self.end_gates, self.settled)
+            gates = self._weighed(self._shares())
+        else:
+            assert isinstance(self.start_gates, Tensor)
+            gates = torch.lerp(self.start_gates, self.end_gates, self.settled)
+        if self.tried is None:
+            return gates
+        row, column = self.tried
+        one_hot = torch.arange(gates.shape[1], device=gates.device) == column
+        return torch.where(
+            torch.arange(len(gates), device=gates.device)[:, None] == row,
+            (one_hot & (column != CHOICES.index(NONE))).to(gates),
+            gates,
+        )
+
+    @contextmanager
+    def trying(self, row: int, choice: str) -> Iterator[None]:
+        """Within, a group computes what it would if a choice were made; all others what theta says."""
+        self.tried = (row, self.columns.index(choice))
+        try:
+            yield
+        finally:
+            self.tried = None
 
     def _weighed(self, shares: Tensor | None) -> Tensor:
         gates, n = self.open_gates(), len(CHOICES)
@@ -312,7 +333,9 @@ class Theta(nn.Module):
         self._now = self.rows()
         if len(self.columns) > len(CHOICES) and (self.is_settling or not torch.is_grad_enabled()):
             # Nobody learns what a choice without weight would compute.
-            weights = self.gates() if self.end_gates is None else self.end_gates.abs() + self.start_gates.abs()
+            weights = self.gates().abs()
+            if self.is_settling and self.tried is None:
+                weights = self.end_gates.abs() + self.start_gates.abs()
             others = (weights != 0)[:, len(CHOICES) :].tolist()
             self._needed = [[len(CHOICES) + i for i, has in enumerate(row) if has] for row in others]
         try:

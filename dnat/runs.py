@@ -181,7 +181,7 @@ def run(
 def _finish(
     records: Records, job: Job, network: nn.Module, data: Data, result: Transformation, started: float
 ) -> dict[str, Any]:
-    rows = picture_rows(network, data, result.commitment)
+    rows = picture_rows(network, data, result.commitment, job.config.space)
     commitment = asdict(result.commitment) if result.commitment else None
     genotypes = [asdict(g) for g in genotypes_of(network, job, result.commitment)]
     architecture = {"commitment": commitment, "rows": drawing.rows_to_json(rows), "genotypes": genotypes}
@@ -239,21 +239,24 @@ class Survey:
     seconds: dict[str, float] | None = None
 
 
-def survey(network: nn.Module, example: Tensor, measured_batch: int | None = None) -> Survey:
+def survey(network: nn.Module, example: Tensor, measured_batch: int | None = None, space: str = "dnat") -> Survey:
     """Find out what may change in a network and what that would save.
 
     Args:
         network: any module that takes images.
         example: a batch of them.
-        measured_batch: also measure the time of a batch of so many images, on the example's device.
+        measured_batch: also measure the time of a batch of so many images, on the example's device. What other
+            operations would take is not known, so that their savings are not measured.
+        space: of choices; see `find_edges`.
     """
     program = trace(network, example)
-    found = rewritable(network, find_edges(program, everything=True), example)
+    found = rewritable(network, find_edges(program, space, everything=True), example)
     edges = tuple(e for e in found if len(e.choices) > 1)
     fixed = tuple(e for e in found if len(e.choices) == 1)
 
     def savings(costs: Costs) -> dict[str, float]:
-        return {e.key: costs.total - min(costs.of({e: c}) for c in e.choices) for e in edges}
+        known = {e: [c for c in e.choices if costs.counted or c not in dict(e.others)] for e in edges}
+        return {e.key: costs.total - min(costs.of({e: c}) for c in known[e]) for e in edges}
 
     if not edges:
         return Survey(edges, fixed, {})
@@ -264,10 +267,12 @@ def survey(network: nn.Module, example: Tensor, measured_batch: int | None = Non
     return Survey(edges, fixed, savings(Costs(edges)), latency(network, batch), savings(Costs(edges, seconds)))
 
 
-def picture_rows(network: nn.Module, data: Data, commitment: Commitment | None) -> list[drawing.Row]:
+def picture_rows(
+    network: nn.Module, data: Data, commitment: Commitment | None, space: str = "dnat"
+) -> list[drawing.Row]:
     """Every operation of a network, in order, and what became of it, for the picture."""
     program = trace(network, data.example(2))
-    edges = {e.key: e for e in find_edges(program)}
+    edges = {e.key: e for e in find_edges(program, space)}
     cells = tuple(f"{e.entry}." for e in edges.values() if e.kind == "operation")
     others = (e for e in units(program) if not e.entry.startswith(cells))
     everything = {e.key: e for e in others} | edges

@@ -1,6 +1,6 @@
 """Theta -> choices: argmax for each group of edges, a repair so that the network stays alive, and a budget."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .budget import Costs, Groups, best, by_edge
@@ -63,6 +63,7 @@ def decide(
     skip_threshold: float | None = None,
     ruled_out: Mapping[str, str] | None = None,
     floor: float = 0.0,
+    worths: Sequence[Sequence[float]] | None = None,
 ) -> tuple[Decision, ...]:
     """One decision for every edge.
 
@@ -82,18 +83,22 @@ def decide(
         skip_threshold: what the identity's gate must exceed on a null edge; by default see `THRESHOLDS`.
         ruled_out: {edge key: choice} that are not to be made.
         floor: in the unit of `costs`, what the choices need not go below.
+        worths: what each choice of each group is worth, in the order of theta; by default `Theta.scores`. With
+            those, thresholds count for none and for skips.
 
     Raises:
         InfeasibleError: no legal set of choices keeps the limit; the message tells the smallest reachable cost.
     """
     threshold, default_skip = THRESHOLDS[relaxed.architecture.gate]
     skip_threshold = default_skip if skip_threshold is None else skip_threshold
-    values = relaxed.architecture.scores().detach().cpu().tolist()
+    values = relaxed.architecture.scores().detach().cpu().tolist() if worths is None else worths
     scores: dict[str, dict[str, float]] = {}
     for group, row in zip(relaxed.groups, values, strict=True):
-        gates = dict(zip(relaxed.architecture.columns, row, strict=True)) | {NONE: threshold}
-        if relaxed.members(group)[0].kind == "skip":
-            gates[ORIGINAL] = skip_threshold
+        gates = dict(zip(relaxed.architecture.columns, row, strict=True))
+        if worths is None:
+            gates[NONE] = threshold
+            if relaxed.members(group)[0].kind == "skip":
+                gates[ORIGINAL] = skip_threshold
         barred = {(ruled_out or {}).get(edge.key) for edge in relaxed.members(group)}
         legal = [c for c in relaxed.choices_of(group) if c not in barred]
         scores[group] = {c: gates[c] for c in legal}
@@ -120,7 +125,11 @@ def decide(
         decisions.append(
             Decision(
                 edge=edge,
-                gates=(threshold, row[CHOICES.index(IDENTITY)], row[CHOICES.index(ORIGINAL)]),
+                gates=(
+                    threshold if worths is None else row[CHOICES.index(NONE)],
+                    row[CHOICES.index(IDENTITY)],
+                    row[CHOICES.index(ORIGINAL)],
+                ),
                 choice=choice,
                 margin=score[choice] - max(rest) if rest else float("inf"),
                 reason=reasons.get(group, ""),

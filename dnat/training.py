@@ -22,6 +22,7 @@ from .data import Data
 from .edges import NONE, ORIGINAL
 from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
+from .seeds import Stream, torch_seed
 from .selection import none_threshold
 
 FASTEST_THETA = 0.1
@@ -457,6 +458,54 @@ class Trainer:
         self.progress.batch = 0
         self.progress.totals.zero_()
         return Evaluation(loss / images, correct / images)
+
+
+@torch.no_grad()
+def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> list[list[float]]:
+    """What each choice of each group would do to the loss if it alone were made now, by trying it.
+
+    The mean cross entropy with the group's gates as they are, less that with the choice in force, on the first
+    `config.trial_batches` batches of an epoch of training images; norms use the batch's statistics. (Wang et al.
+    2021, DARTS-PT, choose operations by what their removal does to the accuracy; reference: methods C7.4.)
+
+    Returns:
+        A row for each group in the order of theta's columns; 0 for what a group cannot become.
+    """
+    architecture = relaxed.architecture
+    batches = data.train_batches(config.seed, epoch, config.batch_size, cutout=config.cutout)
+    with closing(batches):
+        shown = [
+            next(batches)
+            for _ in range(min(config.trial_batches, batches_per_epoch(len(data.train_labels), config)))
+        ]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+
+    def loss() -> float:
+        total = torch.zeros((), dtype=torch.float64)
+        # The same draws for all (dropout), and none missing from the run's own.
+        with torch.random.fork_rng(devices=list(devices)):
+            torch.manual_seed(torch_seed(config.seed, Stream.TRAINING, "effects", epoch))
+            for images, labels in shown:
+                with autocast(config, images.device):
+                    output = scores(relaxed(images if config.channels_last else images.contiguous()))
+                total += cross_entropy(_wide(output), labels).double().cpu()
+        return float(total) / len(shown)
+
+    modes = relaxed.training
+    relaxed.train()
+    try:
+        with frozen_statistics(relaxed):
+            now = loss()
+            found = []
+            for row, group in enumerate(relaxed.groups):
+                tried = dict.fromkeys(architecture.columns, 0.0)
+                for choice in relaxed.choices_of(group):
+                    with architecture.trying(row, choice):
+                        tried[choice] = now - loss()
+                found.append(list(tried.values()))
+    finally:
+        relaxed.train(modes)
+    return found
 
 
 @contextmanager

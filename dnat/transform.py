@@ -37,6 +37,7 @@ from .training import (
     Progress,
     Trainer,
     batches_per_epoch,
+    effects,
     evaluate,
     learning_rate,
     scores,
@@ -580,6 +581,9 @@ class _Run:
         self, relaxed: RelaxedNetwork, example: Tensor, plan: Plan
     ) -> tuple[tuple[Decision, ...], Discretization, list[str]]:
         """Choices and the network that they make, so that the network, as it is then measured, keeps the limit."""
+        worths = None
+        if self.config.judge == "loss":
+            worths = effects(relaxed, self.data, self.config, self.trainer.progress.epoch)
         limit, last = plan.limit, None
         ruled_out: dict[str, str] = {}
         for _ in range(COMMIT_ATTEMPTS):
@@ -591,6 +595,7 @@ class _Run:
                     skip_threshold=self.config.skip_threshold,
                     ruled_out=ruled_out,
                     floor=self._floor(plan, limit),
+                    worths=worths,
                 )
             except InfeasibleError:
                 if last is None or plan.seconds is None:

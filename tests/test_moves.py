@@ -160,7 +160,7 @@ def test_gates_of_operations_are_trained_with_their_weights():
         return relaxed(x).square().sum()
 
     loss().backward()
-    assert not weight.grad.any()  # a closed gate passes nothing on (reference: methods C2.5)
+    assert weight.grad is None or not weight.grad.any()  # a closed gate passes nothing on (reference: methods C2.5)
     slope = theta.grad[0, column].item()
     with torch.no_grad():
         values = []
@@ -245,7 +245,7 @@ def test_operations_learn_what_the_original_computes(name):
     target = (entry.op if edge.kind == "operation" else nn.Sequential(entry, exit))(seen[0])
 
     def size(y):
-        return y.var((0, 2, 3)).mean()
+        return y.var((0, 2, 3), correction=0).mean()
 
     for choice, _ in edge.others:
         found = entry.get_submodule(choice)(seen[0])
@@ -484,16 +484,17 @@ def test_the_command_and_its_record(tmp_path):
 @pytest.mark.parametrize("paths", ["two", "all"])
 def test_runs_with_convolutions(tmp_path, paths):
     """Any network: within its budget, stopped anywhere and taken up with the same bits, drawn, restored."""
-    config = {"space": "nat++", "budget": 0.5, "epochs": 5, "architecture_epochs": 4, "batch_size": 16}
+    config = {"space": "nat++", "budget": 0.5, "epochs": 5, "architecture_epochs": 4, "batch_size": 8}
     job = Job(
-        network="resnet8",
+        network="vgg16",
         network_options={"width": 4},
-        train_limit=64,
+        image_size=32,
+        train_limit=32,
         test_limit=40,
         config=Config(**config, paths=paths, threads=1, lr_theta=0.1),
     )
     whole = run(job, tmp_path / "whole")
-    for step in (3, 10, 14, 17):
+    for step in (3, 9, 13, 17):
         with contextlib.suppress(Interrupted):
             run(job, tmp_path / "parts", stop=lambda progress, step=step: progress.step == step)
     parts = run(job, tmp_path / "parts")

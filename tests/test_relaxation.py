@@ -65,8 +65,16 @@ def test_the_mixture_passes_gradcheck_to_second_order():
     torch.manual_seed(0)
     inputs = [torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2)]
     inputs += [torch.randn((), dtype=torch.float64, requires_grad=True) for _ in range(2)]
-    assert torch.autograd.gradcheck(mix, inputs)
-    assert torch.autograd.gradgradcheck(mix, inputs)
+
+    def mixed(y, x, original, identity):
+        return mix([(y, original), (x, identity)])
+
+    assert torch.autograd.gradcheck(mixed, inputs)
+    assert torch.autograd.gradgradcheck(mixed, inputs)
+    for exact in (0.0, 1.0):  # values that the forward pass takes a shorter way with
+        inputs[2].data.fill_(exact)
+        assert torch.autograd.gradcheck(mixed, inputs)
+        assert torch.autograd.gradgradcheck(mixed, inputs)
 
 
 @pytest.mark.parametrize("gate", ["raw", "sigmoid"])

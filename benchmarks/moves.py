@@ -7,7 +7,7 @@ For each network, budget and seed: the space dnat, the space nat++, and the unto
 images in the same order from the same initial weights. With --before they are trained for so many epochs first.
 Prints every seed's test accuracy, the mean and the sample deviation, parameters, multiply-adds, seconds of the
 processor, seconds of an epoch of each stage, and what was chosen. Results are appended to --json as they come; what
-stands there already is not run again. --set changes nat++ alone.
+stands there already is not run again. --set changes what is transformed.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def tasks_of(options: argparse.Namespace) -> list[dict]:
         for seed in options.seeds:
             for space in options.spaces:
                 for budget in [None] if space == "original" else options.budgets:
-                    settings = dict(options.settings) if space == "nat++" else {}
+                    settings = {} if space == "original" else dict(options.settings)
                     own = {"network": network, "seed": seed, "space": space, "budget": budget}
                     found.append(common | own | {"settings": settings})
     return found

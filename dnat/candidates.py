@@ -74,6 +74,60 @@ def candidate(name: str, conv: nn.Module, norm: nn.Module | None = None, *, warm
     return layers
 
 
+@torch.no_grad()
+def begin(made: nn.Module, source: nn.Module) -> None:
+    """Let an operation of a searched cell begin close to the one whose place it may take.
+
+    Of the same layers with smaller kernels, as the middle of each (`cropped`). Otherwise its first convolutions
+    begin as the best approximation of what the source would be without activations, one convolution, and its other
+    ones hand on what they are given; the last norm is the source's. A pool has no weights to begin with.
+    """
+    if cropped(source, made):
+        return
+    kernel = _linear(source)
+    convs = [m for m in made.modules() if isinstance(m, nn.Conv2d)]
+    if kernel is None or not convs:
+        return
+    first, second = convs[0], convs[1] if len(convs) > 1 else None
+    size, dilation = first.kernel_size[0], first.dilation[0]
+    kernel = _middle(kernel, *first.kernel_size) if dilation == 1 else _on_grid(kernel, size)
+    if first.groups == 1:
+        first.weight.copy_(kernel)
+    else:
+        assert second is not None
+        for conv, weight in zip((first, second), separable(kernel, 1, 1), strict=True):
+            conv.weight.copy_(weight)
+    for conv in convs[1 if first.groups == 1 else 2 :]:
+        nn.init.dirac_(conv.weight, conv.groups)
+    norms = [[m for m in each.modules() if isinstance(m, nn.BatchNorm2d)][-1:] for each in (source, made)]
+    if all(norms):
+        norms[1][0].load_state_dict(norms[0][0].state_dict())
+
+
+def _linear(source: nn.Module) -> Tensor | None:
+    """The kernel of all of an operation's convolutions in one, as if nothing but norms stood between them.
+
+    Norms scale by what they have recorded; the last one is left out. None where there are no convolutions.
+    """
+    layers = [m for m in source.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    layers = layers[:-1] if layers and isinstance(layers[-1], nn.BatchNorm2d) else layers
+    convs = [m for m in layers if isinstance(m, nn.Conv2d)]
+    if not convs:
+        return None
+    reach = sum(max(m.kernel_size) // 2 * m.dilation[0] for m in convs)
+    # What comes out of a single 1 in the middle of each channel, is the kernel turned round.
+    answer = torch.eye(convs[0].in_channels)[:, :, None, None].to(convs[0].weight)
+    answer = nn.functional.pad(answer, (reach,) * 4)
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            answer = nn.functional.conv2d(answer, layer.weight, None, 1, "same", layer.dilation, layer.groups)
+        elif layer.running_var is not None:
+            scale = (layer.running_var + layer.eps).rsqrt()
+            scale = scale if layer.weight is None else scale * layer.weight
+            answer = answer * scale[:, None, None]
+    return answer.transpose(0, 1).flip(2, 3)
+
+
 def cropped(source: nn.Module, target: nn.Module) -> bool:
     """Give one operation another's weights, of larger kernels the middle; whether their layers allow it.
 

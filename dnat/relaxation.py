@@ -31,7 +31,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
-from .candidates import candidate, cropped
+from .candidates import begin, candidate
 from .edges import IDENTITY, NONE, ORIGINAL, Edge
 from .naming import unknown
 from .networks.cells import operation
@@ -244,6 +244,11 @@ class Theta(nn.Module):
             return None
         shares = self.open_gates()[:, len(CHOICES) :] * self.offered
         return shares / shares.sum(1, keepdim=True).clamp(min=1)
+
+    @torch.no_grad()
+    def confine(self) -> None:
+        """Keep the theta of other operations between 0 and 1, where their shares are: call it after a step."""
+        self.theta[:, len(CHOICES) :].clamp_(0, 1)
 
     def scores(self) -> Tensor:
         """What each choice is worth, as theta stands: (groups, columns). The largest is chosen.
@@ -595,7 +600,7 @@ def _module(choice: str, entry: nn.Module, norm: nn.Module | None, warm_start: b
     assert isinstance(entry, CellOperation)
     made = operation(choice, entry.channels, entry.stride)
     if warm_start:
-        cropped(entry.op, made)
+        begin(made, entry.op)
     return made
 
 

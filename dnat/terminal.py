@@ -16,7 +16,7 @@ from .edges import IDENTITY, NONE
 from .networks import Definition, Size
 from .runs import Survey
 from .tracking import Tracker
-from .training import Progress
+from .training import Burden, Progress
 
 
 class TerminalTracker(Tracker):
@@ -64,6 +64,10 @@ class TerminalTracker(Tracker):
             f"{row['seconds']:.1f} s ({row['images_per_second']:.0f} images/s)",
             highlight=False,
         )
+
+    def burden(self, burden: Burden) -> None:
+        """Say what a step of the architecture stage takes."""
+        self.console.print(str(burden), highlight=False)
 
     def committed(self, changed: int, edges: int) -> None:
         """Say that the choices are made."""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .training import Progress
+from .training import Burden, Progress
 
 
 class Tracker:
@@ -16,6 +16,9 @@ class Tracker:
 
     def log(self, row: dict[str, Any]) -> None:
         """An epoch is done; the row is the one that stands in metrics.jsonl."""
+
+    def burden(self, burden: Burden) -> None:
+        """What a step of the architecture stage takes; where operations stand beside the original ones."""
 
     def committed(self, changed: int, edges: int) -> None:
         """The choices are made: so many of the edges changed."""

@@ -7,6 +7,7 @@ does not record them a second time. Nothing here draws a random number: images a
 """
 
 import math
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
 from .selection import none_threshold
+from .tracing import copied
 
 FASTEST_THETA = 0.1
 """The largest learning rate that is chosen for theta."""
@@ -200,8 +202,9 @@ class ArchitectureLoss:
     softmax of its scores (`Theta.scores`) over its legal choices (none counts with its threshold), at a
     temperature of 1/4. It compares choices, so it also works where a gate alone means nothing because a norm
     undoes every scale; an operation inside a block or before a dropped branch counts as gone with it. Only what
-    lies above the limit is charged. The distance is the sum over free gates of (g - 1/2)^2, which pulls gates to
-    0 or 1 (FairDARTS takes its mean; with a sum a gate feels the same pull in any network).
+    lies above the limit is charged. The distance is the sum over free gates (no shares of other operations) of
+    (g - 1/2)^2, which pulls gates to 0 or 1 (FairDARTS takes its mean; with a sum a gate feels the same pull in
+    any network).
 
     Args:
         relaxed: the network.
@@ -226,6 +229,7 @@ class ArchitectureLoss:
         free = legal & (column != CHOICES.index(NONE))
         skips = torch.tensor([relaxed.members(group)[0].kind == "skip" for group in relaxed.groups])
         free[skips, CHOICES.index(ORIGINAL)] = False  # of a null edge: it weighs nothing
+        free[:, len(CHOICES) :] = False  # shares begin closed, and would never leave it
         self.free = free.to(theta)
         self.none = (column == CHOICES.index(NONE)).to(theta.device)
         self.null = (skips[:, None] & (column == CHOICES.index(ORIGINAL))).to(theta.device)
@@ -380,6 +384,7 @@ class Trainer:
                 self._theta_gradient(images, labels, answers)
             self.theta.step()
         if self.relaxed:
+            self.relaxed.architecture.confine()
             self.relaxed.sample_all()
 
     def settle(self, step: int) -> bool:
@@ -458,6 +463,81 @@ class Trainer:
         self.progress.batch = 0
         self.progress.totals.zero_()
         return Evaluation(loss / images, correct / images)
+
+
+@dataclass(frozen=True)
+class Burden:
+    """What a step of the architecture stage takes, as multiples of a step of the plain network.
+
+    Attributes:
+        time: as measured here, on a few images.
+        memory: what its forward passes keep for the backward pass, the larger of the two; each tensor counts once,
+            and no weights.
+    """
+
+    time: float
+    memory: float
+
+    def __str__(self) -> str:
+        return (
+            f"a step of the architecture stage takes {self.time:.1f} times as long as one of the plain network, "
+            f"and keeps {self.memory:.1f} times as much in memory"
+        )
+
+
+def burden(plain: nn.Module, relaxed: RelaxedNetwork, data: Data, config: Config) -> Burden:
+    """Measure what a step of the architecture stage takes; both networks are left as they are.
+
+    The first of up to 16 images, the same for both; of three steps the fastest counts.
+    """
+    batch = data.train_batches(config.seed, 0, config.batch_size, cutout=config.cutout)
+    with closing(batch):
+        images, labels = (t[:16] for t in next(batch))
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    seconds, kept = [], []
+    for network in (plain, relaxed):
+        twin = copied(network).train()
+        trainer = Trainer(twin, data, config, Progress())
+        taken = []
+        with torch.random.fork_rng(devices=list(devices)):
+            for _ in range(4):  # the first one to warm up
+                with _Kept(twin) as memory:
+                    begun = time.perf_counter()
+                    trainer.step(images, labels)
+                    float(trainer.progress.totals[0])  # waits for the device
+                    taken.append(time.perf_counter() - begun)
+        seconds.append(min(taken[1:]))
+        kept.append(memory.most)
+    return Burden(seconds[1] / seconds[0], kept[1] / max(kept[0], 1))
+
+
+class _Kept:
+    """Within, counts the bytes that forward passes keep; `most` is the largest of them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+        self.found: dict[int, int] = {}
+        self.most = 0
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def _pack(self, x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in self.weights:
+            self.found[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    def _unpack(self, x: Tensor) -> Tensor:
+        if self.found:  # the backward pass has begun
+            self.most = max(self.most, sum(self.found.values()))
+            self.found = {}
+        return x
+
+    def __enter__(self) -> "_Kept":
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.hooks.__exit__(*error)
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ from .training import (
     Progress,
     Trainer,
     batches_per_epoch,
+    burden,
     effects,
     evaluate,
     learning_rate,
@@ -388,6 +389,12 @@ class _Run:
         self.trainer = self._start(original, program, example, transforming)
         if transforming:
             self._warn_of_short_stage()
+        if (
+            self.trainer.relaxed
+            and self.trainer.progress.step == 0
+            and next(self.trainer.relaxed.others(), None) is not None
+        ):
+            self.tracker.burden(burden(original, self.trainer.relaxed, self.data, config))
         self.saved_at = time.monotonic()
         while True:
             progress = self.trainer.progress

@@ -1,5 +1,6 @@
 """What a convolution may become: shapes, costs, and how close to the original it begins."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dnat
-from dnat.candidates import candidate, cropped, moves, separable
+from dnat.candidates import _linear, begin, candidate, cropped, moves, separable
 from dnat.networks.cells import operation
 from dnat.operations import Geometry, geometry, operation_name
 from dnat.transitions import cost_of, read_transitions, transitions
@@ -361,3 +362,70 @@ def test_layers_that_only_look_alike():
             layers[0].weight.zero_()
         assert not cropped(source, nn.Sequential(*layers))
         assert not layers[0].weight.any()
+
+
+def spread_out(made):
+    """An operation with weights and statistics that are nothing special, in eval mode."""
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return made.double().eval()
+
+
+def without_bends(made):
+    """The operation's convolutions and norms but the last norm, without the norms' shifts."""
+    layers = [m for m in copy.deepcopy(made).modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)][:-1]
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.zeros_(layer.bias)
+            layer.running_mean.zero_()
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize("name", ["conv_3x3", "conv_1x3_3x1", "sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3"])
+def test_an_operation_of_a_cell_as_one_kernel(name):
+    torch.manual_seed(0)
+    source = spread_out(operation(name, 4))
+    x = torch.randn(2, 4, 21, 21).double()
+    kernel = _linear(source)
+    found = nn.functional.conv2d(x, kernel, padding="same")
+    rim = kernel.shape[-1] // 2  # half way through, padding is not what the kernel makes of zeros
+    inside = (..., slice(rim, -rim), slice(rim, -rim))
+    assert torch.allclose(found[inside], without_bends(source)(x)[inside])
+
+
+def test_operations_of_cells_begin_as_the_same_function_where_they_can():
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 12, 12).double()
+    source = spread_out(operation("conv_5x5", 4))
+    first, second = separable(torch.randn(4, 4, 3, 3).double(), 1, 1)
+    with torch.no_grad():
+        source[1].weight.zero_()
+        source[1].weight[..., ::2, ::2] = second * first.squeeze(1)
+    dilated = spread_out(operation("dil_conv_3x3", 4))
+    begin(dilated, source)
+    assert torch.allclose(dilated(x), source(x))
+    larger = spread_out(operation("dil_conv_5x5", 4))
+    smaller = spread_out(operation("dil_conv_3x3", 4))
+    with torch.no_grad():
+        larger[1].weight[..., [0, -1], :] = 0
+        larger[1].weight[..., :, [0, -1]] = 0
+    begin(smaller, larger)
+    assert torch.allclose(smaller(x), larger(x))
+
+
+@pytest.mark.parametrize("target", ["sep_conv_5x5", "sep_conv_3x3", "dil_conv_5x5", "dil_conv_3x3"])
+def test_operations_of_cells_begin_closer_than_by_chance(target):
+    x = torch.nn.functional.avg_pool2d(torch.randn(8, 8, 36, 36, generator=torch.Generator().manual_seed(0)), 5, 1)
+    for source_name in ("conv_5x5", "sep_conv_5x5"):
+        near = []
+        for warm in (True, False):
+            torch.manual_seed(1)
+            source, made = operation(source_name, 8), operation(target, 8)
+            if warm:
+                begin(made, source)
+            near.append(((made(x) - source(x)) ** 2).mean().item())
+        assert near[0] < 0.9 * near[1]

@@ -9,18 +9,20 @@ import pytest
 import torch
 from reference import SMALL, images, small
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import dnat
 from dnat.budget import Costs, InfeasibleError, best
 from dnat.candidates import separable
-from dnat.config import Config, Job
+from dnat.config import Config, Job, parse_amount
 from dnat.discretization import discretization
 from dnat.edges import problems
 from dnat.networks.cells import CellNetwork, SeparableConv
 from dnat.networks.genotypes import CellEdge, CellGenotype, Genotype
 from dnat.relaxation import CHOICES, FORGETTING
 from dnat.runs import redraw, restore, run
-from dnat.training import Interrupted
+from dnat.selection import decide
+from dnat.training import Interrupted, Progress, Trainer, burden, effects
 
 CELL = CellGenotype(
     (
@@ -160,7 +162,9 @@ def test_gates_of_operations_are_trained_with_their_weights():
         return relaxed(x).square().sum()
 
     loss().backward()
-    assert weight.grad is None or not weight.grad.any()  # a closed gate passes nothing on (reference: methods C2.5)
+    assert (
+        weight.grad is None or not weight.grad.any()
+    )  # a closed gate passes nothing on (reference: methods C2.5)
     slope = theta.grad[0, column].item()
     with torch.no_grad():
         values = []
@@ -526,3 +530,87 @@ def test_other_networks_say_that_they_have_no_such_choices():
         dnat.transform(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 10, 16), nn.Flatten()), data, config)
     with pytest.raises(ValueError, match="give a budget, not a latency_budget"):
         Config(space="nat++", latency_budget=0.5)
+
+
+def tiny():
+    """Forty digits, and a network for them in the larger space."""
+    data = dnat.load("digits", train_limit=40, test_limit=40)
+    made = dnat.build("resnet8", width=4, seed=0)
+    return data, made, dnat.find_edges(dnat.trace(made, data.example(2)), "nat++")
+
+
+@pytest.mark.parametrize("mode", ["full", "cell"])
+def test_effects_are_what_a_choice_does_to_the_loss(mode):
+    """Against theta that is one-hot in one row; nothing else changes by looking."""
+    data, made, edges = tiny()
+    relaxed = dnat.relax(made, edges, mode)
+    theta = relaxed.architecture.theta
+    with torch.no_grad():
+        theta += torch.rand(theta.shape, generator=torch.Generator().manual_seed(0)) * 0.2
+    config = Config(space="nat++", batch_size=20, epochs=4, architecture_epochs=2, judge="loss", budget=0.5)
+    before = {k: v.clone() for k, v in relaxed.state_dict().items()}
+    drawn = torch.get_rng_state()
+    found = effects(relaxed, data, config, epoch=1)
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert all(torch.equal(v, before[k]) for k, v in relaxed.state_dict().items())
+    batches = data.train_batches(config.seed, 1, 20)
+    shown = [next(batches) for _ in range(2)]
+
+    def loss(network):
+        with torch.no_grad():
+            return sum(cross_entropy(network(x), y).item() for x, y in shown) / 2
+
+    now = loss(copy.deepcopy(relaxed).train())
+    for row, group in enumerate(relaxed.groups):
+        for column, choice in enumerate(relaxed.architecture.columns):
+            if choice not in relaxed.choices_of(group):
+                assert found[row][column] == 0
+                continue
+            twin = copy.deepcopy(relaxed).train()
+            twin.set_one_hot({e.key: choice for e in relaxed.members(group)})
+            assert found[row][column] == pytest.approx(now - loss(twin), abs=1e-5)
+
+
+def test_choices_by_their_effects():
+    """The best set within the budget by the given worths, as brute force finds it."""
+    made = one_cell()
+    relaxed = dnat.relax(made, edges_of(made))
+    costs, generator = Costs(relaxed.edges), torch.Generator().manual_seed(3)
+    worths = (-torch.rand(relaxed.architecture.theta.shape, generator=generator)).tolist()
+    columns = relaxed.architecture.columns
+    decided = decide(relaxed, limit=parse_amount(0.7), worths=worths)
+    sets = []
+    for choices in itertools.product(*(e.choices for e in relaxed.edges)):
+        by_edge = dict(zip(relaxed.edges, choices, strict=True))
+        if costs.of(by_edge) <= 0.7 * costs.total and not problems(by_edge):
+            sets.append(sum(worths[relaxed.row(e)][columns.index(c)] for e, c in by_edge.items()))
+    found = sum(worths[relaxed.row(d.edge)][columns.index(d.choice)] for d in decided)
+    assert found == pytest.approx(max(sets))
+    with pytest.raises(ValueError, match="judge 'loss' needs a budget"):
+        Config(judge="loss")
+
+
+def test_shares_stay_between_0_and_1():
+    data, made, edges = tiny()
+    relaxed = dnat.relax(made, edges, gate="sigmoid")
+    config = Config(space="nat++", batch_size=20, epochs=2, architecture_epochs=1, settle=0, lr_theta=2.0)
+    trainer = Trainer(relaxed, data, config, Progress())
+    for _ in trainer.epoch():
+        named = relaxed.architecture.theta[:, 3:]
+        assert named.min() == 0
+        assert named.max() <= 1
+    assert relaxed.architecture.sampled is None
+    gates = relaxed.architecture.gates()
+    assert torch.allclose(gates[:, 2:].sum(1), relaxed.architecture.open_gates()[:, 2], atol=1e-6)
+
+
+def test_what_a_step_takes():
+    data, made, edges = tiny()
+    config = Config(space="nat++", batch_size=20, epochs=2, architecture_epochs=1, threads=1)
+    relaxed = dnat.relax(made, edges)
+    before = {k: v.clone() for k, v in relaxed.state_dict().items()}
+    found = burden(made, relaxed, data, config)
+    assert found.time > 1
+    assert 1 < found.memory < 2
+    assert all(torch.equal(v, before[k]) for k, v in relaxed.state_dict().items())
+    assert "times as long" in str(found)

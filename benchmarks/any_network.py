@@ -1,14 +1,18 @@
 """dnat on every network of the zoo: nothing changes at the start, and what comes out is what was chosen.
 
-    python benchmarks/any_network.py [NAME ...] [--seeds 20] [--jobs 2] [--json FILE]
+    python benchmarks/any_network.py [NAME ...] [--seeds 20] [--jobs 2] [--json FILE] [--space nat++]
 
 Each network is checked in a process of its own, with limits on time and memory:
 
 attach  the relaxed network equals the original to the bit, in eval and in train mode, buffers too;
 sets    random sets of choices are made; the plain network equals the one-hot relaxed one on inputs that
-        discretization has not seen, in eval and train mode; it trains; its state_dict has no new names; saved
-        whole, it loads where dnat cannot be imported, and gives the same there;
+        discretization has not seen, in eval and train mode; it trains; it has the multiply-adds that were
+        promised; its state_dict has no new names; saved whole, it loads where dnat cannot be imported, and gives
+        the same there;
 saved   the multiply-adds that go when one operation becomes none, with everything that only fed it.
+
+With --space nat++ choices are drawn from the larger space, in which a convolution may also become another operation
+(`dnat.candidates`), whose names in the state_dict are the only new ones.
 
 Prints a Markdown table and exits with 1 if any check fails. A network without an edge is no failure, and neither
 is a choice that dnat keeps from carrying out and says so: those are counted.
@@ -75,6 +79,7 @@ class Report:
     """What was found out about one network.
 
     Attributes:
+        space: from which choices were drawn.
         message: the tool's, where there is no edge.
         unsaved: why the original cannot be saved whole; then loading without dnat is not checked.
         edges, nones, groups: how many; nones are those that may become none.
@@ -90,6 +95,7 @@ class Report:
     """
 
     name: str
+    space: str = "dnat"
     message: str = ""
     unsaved: str = ""
     edges: int = 0
@@ -274,7 +280,7 @@ def check(name: str, seeds: int, report: Report, save: Callable[[], None]) -> No
     """All checks of one network, noted in the report."""
     network = zoo.build(name)
     example, fresh = zoo.ZOO[name].example(0), zoo.ZOO[name].example(1)
-    edges = dnat.find_edges(dnat.trace(network, example))
+    edges = dnat.find_edges(dnat.trace(network, example), report.space)
     report.edges = len(edges)
     report.nones = sum("none" in e.choices for e in edges)
     report.groups = len({e.group for e in edges})
@@ -330,9 +336,15 @@ def _guarded(report: Report, what: str, function: Callable[..., None], *args: An
 
 def _attached(network: nn.Module, relaxed: nn.Module, examples: list[Any], report: Report) -> None:
     """Whether the relaxed network equals the original: outputs and buffers to the bit, gradients to rounding."""
-    assert relaxed.state_dict().keys() - network.state_dict().keys() == {"theta"}, "other names in the state_dict"
+    assert isinstance(relaxed, dnat.RelaxedNetwork)
+    extra = _extra(relaxed, network, relaxed.edges)
+    extra -= {"theta", "architecture.distance", "architecture.measured"}
+    assert not extra, f"other names in the state_dict: {sorted(extra)[:3]}"
     for training in (False, True):
         some, other = (observe(n, examples, training) for n in (relaxed, network))
+        for own in (some.buffers, some.gradients):
+            for name in [n for n in own if _of_others(n, relaxed.edges)]:
+                del own[name]
         same = equal(some.outputs, other.outputs)
         same &= all(_same(buffer, some.buffers[name]) for name, buffer in other.buffers.items())
         mode = "train" if training else "eval"
@@ -361,13 +373,17 @@ def _set_of(
     report.changes += len(told)
     report.kept += len(found.kept)
     report.reasons = dict(Counter(report.reasons) + Counter(found.kept.values()))
-    extra = found.network.state_dict().keys() - network.state_dict().keys()
+    extra = _extra(found.network, network, edges)
     assert not extra, f"new names in the state_dict: {sorted(extra)[:3]}"
     changed = _changed(found.network, network)
     assert not changed, f"module {changed[0]} is not what it was; {told}"
     done = {edge.key: found.choices.get(edge.key, "original") for edge in edges}
     undone = [k for k, c in told.items() if done[k] != c and k not in found.kept]
     assert not undone, f"not done and not reported: {undone[:3]}"
+    if not found.kept and not found.partial:
+        costs, (before, after) = Costs(edges), (dnat.cost(copied(n), example).madds for n in (network, found.network))
+        promised = costs.total - costs.of(choices)
+        assert abs(before - after - promised) <= 1, f"saves {before - after}, not {promised:.0f}; {told}"
 
     oracle = dnat.relax(network, edges)
     oracle.set_one_hot(done)
@@ -389,6 +405,17 @@ def _set_of(
     report.verified += 1
     report.exact += exact
     report.rounding += rounding
+
+
+def _extra(network: nn.Module, original: nn.Module, edges: Sequence[Edge]) -> set[str]:
+    """Names in a network's state_dict that the original's does not have, but for those of other operations."""
+    found = network.state_dict().keys() - original.state_dict().keys()
+    return {name for name in found if not _of_others(name, edges)}
+
+
+def _of_others(name: str, edges: Sequence[Edge]) -> bool:
+    """Whether a parameter or buffer belongs to another operation that may take an edge's place."""
+    return not {other for edge in edges for other, _ in edge.others}.isdisjoint(name.split("."))
 
 
 def _changed(network: nn.Module, original: nn.Module) -> list[str]:
@@ -446,12 +473,12 @@ def _saved(network: nn.Module, edges: Sequence[Edge], example: Any, report: Repo
         report.own = sum(own for _, own in of_units) / len(of_units) / 1e6
 
 
-def child(name: str, seeds: int, file: Path, memory: float) -> None:
+def child(name: str, seeds: int, file: Path, memory: float, space: str) -> None:
     """Check one network and write its report, after each step."""
     limit = int(memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.set_num_threads(1)
-    report, start = Report(name), time.perf_counter()
+    report, start = Report(name, space), time.perf_counter()
 
     def save() -> None:
         report.seconds = round(time.perf_counter() - start, 1)
@@ -470,7 +497,7 @@ def check_apart(name: str, options: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
         command = [sys.executable, "-W", "ignore", __file__, name, "--child", str(file)]
-        command += ["--seeds", str(options.seeds), "--memory", str(options.memory)]
+        command += ["--seeds", str(options.seeds), "--memory", str(options.memory), "--space", options.space]
         reason = ""
         try:
             done = subprocess.run(
@@ -480,7 +507,7 @@ def check_apart(name: str, options: argparse.Namespace) -> Report:
                 reason = f"the process ended with {done.returncode}: {done.stderr.strip()[-300:]}"
         except subprocess.TimeoutExpired:
             reason = f"not done after {options.time_limit} s"
-        report = Report(**json.loads(file.read_text())) if file.exists() else Report(name)
+        report = Report(**json.loads(file.read_text())) if file.exists() else Report(name, options.space)
     if not report.finished:
         report.failures.append(reason or "the process ended early")
     print(f"{name}: {'; '.join(report.failures) or 'passed'} ({report.seconds} s)", file=sys.stderr, flush=True)
@@ -554,6 +581,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--time-limit", type=float, default=1800, help="seconds a network (default: 1800)")
     parser.add_argument("--memory", type=float, default=10, help="GiB a network (default: 10)")
+    parser.add_argument("--space", choices=("dnat", "nat++"), default="dnat", help="of choices (default: dnat)")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in options.names:
@@ -581,14 +609,14 @@ def main() -> int:
     """Check, print, and tell by the exit code whether all passed."""
     options = parsed()
     if options.child:
-        child(options.names[0], options.seeds, options.child, options.memory)
+        child(options.names[0], options.seeds, options.child, options.memory, options.space)
         return 0
     names = options.names or list(zoo.ZOO)
     done = _done(options.json)
     lock = Lock()
 
     def report_on(name: str) -> None:
-        if name in done and done[name].sets >= options.seeds:
+        if name in done and done[name].sets >= options.seeds and done[name].space == options.space:
             return
         found = check_apart(name, options)
         with lock:

@@ -374,8 +374,9 @@ def _with_others(edge: Edge, table: Table) -> Edge:
         return edge
     trace = edge.program.traces[0]
     if edge.kind == "unit" and shape and edge.lone:
-        pixels = (math.prod(trace.values[out].shape[2:]) for _, out in edge.values(trace))
-        others = moves(edge.operation, shape, table, sum(pixels))
+        # Of all rows that it is given: a network may split a batch, or put a clip's images into one.
+        elements = sum(math.prod(trace.values[out].shape) for _, out in edge.values(trace))
+        others = moves(edge.operation, shape, table, elements // shape.channels_out // max(trace.batch, 1))
     elif edge.kind == "operation" and len(edge.choices) > 1 and edge.operation in table:
         fixed = (edge.operation, "skip_connect", "null")
         names = [n for n in table[edge.operation] if n in OPERATIONS and n not in fixed]

@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import mse_loss
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
@@ -151,6 +152,10 @@ def _variance(x: Tensor) -> Tensor:
     return (torch.linalg.vector_norm(x).square() / x.numel() - means.square().mean()).clamp(min=0)
 
 
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
 class Theta(nn.Module):
     """The architecture parameters of a relaxed network: a row (none, identity, original, ...) for each group.
 
@@ -188,6 +193,7 @@ class Theta(nn.Module):
         # Distances of other operations, by row and column; collected while `taught` is open.
         self.distances: dict[tuple[int, int], list[Tensor]] | None = None
         self._needed: list[list[int]] | None = None
+        self._teaches = False
 
     def settle(self, end: Tensor) -> None:
         """Leave theta alone from now on: the gates go straight from where they are to others.
@@ -295,8 +301,9 @@ class Theta(nn.Module):
 
     def needed(self, row: int) -> list[int]:
         """The columns of other operations that have a say in the present forward pass, or are to learn from it."""
-        if self._needed is not None:
-            return self._needed[row]
+        needed = self._weighing() if self._now is None else self._needed
+        if needed is not None:
+            return needed[row]
         every = [len(CHOICES) + i for i in range(self.offered.shape[1])]
         return every if self.sampled is None else every[self.sampled[row] :][:1]
 
@@ -335,24 +342,43 @@ class Theta(nn.Module):
     @contextmanager
     def fixed(self) -> Iterator[None]:
         """Within, all edges share one computation of the gates."""
-        self._now = self.rows()
-        if len(self.columns) > len(CHOICES) and (self.is_settling or not torch.is_grad_enabled()):
-            # Nobody learns what a choice without weight would compute.
-            weights = self.gates().abs()
-            if self.is_settling and self.tried is None:
-                weights = self.end_gates.abs() + self.start_gates.abs()
-            others = (weights != 0)[:, len(CHOICES) :].tolist()
-            self._needed = [[len(CHOICES) + i for i, has in enumerate(row) if has] for row in others]
+        self._now, self._needed = self.rows(), self._weighing()
+        if torch.is_grad_enabled():
+            self._teaches = self.distances is not None
         try:
             yield
         finally:
             self._now = self._needed = None
 
+    def _weighing(self) -> list[list[int]] | None:
+        """The columns of other operations that have weight, of each row; None where the others are to learn, too."""
+        if len(self.columns) == len(CHOICES) or not (self.is_settling or not torch.is_grad_enabled()):
+            return None
+        weights = self.gates().abs()
+        if self.is_settling and self.tried is None:
+            weights = self.end_gates.abs() + self.start_gates.abs()
+        others = (weights != 0)[:, len(CHOICES) :].tolist()
+        return [[len(CHOICES) + i for i, has in enumerate(row) if has] for row in others]
+
+    def teaches(self) -> bool:
+        """Whether the present forward pass of an edge is one within `taught`, or the recomputation of one."""
+        return self._teaches if self._now is None else self.distances is not None
+
+    def collect(self, row: int, columns: Sequence[int], distances: Sequence[Tensor]) -> None:
+        """Note what `taught` gives; not again what is computed again."""
+        if self.distances is not None and self._now is not None:
+            for column, distance in zip(columns, distances, strict=True):
+                self.distances.setdefault((row, column), []).append(distance)
+
     def row(self, row: int) -> tuple[Tensor, ...]:
         """The gates of one group in the order of the columns."""
+        if self._now is not None:
+            return self._now[row]
         # Outside of a forward pass of the whole (a block called alone, recomputation by activation
-        # checkpointing) they are computed afresh.
-        return (self._now or self.rows())[row]
+        # checkpointing) they are computed afresh. Hooks of its own: a checkpoint expects what was kept within it
+        # the first time, when the gates were there already.
+        with saved_tensors_hooks(_as_it_is, _as_it_is):
+            return self.rows()[row]
 
 
 class _EdgeHooks:
@@ -383,8 +409,7 @@ class _EdgeHooks:
         needed = [column for column in self.theta.needed(self.row) if column in self.others]
         if not needed:
             return mix(self._own(output, x, gates))
-        taught = self.theta.distances is not None
-        mixed = self._taught if taught else self._mixed
+        mixed = self._taught if self.theta.teaches() else self._mixed
         if torch.is_grad_enabled():
             # What the operations compute is computed again when it is needed: as long as it would wait, only the
             # edge's input and the original's output are kept.
@@ -400,9 +425,7 @@ class _EdgeHooks:
         else:
             found = mixed(output, x, needed, *gates)
         out, distances = found
-        if self.theta.distances is not None:
-            for column, distance in zip(needed, distances, strict=True):
-                self.theta.distances.setdefault((self.row, column), []).append(distance)
+        self.theta.collect(self.row, needed, distances)
         return out
 
     def _own(self, y: Tensor, x: Tensor, gates: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -641,8 +664,10 @@ def relax(
         relaxed = RelaxedNetwork(twin, edges, mode, gate, warm_start=warm_start)
     like = next((p for p in network.parameters() if p.is_floating_point()), None)
     if like is not None:
-        for path in {e.entry for e in edges if e.modules}:
-            relaxed.network.get_submodule(path).to(device=like.device, dtype=like.dtype)
+        for edge in edges:
+            for choice in edge.modules if edge.kind != "unit" else ():  # a unit's have its own type already
+                module = relaxed.network.get_submodule(f"{edge.entry}.{module_name(choice)}")
+                module.to(device=like.device, dtype=like.dtype)
         wide = torch.promote_types(like.dtype, torch.float32)
         relaxed.architecture.to(device=like.device, dtype=wide)
     return relaxed.train(network.training)

@@ -201,11 +201,11 @@ def result_table(record: dict[str, Any]) -> Table:
 
 
 def changes_table(edges: list[dict[str, Any]]) -> Table:
-    """The edges that changed, with their gates; `edges` as in architecture.json."""
+    """The edges that changed, and what the choices were worth; `edges` as in architecture.json."""
     changed = [e for e in edges if e["choice"] != "original"]
     table = Table(title=f"{len(changed)} of {len(edges)} edges changed")
-    for name in ("edge", "operation", "becomes", "g(choice)", "g(original)", "margin", "MAdds saved"):
-        table.add_column(name, justify="right" if name[0] == "g" or name in ("margin", "MAdds saved") else "left")
+    for name in ("edge", "operation", "becomes", "worth", "original's", "margin", "MAdds saved"):
+        table.add_column(name, justify="left" if name in ("edge", "operation", "becomes") else "right")
     for edge in changed:
         none, identity, original = edge["gates"]
         gates = {"none": none, "identity": identity} | dict(edge.get("others", ()))

@@ -59,14 +59,16 @@ SAVE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class EdgeReport:
-    """What became of one edge; `gates` are g(theta) for none (a threshold), identity and original.
+    """What became of one edge.
 
     Attributes:
+        gates: what none, identity and original were worth: g(theta), for none a threshold; beside other operations
+            and by another judge see `selection.Decision`.
         margin: how far the choice's gate was ahead of the next legal one.
         saved: multiply-adds of one image that this change alone saves, with all that it makes unnecessary.
         refused: (choice, why not) for choices that the edge did not have.
         reason: why the choice is not the one with the largest gate, or could not be carried out.
-        others: (name, gate) of the other operations that it could become.
+        others: (name, what it was worth) of the other operations that it could become.
     """
 
     key: str
@@ -513,6 +515,7 @@ class _Run:
         }
         if trainer.relaxed:
             row["gates"] = trainer.relaxed.architecture.gates().tolist()
+            row["columns"] = list(trainer.relaxed.architecture.columns)
         self.history.append(row)
         if self.records:
             self.records.log(row)

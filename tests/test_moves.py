@@ -10,6 +10,7 @@ import torch
 from reference import SMALL, images, small
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 import dnat
 from dnat.budget import Costs, InfeasibleError, best
@@ -323,6 +324,81 @@ def test_computing_again_changes_nothing(name, taught, monkeypatch):
     assert all(torch.equal(again[key], kept[key]) for key in kept)
     counted = [b for key, b in kept.items() if key.endswith("num_batches_tracked")]
     assert {int(b) for b in counted} <= {1}
+
+
+class Again(nn.Module):
+    """A network that computes its middle again for the backward pass, if it is told to."""
+
+    def __init__(self, checkpoints):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = small("resnet8"), nn.Linear(10, 3)
+        self.checkpoints = checkpoints
+
+    def forward(self, x):
+        y = checkpoint(self.body, x, use_reentrant=False) if self.checkpoints else self.body(x)
+        return self.head(y)
+
+
+@pytest.mark.parametrize("space", ["dnat", "nat++"])
+@pytest.mark.parametrize("gate", ["raw", "sigmoid"])
+@pytest.mark.parametrize("how", ["plain", "taught", "settling"])
+def test_a_network_with_activation_checkpoints(space, gate, how):
+    """The user's own: gradients are those without, and nothing is collected twice."""
+    found = []
+    for checkpoints in (False, True):
+        made, x = Again(checkpoints).train(), images(4, 8)
+        relaxed = dnat.relax(made, dnat.find_edges(dnat.trace(made, x), space), gate=gate)
+        relaxed.architecture.theta.data += 0.1
+        relaxed.sample(0, 0)
+        if how == "settling":
+            relaxed.settle({e.key: e.choices[1] for e in relaxed.edges})
+            relaxed.architecture.settled = 0.3
+        with relaxed.architecture.taught() if how == "taught" else contextlib.nullcontext({}) as distances:
+            loss = relaxed(x).square().sum()
+        (loss + sum(d for ds in distances.values() for d in ds)).backward()
+        assert all(len(ds) == 1 for ds in distances.values())
+        found.append({n: p.grad for n, p in relaxed.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
+
+
+class Rows(nn.Module):
+    """A network that gives its convolution other rows than it was given: the parts of images, or half a batch."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.head, self.how = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3), how
+
+    def forward(self, x):
+        parts = [x.unflatten(1, (2, 4)).flatten(0, 1)] if self.how == "more" else x[:, :4].chunk(2)
+        y = torch.cat([self.conv(part) for part in parts])
+        return self.head(y.mean((2, 3)).reshape(len(x), -1, 4).mean(1))
+
+
+@pytest.mark.parametrize("how", ["more", "fewer"])
+def test_multiply_adds_of_all_rows(how):
+    """Of other operations they are those of one image of the network's, as the original's are."""
+    made, x = Rows(how), torch.randn(4, 8, 8, 8)
+    edges = dnat.find_edges(dnat.trace(made, x), "nat++")
+    costs = Costs(edges)
+    for choice, _ in edges[0].others:
+        compact = dnat.discretize(made, {"conv": choice}, x)
+        assert dnat.cost(compact, x).madds == costs.of({edges[0]: choice})
+
+
+def test_an_edge_keeps_its_own_type():
+    """Networks may compute a part in another type than the rest."""
+
+    class TwoTypes(Rows):
+        def forward(self, x):
+            return self.head(self.conv(x.double()).mean((2, 3)).float())
+
+    made, x = TwoTypes(""), torch.randn(2, 4, 8, 8)
+    made.conv.double()
+    relaxed = dnat.relax(made, dnat.find_edges(dnat.trace(made, x), "nat++"))
+    assert torch.equal(relaxed(x), made(x))
+    assert dnat.discretize(relaxed, {"conv": "sep_conv_3x3"}, x).conv.sep_conv_3x3.pointwise.weight.dtype == torch.float64
 
 
 def test_distances_are_kept_as_running_means():

@@ -381,7 +381,10 @@ def _set_of(
     undone = [k for k, c in told.items() if done[k] != c and k not in found.kept]
     assert not undone, f"not done and not reported: {undone[:3]}"
     if not found.kept and not found.partial:
-        costs, (before, after) = Costs(edges), (dnat.cost(copied(n), example).madds for n in (network, found.network))
+        costs, (before, after) = (
+            Costs(edges),
+            (dnat.cost(copied(n), example).madds for n in (network, found.network)),
+        )
         promised = costs.total - costs.of(choices)
         assert abs(before - after - promised) <= 1, f"saves {before - after}, not {promised:.0f}; {told}"
 
@@ -415,7 +418,8 @@ def _extra(network: nn.Module, original: nn.Module, edges: Sequence[Edge]) -> se
 
 def _of_others(name: str, edges: Sequence[Edge]) -> bool:
     """Whether a parameter or buffer belongs to another operation that may take an edge's place."""
-    return not {other for edge in edges for other, _ in edge.others}.isdisjoint(name.split("."))
+    ends = (f".{edge.entry.rpartition('.')[2]}.{other}." for edge in edges for other, _ in edge.others)
+    return any(end in f".{name}" for end in ends)  # a module may have several paths
 
 
 def _changed(network: nn.Module, original: nn.Module) -> list[str]:

@@ -140,8 +140,10 @@ class Config:
     mode: Mode = "full"
     """"full": every edge its own theta; "cell": edges at the same place of repeated blocks share one."""
     space: Literal["dnat", "nat++"] = "dnat"
-    """Which choices an edge has: original, identity, none; in "nat++" operations of searched cells may also become
-    cheaper ones."""
+    """Which choices an edge has: original, identity, none; in "nat++" convolutions, and operations of searched
+    cells, may also become cheaper ones."""
+    transitions: dict[str, Any] | None = None
+    """In the space "nat++", a table of your own in place of NAT++'s: {"conv_3x3": ["conv_1x1"], ...}."""
     epochs: int = _FROM_PRESET
     """Epochs of both stages together."""
     architecture_epochs: int = _FROM_PRESET
@@ -236,6 +238,8 @@ class Config:
         if self.threads is None:
             object.__setattr__(self, "threads", cores())
         _check_budgets(self)
+        if self.transitions is not None and self.space == "dnat":
+            raise ValueError("a table of transitions needs space 'nat++'")
         if self.judge == "loss" and self.budget is None and self.latency_budget is None:
             raise ValueError("judge 'loss' needs a budget: without one nothing is worth a higher loss")
         for name in ("epochs", "batch_size", "threads", "latency_batch", "trial_batches"):
@@ -269,6 +273,11 @@ class Config:
             _check(self, name, "a number of at least 0", lambda v: 0 <= v < math.inf)
         _check(self, "momentum", "in [0, 1)", lambda v: 0 <= v < 1)
         _check(self, "theta_betas", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+
+    @property
+    def moves(self) -> str | dict[str, Any]:
+        """What `find_edges` is to offer: the space, or the table that stands in its place."""
+        return self.space if self.transitions is None else self.transitions
 
 
 WHERE = frozenset({"data_root", "streaming", "workers"})

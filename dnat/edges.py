@@ -19,7 +19,7 @@ concatenation, so that dropping it is exact. Each edge tells why it has no other
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -27,7 +27,7 @@ from .candidates import moves
 from .naming import unknown
 from .networks.genotypes import OPERATIONS
 from .tracing import Program, State, Trace
-from .transitions import Table, cost_of, transitions
+from .transitions import cost_of, read_transitions, transitions
 
 Kind = Literal["unit", "block", "branch", "operation", "skip"]
 ORIGINAL, IDENTITY, NONE = "original", "identity", "none"
@@ -101,7 +101,9 @@ class Edge:
         return replace(self, choices=choices, refused=(*self.refused, (choice, why)))
 
 
-def find_edges(program: Program, space: str | Table = "dnat", *, everything: bool = False) -> tuple[Edge, ...]:
+def find_edges(
+    program: Program, space: str | Mapping[str, Sequence[str]] = "dnat", *, everything: bool = False
+) -> tuple[Edge, ...]:
     """The edges of a network, in order of execution.
 
     Nested edges are found too (a branch and the units in it). In a network of genotype cells the edges are those
@@ -110,12 +112,12 @@ def find_edges(program: Program, space: str | Table = "dnat", *, everything: boo
 
     Args:
         program: from `dnat.trace`.
-        space: "dnat": original, identity and none. "nat++", or a table (see `dnat.transitions`): operations of
-            searched cells and convolutions may also become those that the table says.
+        space: "dnat": original, identity and none. "nat++", or a table of yours (`transitions.read_transitions`):
+            operations of searched cells and convolutions may also become those that the table says.
         everything: list operations and blocks that have no choice but "original", too; `Edge.refused` says why.
 
     Raises:
-        ValueError: an unknown space.
+        ValueError: an unknown space, or no table.
 
     >>> import dnat
     >>> edges = find_edges(dnat.trace(dnat.build("resnet8"), __import__("torch").zeros(2, 3, 32, 32)))
@@ -125,7 +127,7 @@ def find_edges(program: Program, space: str | Table = "dnat", *, everything: boo
     """
     if isinstance(space, str) and space not in ("dnat", "nat++"):
         raise unknown("space", space, ["dnat", "nat++"])
-    table = transitions(space) if isinstance(space, str) else space
+    table = transitions(space) if isinstance(space, str) else read_transitions(space)
     # A network of genotype cells has the edges of its genotype, and no others: its authors named them.
     named = _operations(program)
     candidates = in_order([*(named or [*units(program), *_modules(program)]), *_skips(program)])
@@ -367,7 +369,7 @@ def _with_choices(edge: Edge) -> Edge:
     return replace(edge, choices=tuple(choices), refused=tuple(refused), kind=kind)
 
 
-def _with_others(edge: Edge, table: Table) -> Edge:
+def _with_others(edge: Edge, table: Mapping[str, tuple[str, ...]]) -> Edge:
     """The edge with the other operations that a table lets it become."""
     shape = edge.program.modules[edge.entry].geometry
     if _unlearned(edge) or _unheard(edge):

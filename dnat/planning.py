@@ -49,7 +49,7 @@ def make_plan(
     Raises:
         ValueError: nothing may change, or no legal set of choices keeps the budget.
     """
-    found = rewritable(network, find_edges(program, config.space, everything=True), example)
+    found = rewritable(network, find_edges(program, config.moves, everything=True), example)
     edges = tuple(edge for edge in found if len(edge.choices) > 1)
     if not edges:
         raise ValueError(

@@ -181,7 +181,7 @@ def run(
 def _finish(
     records: Records, job: Job, network: nn.Module, data: Data, result: Transformation, started: float
 ) -> dict[str, Any]:
-    rows = picture_rows(network, data, result.commitment, job.config.space)
+    rows = picture_rows(network, data, result.commitment, job.config.moves)
     commitment = asdict(result.commitment) if result.commitment else None
     genotypes = [asdict(g) for g in genotypes_of(network, job, result.commitment)]
     architecture = {"commitment": commitment, "rows": drawing.rows_to_json(rows), "genotypes": genotypes}
@@ -268,7 +268,7 @@ def survey(network: nn.Module, example: Tensor, measured_batch: int | None = Non
 
 
 def picture_rows(
-    network: nn.Module, data: Data, commitment: Commitment | None, space: str = "dnat"
+    network: nn.Module, data: Data, commitment: Commitment | None, space: str | Mapping[str, Any] = "dnat"
 ) -> list[drawing.Row]:
     """Every operation of a network, in order, and what became of it, for the picture."""
     program = trace(network, data.example(2))

@@ -102,19 +102,29 @@ def survey_tables(name: str, survey: Survey, everything: bool) -> list[Table]:
     table = Table(title=f"{name}: {len(found)} edges, {groups} groups in cell mode{time}")
     numbers = ("MAdds", "saves", *(["saves time"] if survey.seconds else []))
     for column in ("edge", "kind", "operation", "shape", "may become", *numbers):
-        table.add_column(column, justify="right" if column in numbers else "left")
+        # An edge's key is what one copies from here: it is folded, never cut.
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    # Other operations are many, and the same for edges alike: they are listed once, below.
+    lists: dict[tuple[str, ...], str] = {}
     for edge in found:
-        shape = "x".join(map(str, edge.shape_in)) + " > " + "x".join(map(str, edge.shape_out))
-        row = [escape(edge.key), edge.kind, escape(edge.operation), shape, ", ".join(edge.choices[1:])]
+        others = tuple(name for name, _ in edge.others)
+        of_list = [lists.setdefault(others, f"others {len(lists) + 1}")] if others else []
+        choices = ", ".join([*of_list, *(c for c in edge.choices[1:] if c not in others)])
+        shape = " > ".join(dict.fromkeys("x".join(map(str, s)) for s in (edge.shape_in, edge.shape_out)))
+        row = [escape(edge.key), edge.kind, escape(edge.operation), shape, choices]
         row += [f"{edge.madds:,}", f"{survey.saved[edge.key]:,.0f}"]
         if survey.seconds:
-            row.append(f"{survey.seconds[edge.key] * 1e3:.3f} ms")
+            measured = len(edge.choices) - len(edge.others) > 1  # what another operation would take is not known
+            row.append(f"{survey.seconds[edge.key] * 1e3:.3f} ms" if measured else "-")
         table.add_row(*row)
+    if lists:
+        table.caption = "\n".join(f"{name}: {', '.join(others)}" for others, name in lists.items())
+        table.caption_justify = "left"
     if not everything:
         return [table]
     rest = Table(title=f"{len(survey.fixed)} operations and blocks cannot change")
     for column in ("operation or block", "what", "why not identity", "why not none"):
-        rest.add_column(column)
+        rest.add_column(column, overflow="fold")
     for edge in survey.fixed:
         why = dict(edge.refused)
         rest.add_row(escape(edge.key), escape(edge.operation), why.get(IDENTITY, ""), why.get(NONE, ""))

@@ -251,6 +251,10 @@ def test_lists():
         (["networks"], ["resnet20", "269,722", "40,551,040"]),
         (["datasets"], ["digits", "cifar10", "50,000"]),
         (["edges", "--network", "resnet8"], ["layer1.0.conv2>layer1.0.bn2", "identity, none"]),
+        (
+            ["edges", "--network", "resnet8", "--space", "nat++"],
+            ["others 2, identity, none", "others 1: sep_conv_3x3, dil_conv_3x3, conv_1x1\n"],
+        ),
     ):
         result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
         for word in words:

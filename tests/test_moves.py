@@ -15,11 +15,12 @@ from torch.utils.checkpoint import checkpoint
 import dnat
 from dnat.budget import Costs, InfeasibleError, best
 from dnat.candidates import separable
-from dnat.config import Config, Job, parse_amount
+from dnat.config import Config, Job, parse_amount, read_toml
 from dnat.discretization import discretization
 from dnat.edges import problems
 from dnat.networks.cells import CellNetwork, SeparableConv
 from dnat.networks.genotypes import CellEdge, CellGenotype, Genotype
+from dnat.planning import make_plan
 from dnat.relaxation import CHOICES, FORGETTING
 from dnat.runs import redraw, restore, run
 from dnat.selection import decide
@@ -368,7 +369,7 @@ class Rows(nn.Module):
 
     def __init__(self, how):
         super().__init__()
-        self.conv, self.head, self.how = nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3), how
+        self.head, self.conv, self.how = nn.Linear(4, 3), nn.Conv2d(4, 4, 3, padding=1), how
 
     def forward(self, x):
         parts = [x.unflatten(1, (2, 4)).flatten(0, 1)] if self.how == "more" else x[:, :4].chunk(2)
@@ -398,7 +399,10 @@ def test_an_edge_keeps_its_own_type():
     made.conv.double()
     relaxed = dnat.relax(made, dnat.find_edges(dnat.trace(made, x), "nat++"))
     assert torch.equal(relaxed(x), made(x))
-    assert dnat.discretize(relaxed, {"conv": "sep_conv_3x3"}, x).conv.sep_conv_3x3.pointwise.weight.dtype == torch.float64
+    assert (
+        dnat.discretize(relaxed, {"conv": "sep_conv_3x3"}, x).conv.sep_conv_3x3.pointwise.weight.dtype
+        == torch.float64
+    )
 
 
 def test_distances_are_kept_as_running_means():
@@ -690,3 +694,21 @@ def test_what_a_step_takes():
     assert 1 < found.memory < 2
     assert all(torch.equal(v, before[k]) for k, v in relaxed.state_dict().items())
     assert "times as long" in str(found)
+
+
+def test_a_table_of_ones_own_decides_a_run(tmp_path):
+    """From the configuration, through its file and back; what is wrong with it is said before anything is trained."""
+    own = {"conv_3x3": ["conv_1x1"]}
+    config = {"space": "nat++", "transitions": own, "epochs": 2, "architecture_epochs": 1, "batch_size": 20}
+    job = Job(network="resnet8", config=Config(**config))
+    (tmp_path / "job.toml").write_text(job.to_toml())
+    assert Job.from_flat(read_toml(tmp_path / "job.toml")) == job
+    data, made, _ = tiny()
+    program, example = dnat.trace(made, data.example(2)), data.example(2)
+    plan = make_plan(made, program, example, job.config)
+    assert {name for edge in plan.edges for name, _ in edge.others} == {"conv_1x1"}
+    wrong = Config(**(config | {"transitions": {"conv_3x3": ["conv_1x2"]}}))
+    with pytest.raises(ValueError, match=r"conv_3x3\[0\]: unknown operation 'conv_1x2'; did you mean 'conv_1x1'"):
+        make_plan(made, program, example, wrong)
+    with pytest.raises(ValueError, match=r"a table of transitions needs space 'nat\+\+'"):
+        Config(transitions=own)

@@ -11,8 +11,8 @@ sets    random sets of choices are made; the plain network equals the one-hot re
         the same there;
 saved   the multiply-adds that go when one operation becomes none, with everything that only fed it.
 
-With --space nat++ choices are drawn from the larger space, in which a convolution may also become another operation
-(`dnat.candidates`), whose names in the state_dict are the only new ones.
+With --space nat++ choices are drawn from the larger space, in which a convolution may also become another
+operation (`dnat.candidates`); only such operations bring new names into the state_dict.
 
 Prints a Markdown table and exits with 1 if any check fails. A network without an edge is no failure, and neither
 is a choice that dnat keeps from carrying out and says so: those are counted.

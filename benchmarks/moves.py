@@ -6,8 +6,8 @@
 For each network, budget and seed: the space dnat, the space nat++, and the untouched network; all see the same
 images in the same order from the same initial weights. With --before they are trained for so many epochs first.
 Prints every seed's test accuracy, the mean and the sample deviation, parameters, multiply-adds, seconds of the
-processor, seconds of an epoch of each stage, and what was chosen. Results are appended to --json as they come; what
-stands there already is not run again. --set changes what is transformed.
+processor, seconds of an epoch of each stage, and what was chosen. Results are appended to --json as they come;
+what stands there already is not run again. --set changes what is transformed.
 """
 
 import argparse

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .networks.initial import kaiming
 from .operations import Geometry, geometry
+from .tracing import in_mode
 from .transitions import Table
 
 
@@ -66,9 +67,11 @@ def candidate(name: str, conv: nn.Module, norm: nn.Module | None = None, *, warm
     layers = nn.Sequential(parts)
     if not warm_start:
         kaiming(layers)
-    layers.to(conv.weight)
-    if warm_start:
-        _begin(parts, conv)
+    # To read a weight may change it: torch's spectral norm takes a step whenever that happens in train mode.
+    with in_mode(conv, False):
+        layers.to(conv.weight)
+        if warm_start:
+            _begin(parts, conv)
     if norm is not None:
         layers.add_module("norm", deepcopy(norm))
     return layers

@@ -208,8 +208,8 @@ class Geometry:
 def geometry(module: nn.Module) -> Geometry | None:
     """The geometry of a plain two-dimensional convolution with a square kernel of odd size, without dilation.
 
-    None for every other module: also for a convolution that pads with anything but zeros, or whose class computes
-    something else than torch's (timm's, which pad by the size of the image).
+    None for every other module: also for a convolution that pads with anything but zeros, of complex numbers, or
+    whose class computes something else than torch's (timm's, which pad by the size of the image).
 
     >>> geometry(nn.Conv2d(3, 8, 3, stride=2, padding=1))
     Geometry(channels_in=3, channels_out=8, size=3, stride=(2, 2), padding=(1, 1), groups=1)
@@ -220,7 +220,7 @@ def geometry(module: nn.Module) -> Geometry | None:
     size = module.kernel_size[0]
     if set(module.kernel_size) != {size} or size % 2 == 0 or set(module.dilation) != {1}:
         return None
-    if module.padding_mode != "zeros":
+    if module.padding_mode != "zeros" or any(p.is_complex() for p in module.parameters()):
         return None
     padding = {"same": (size // 2, size // 2), "valid": (0, 0)}.get(str(module.padding)) or module.padding
     assert isinstance(padding, tuple)

@@ -351,7 +351,7 @@ class Theta(nn.Module):
             self._now = self._needed = None
 
     def _weighing(self) -> list[list[int]] | None:
-        """The columns of other operations that have weight, of each row; None where the others are to learn, too."""
+        """The columns of operations that have weight, of each row; None where the others are to learn, too."""
         if len(self.columns) == len(CHOICES) or not (self.is_settling or not torch.is_grad_enabled()):
             return None
         weights = self.gates().abs()

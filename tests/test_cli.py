@@ -336,6 +336,16 @@ def test_edges_are_measured_and_what_cannot_change_is_explained(monkeypatch):
         )
 
 
+def test_edges_of_the_larger_space_fit_the_page():
+    """No key is cut, and no time is given where none is known."""
+    arguments = ["edges", "--network", "resnet8", "--space", "nat++", "--measure"]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    assert "…" not in result.output
+    lines = result.output.splitlines()
+    assert next(line for line in lines if "conv1>bn1" in line).endswith(" - │")
+    assert any(line.endswith(" ms │") for line in lines)
+
+
 def unchangeable():
     return torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3))
 

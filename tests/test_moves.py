@@ -388,6 +388,22 @@ def test_multiply_adds_of_all_rows(how):
         assert dnat.cost(compact, x).madds == costs.of({edges[0]: choice})
 
 
+def test_looking_at_a_weight_does_not_change_it():
+    """Torch's spectral norm takes a step whenever its weight is read in train mode."""
+    torch.manual_seed(0)
+    conv = nn.utils.parametrizations.spectral_norm(nn.Conv2d(3, 4, 3, padding=1))
+    made, x = nn.Sequential(conv, nn.BatchNorm2d(4)).train(), images(2, 8)
+    relaxed = dnat.relax(made, edges_of(made))
+    assert all(torch.equal(relaxed.state_dict()[k], v) for k, v in made.state_dict().items())
+    assert torch.equal(relaxed(x), copy.deepcopy(made)(x))
+
+
+def test_complex_numbers_are_left_alone():
+    """They have no largest one."""
+    made, x = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, dtype=torch.complex64)), images(2, 8, torch.complex64)
+    assert [e.choices for e in dnat.find_edges(dnat.trace(made, x), "nat++")] == [("original", "identity")]
+
+
 def test_an_edge_keeps_its_own_type():
     """Networks may compute a part in another type than the rest."""
 

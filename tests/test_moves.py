@@ -319,7 +319,7 @@ def test_computing_again_changes_nothing(name, taught, monkeypatch):
         return gradients | dict(relaxed.named_buffers())
 
     again = run()
-    monkeypatch.setattr("dnat.relaxation.checkpoint", lambda f, *args, **kwargs: f(*args))
+    monkeypatch.setattr("dnat.relaxation.hooks.checkpoint", lambda f, *args, **kwargs: f(*args))
     kept = run()
     assert again.keys() == kept.keys()
     assert all(torch.equal(again[key], kept[key]) for key in kept)
@@ -713,7 +713,7 @@ def test_what_a_step_takes():
 
 
 def test_a_table_of_ones_own_decides_a_run(tmp_path):
-    """From the configuration, through its file and back; what is wrong with it is said before anything is trained."""
+    """From the configuration, through its file and back; what is wrong with it is said before training."""
     own = {"conv_3x3": ["conv_1x1"]}
     config = {"space": "nat++", "transitions": own, "epochs": 2, "architecture_epochs": 1, "batch_size": 20}
     job = Job(network="resnet8", config=Config(**config))

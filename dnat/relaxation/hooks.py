@@ -1,0 +1,103 @@
+"""The hooks that make an edge of a network a relaxed one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..edges import IDENTITY, ORIGINAL, Edge
+from .mixing import distance, mix
+from .theta import CHOICES, Theta
+
+
+class EdgeHooks:
+    """The hooks of one edge: the entry's stashes the input, the exit's mixes it in. Can be copied and pickled.
+
+    Args:
+        theta: with the gates.
+        row: of the edge's group.
+        edge: the edge.
+        modules: {choice: module} of the choices that have one.
+    """
+
+    def __init__(self, theta: Theta, row: int, edge: Edge, modules: Mapping[str, nn.Module]) -> None:
+        self.theta, self.row = theta, row
+        self.reduction = modules.get(IDENTITY)
+        self.others = {theta.columns.index(name): m for name, m in modules.items() if name != IDENTITY}
+        self.has_identity = IDENTITY in edge.choices
+        self.is_null = edge.kind == "skip"
+        self.inputs: list[Tensor] = []
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the edge's first module: note what it is given."""
+        self.inputs.append(args[0])
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        """After the edge's last module: what the relaxed edge makes of it."""
+        x = self.inputs.pop()
+        self.inputs.clear()  # left behind by a forward that raised
+        gates = self.theta.row(self.row)
+        needed = [column for column in self.theta.needed(self.row) if column in self.others]
+        if not needed:
+            return mix(self._own(output, x, gates))
+        mixed = self._taught if self.theta.teaches() else self._mixed
+        if torch.is_grad_enabled():
+            # What the operations compute is computed again when it is needed: as long as it would wait, only the
+            # edge's input and the original's output are kept.
+            modules = [self.others[column] for column in needed]
+            modules += [self.reduction] if self.reduction is not None else []
+            found = checkpoint(
+                mixed,
+                *(output, x, needed, *gates),
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (nullcontext(), _forgotten(modules)),
+            )
+        else:
+            found = mixed(output, x, needed, *gates)
+        out, distances = found
+        self.theta.collect(self.row, needed, distances)
+        return out
+
+    def _own(self, y: Tensor, x: Tensor, gates: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """The terms of the edge's DNAT choices, for its input x and its operation's output y."""
+        identity, original = gates[CHOICES.index(IDENTITY)], gates[CHOICES.index(ORIGINAL)]
+        if self.is_null:
+            original = torch.zeros_like(original)  # the operation gives zeros, so that only the identity counts
+        if not self.has_identity:
+            return [(y, original)]
+        return [(y, original), (x if self.reduction is None else self.reduction(x), identity)]
+
+    def _mixed(self, y: Tensor, x: Tensor, columns: list[int], *gates: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The edge with all that has a say."""
+        others = [(self.others[column](x), gates[column]) for column in columns]
+        return mix([*self._own(y, x, gates), *others]), []
+
+    def _taught(self, y: Tensor, x: Tensor, columns: list[int], *gates: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The same, while other operations learn: see `Theta.taught`."""
+        before, target = x.detach(), y.detach()
+        made = [self.others[column](before) for column in columns]
+        distances = [distance(other, target) for other in made]
+        others = [(other, gates[column]) for other, column in zip(made, columns, strict=True)]
+        slope = sum((gates[column] for column in columns), start=gates[CHOICES.index(ORIGINAL)])
+        return mix([*self._own(y, x, gates), *others], slope), distances
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"inputs": []}
+
+
+@contextmanager
+def _forgotten(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Within, what modules write into their buffers (norms their statistics) is lost at the end."""
+    every = [m for module in modules for m in module.modules()]
+    kept = [(m, name, b) for m in every for name, b in m.named_buffers(recurse=False)]
+    for module, name, buffer in kept:
+        setattr(module, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for module, name, buffer in kept:
+            setattr(module, name, buffer)

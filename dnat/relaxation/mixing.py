@@ -1,0 +1,109 @@
+"""Sums of tensors weighed by gates, and how far two tensors are from each other."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+
+class _Mix(torch.autograd.Function):
+    """The sum of `scale * tensor` over pairs of tensors and 0-dim scales; a scale of 0 also silences inf and NaN.
+
+    Arguments: what stands in the first scale's place in the backward pass, or None; the tensors; their scales.
+    Keeps only these for the backward pass. The operation's output comes first, so that the sum takes its memory
+    layout: with the input first later kernels see other strides and round differently.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(slope: Tensor | None, *given: Tensor) -> Tensor:
+        n = len(given) // 2
+        out = None
+        for x, scale in zip(given[:n], given[n:], strict=True):
+            number = _number(scale)
+            if number is None or out is None:
+                part = _scaled(x, scale, number)
+                out = part if out is None else out + part
+            elif number != 0:
+                out.add_(x, alpha=number)
+        assert out is not None
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        slope, *given = ctx.saved_tensors
+        n, (gradient,) = len(given) // 2, gradients
+        tensors, scales = given[:n], given[n:]
+        slopes = [scales[0] if slope is None else slope, *scales[1:]]
+        needs = ctx.needs_input_grad[1:]
+        found: list[Tensor | None] = [None]
+        for scale, needed in zip(slopes, needs[:n], strict=True):
+            # A second derivative depends on the scale even where its value does not matter to the first.
+            number = None if needed and torch.is_grad_enabled() else _number(scale) if needed else 0
+            found.append(gradient if number == 1 else gradient * scale if number != 0 else None)
+        for x, scale, needed in zip(tensors, scales, needs[n:], strict=True):
+            found.append(_inner(gradient, x, scale) if needed else None)
+        return tuple(found)
+
+
+def _number(scale: Tensor) -> float | None:
+    """The value of a scale where it costs nothing to know it; None where a device would have to be waited for."""
+    if scale.device.type != "cpu":
+        return None
+    try:
+        return float(scale.detach())
+    except RuntimeError:  # under vmap it has no one value
+        return None
+
+
+def _scaled(x: Tensor, scale: Tensor, number: float | None) -> Tensor:
+    if number is not None:
+        return x * scale if number != 0 else torch.zeros_like(x)
+    # 0 * inf would be NaN, and where(scale == 0, 0, x) alone would not stop it: the product is masked.
+    return torch.where(scale == 0, torch.zeros((), dtype=x.dtype, device=x.device), x * scale)
+
+
+def _inner(gradient: Tensor, x: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of a scale: the inner product over finite elements, summed in at least float32."""
+    wide = torch.promote_types(scale.dtype, torch.float32)
+    product = (gradient * x).to(wide)
+    number = _number(total := product.sum())
+    if number is None or not math.isfinite(number):
+        total = torch.where(torch.isfinite(x), product, torch.zeros_like(product)).sum()
+    return total.to(scale.dtype)
+
+
+def mix(terms: Sequence[tuple[Tensor, Tensor]], slope: Tensor | None = None) -> Tensor:
+    """The relaxed edge: the sum of `gate * x` over terms (x, gate).
+
+    Args:
+        terms: tensors of one shape, the operation's output first, each with its gate, 0-dim. The sum has the first
+            one's type and memory layout.
+        slope: in the backward pass, the first one's gate.
+    """
+    like = terms[0][0].dtype
+    slope = None if slope is None else slope.detach().to(like)
+    return _Mix.apply(slope, *(x.to(like) for x, _ in terms), *(gate.to(like) for _, gate in terms))
+
+
+def distance(made: Tensor, target: Tensor) -> Tensor:
+    """How far an operation's output is from what it was to be; see `Theta.taught`."""
+    wide = torch.promote_types(made.dtype, torch.float32)
+    made, target = made.to(wide), target.to(wide)
+    size = _variance(made.detach()) + _variance(target)
+    return mse_loss(made, target) / (size + 1e-6)
+
+
+def _variance(x: Tensor) -> Tensor:
+    """The mean over channels of the variance over all else, 0-dim."""
+    means = x.mean([d for d in range(x.dim()) if d != 1])
+    # Two plain sums: torch.var takes ten times as long on a CPU.
+    return (torch.linalg.vector_norm(x).square() / x.numel() - means.square().mean()).clamp(min=0)

@@ -311,7 +311,10 @@ def _way(edge: Edge, wanted: Mapping[Edge, str]) -> _Way:
     for trace_ in edge.program.traces:
         replaced, same = replacements(trace_, wanted)
         reached = [out for _, out in edge.values(trace_)]
-        gone = trace_.live() - trace_.live(reached)
+        # What this none alone makes useless, and what it does together with the other choices.
+        needed = trace_.live(replaced | set(reached), same)
+        without = trace_.live(*replacements(trace_, {**wanted, edge: ORIGINAL}))
+        gone = (trace_.live() - trace_.live(reached)) | (without - needed)
         states = trace_.propagate(replaced | set(reached), same)
         around = [c for c in (trace_.calls[c].parent for c in trace_.calls_of(edge.exit)) if c is not None]
         zeros.update(trace_.calls[c].path for c in around)
@@ -326,7 +329,7 @@ def _way(edge: Edge, wanted: Mapping[Edge, str]) -> _Way:
             op = trace_.operations[number]
             if op.madds:
                 dead.add(trace_.calls[op.scope[-1]].path if op.scope else "")
-                around.extend(c for c in op.scope if not trace_.within(c) <= gone)
+                around.extend(c for c in op.scope if not trace_.within(c).isdisjoint(needed))
         while around:
             call = around.pop()
             opened.add(trace_.calls[call].path)

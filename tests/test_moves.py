@@ -728,3 +728,27 @@ def test_a_table_of_ones_own_decides_a_run(tmp_path):
         make_plan(made, program, example, wrong)
     with pytest.raises(ValueError, match=r"a table of transitions needs space 'nat\+\+'"):
         Config(transitions=own)
+
+
+@pytest.mark.parametrize("space", ["dnat", "nat++"])
+def test_what_several_choices_make_useless_together_is_gone(space):
+    """A cell that nothing reads any more, each of its readers having gone alone: the budget counted on that."""
+    made, x = dnat.build("darts", seed=1, channels=4, layers=3), images(2, 16)
+    edges = dnat.find_edges(dnat.trace(made, x), space)
+    last = [e for e in edges if e.entry.startswith("cells.2.") and "none" in e.choices]
+    reads = {e.entry: made.cells[2].inputs[int(e.entry.split(".")[3])][int(e.entry.split(".")[4])] for e in last}
+    choices = dict.fromkeys((e.key for e in last if reads[e.entry] == 1), "none")
+    assert not problems({e: choices.get(e.key, "original") for e in edges})
+    done = discretization(made, choices, x, edges=edges)
+    assert not done.kept
+    assert not done.partial
+    promised = Costs(edges).of({e: choices.get(e.key, "original") for e in edges})
+    assert dnat.cost(done.network, x).madds == promised < dnat.cost(made, x).madds
+    assert not any(name.startswith("cells.1.") for name, _ in done.network.named_parameters())
+    relaxed = dnat.relax(made, edges, gate="sigmoid")
+    for seed in range(4):
+        theta = relaxed.architecture.theta
+        theta.data.normal_(0.6, 0.3, generator=torch.Generator().manual_seed(seed))
+        decided = {d.edge: d.choice for d in decide(relaxed, limit=parse_amount(0.5))}
+        done = discretization(relaxed, {e.key: c for e, c in decided.items()}, x)
+        assert dnat.cost(done.network, x).madds == Costs(edges).of(decided)

@@ -24,7 +24,7 @@ from dnat.planning import make_plan
 from dnat.relaxation import CHOICES, FORGETTING
 from dnat.runs import redraw, restore, run
 from dnat.selection import decide
-from dnat.training import Interrupted, Progress, Trainer, burden, effects
+from dnat.training import ArchitectureLoss, Interrupted, Progress, Trainer, burden, effects
 
 CELL = CellGenotype(
     (
@@ -698,6 +698,22 @@ def test_shares_stay_between_0_and_1():
     assert relaxed.architecture.sampled is None
     gates = relaxed.architecture.gates()
     assert torch.allclose(gates[:, 2:].sum(1), relaxed.architecture.open_gates()[:, 2], atol=1e-6)
+
+
+def test_the_charge_does_not_open_shares():
+    """It moves the choice between operation, identity and none, and counts what is open already."""
+    _, made, edges = tiny()
+    relaxed = dnat.relax(made, edges, gate="sigmoid")
+    theta = relaxed.architecture.theta
+    charge = ArchitectureLoss(relaxed, Config(space="nat++", budget=0.5), limit=0.0)
+    relaxed.architecture.distance.fill_(0.1)
+    closed = charge.expected_cost()
+    closed.backward()
+    assert theta.grad[:, :3].any()
+    assert not theta.grad[:, 3:].any()
+    with torch.no_grad():
+        theta[:, relaxed.architecture.columns.index("conv_1x1")] = 0.8
+        assert charge.expected_cost() < closed
 
 
 def test_what_a_step_takes():

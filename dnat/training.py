@@ -263,9 +263,7 @@ class ArchitectureLoss:
 
     def expected_cost(self) -> Tensor:
         """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
-        # Shares are for the loss of the images to open. The charge would open all of them alike, the worst as fast
-        # as the best operation: Adam takes full steps for a slope that is small, if it keeps its sign.
-        scores = self.relaxed.architecture.scores(shares_move=False)
+        scores = self.relaxed.architecture.scores(shares_move=self.config.charge_shares)
         scores = torch.where(self.none, none_threshold(self.relaxed), scores)
         scores = torch.where(self.null, self.config.skip_threshold, scores)
         chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)

@@ -711,6 +711,9 @@ def test_the_charge_does_not_open_shares():
     closed.backward()
     assert theta.grad[:, :3].any()
     assert not theta.grad[:, 3:].any()
+    theta.grad = None
+    ArchitectureLoss(relaxed, Config(space="nat++", budget=0.5, charge_shares=True), limit=0.0)().backward()
+    assert theta.grad[:, 3:].any()
     with torch.no_grad():
         theta[:, relaxed.architecture.columns.index("conv_1x1")] = 0.8
         assert charge.expected_cost() < closed

@@ -196,9 +196,9 @@ class Config:
     """How many operations are computed beside the original, in the space "nat++": "two" paths take one of each
     group's operations in each step, at random; "all" takes all of them, at more time and memory."""
     charge_shares: bool = False
-    """Whether the charge for cost opens the shares of other operations, too. It opens all of them alike, the worst
-    as fast as the best: Adam takes full steps for a slope that is small, if it keeps its sign. Otherwise the loss of
-    the images alone does."""
+    """Whether the charge for cost opens the shares of other operations, too: all of them alike, the worst as fast
+    as the best, since Adam takes full steps for a slope that is small, if it keeps its sign. Otherwise the loss of
+    the images alone opens them."""
     matching: float = 1.0
     """Weight of the loss that teaches other operations, of the space "nat++", what the original computes."""
     warm_start: bool = True

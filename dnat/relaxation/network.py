@@ -73,10 +73,10 @@ class RelaxedNetwork(nn.Module):
         Draws depend on the seed and the step alone.
         """
         draws = numpy_generator(seed, Stream.CANDIDATES, step).random(len(self.groups))
-        offered = [[i for i, has in enumerate(row) if has] for row in self.architecture.offered.tolist()]
         # Of a group without any, one that it does not have.
         self.architecture.sampled = [
-            row[int(draw * len(row))] if row else 0 for row, draw in zip(offered, draws, strict=True)
+            row[int(draw * len(row))] if row else 0
+            for row, draw in zip(self.architecture.alternatives, draws, strict=True)
         ]
 
     def sample_all(self) -> None:

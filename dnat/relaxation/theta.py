@@ -49,6 +49,8 @@ class Theta(nn.Module):
         self.register_buffer("measured", torch.zeros(shape, dtype=torch.bool), persistent=bool(offered.numel()))
         self.distance: Tensor
         self.measured: Tensor
+        self.alternatives = [[i for i, has in enumerate(row) if has] for row in offered.tolist()]
+        """Of each group the places of its other operations among theirs."""
         # The other operation of each group that takes part in the present step; None: all of them.
         self.sampled: list[int] | None = None
         self.tried: tuple[int, int] | None = None

@@ -138,7 +138,8 @@ def test_pools_of_two_by_two(stride):
         for i in range(y.shape[2]):
             for j in range(y.shape[3]):
                 a, b = i * stride, j * stride
-                assert torch.allclose(y[:, :, i, j], of(x[:, :, a : a + 2, b : b + 2], (2, 3)))
+                # Four numbers that nearly cancel are as exact as the largest of them.
+                assert torch.allclose(y[:, :, i, j], of(x[:, :, a : a + 2, b : b + 2], (2, 3)), atol=1e-6)
 
 
 @pytest.mark.parametrize("name", GENOTYPES)

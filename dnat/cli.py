@@ -34,7 +34,11 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--network", help="Network: resnet20, torchvision:NAME, timm:NAME, package.module:factory."),
         click.option("--data", help="Name of the data set (default: digits, which come along)."),
         click.option("--data-root", help="Folder with the data set's files (default: $DNAT_DATA, then ./data)."),
-        click.option("--method", help="dnat, or original: train the untouched network with the same recipe."),
+        click.option(
+            "--method",
+            help="dnat; original: train the untouched network with the same recipe; nat, nat++, random, lstm, "
+            "max-gcn, nao; dnat-full and dnat-cell name the mode, too.",
+        ),
         click.option("--mode", help="full: every edge its own theta; cell: repeated blocks share theta."),
         click.option("--preset", help="improved (default); paper: Kim & Lee 2020 to the letter; fine-tune."),
         click.option("--space", help="Choices of an edge: dnat; nat++ adds cheaper operations."),
@@ -66,8 +70,8 @@ def make_job(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) ->
     table = read_toml(file) if file else {}
     for key, value in map(parse_setting, pairs):
         group, dot, option = key.partition(".")
-        if dot and group == "network":
-            table.setdefault("network_options", {})[option] = value
+        if dot and group in ("network", "search"):
+            table.setdefault("network_options" if group == "network" else group, {})[option] = value
         else:
             table[key] = value
     table |= {key: value for key, value in flags.items() if value is not None}

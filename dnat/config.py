@@ -5,8 +5,10 @@ the fully resolved values, so that a later change of a default cannot change wha
 """
 
 import dataclasses
+import functools
 import json
 import math
+import operator
 import os
 import tomllib
 from collections.abc import Callable
@@ -119,6 +121,86 @@ PRESETS["fine-tune"] = PRESETS["improved"] | {
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """How the methods search that dnat is compared with: NAT, NAT++, other policies, NAO; see `dnat.baselines`.
+
+    The defaults are those of NAT's code where its intent is clear (reference: methods A2 to A8).
+
+    Raises:
+        ValueError, TypeError: as for `Config`.
+    """
+
+    official: bool = False
+    """Do what NAT's released code does, with its defects: docs/baselines.md lists them."""
+    graph: Literal["auto", "genotype", "edges"] = "auto"
+    """What is transformed: the "genotype" of a network of cells, on a supernet, as in the papers; or the "edges"
+    of any network, on its own weights. "auto": the genotype where there is one."""
+    epochs: int = _FROM_PRESET
+    """Epochs of the search; by default a sixth of those of the training (100 of 600, as NAT's; NAT++ took 200)."""
+    channels: int = 20
+    """Channels of the supernet's first cells."""
+    layers: int = 8
+    """Cells of the supernet."""
+    batch_size: int = 64
+    """Images a step of the search."""
+    split: float = 0.4
+    """Share of the training images on which shared weights are trained; on the rest architectures are judged."""
+    lr: float = 0.01
+    """Learning rate of the shared weights, constant."""
+    momentum: float = 0.9
+    """Momentum of SGD for the shared weights."""
+    weight_decay: float = 3e-4
+    """Weight decay of the shared weights."""
+    lr_policy: float = 3e-4
+    """Learning rate of the policy, by Adam."""
+    betas_policy: tuple[float, float] = (0.5, 0.999)
+    """Adam's betas for the policy."""
+    weight_decay_policy: float = 5e-4
+    """Weight decay of the policy."""
+    entropy: float = 0.003
+    """Weight of the entropy of the moves, for each cell."""
+    decay: float = 0.99
+    """Share of the old in the moving average of rewards."""
+    samples: int = 10
+    """Architectures that are drawn in the end, of which the best is kept."""
+    calibration: int = 8
+    """Batches on which the statistics of norms are taken before an architecture is judged."""
+    architectures: int = 100
+    """Architectures that NAO learns from."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        numbers: dict[str, int] = dict.fromkeys(("layers", "batch_size", "samples", "calibration", "epochs"), 1)
+        for name, least in (numbers | {"channels": 2, "architectures": 2}).items():
+            if getattr(self, name) is not None:
+                _check(self, name, f"at least {least}", functools.partial(operator.le, least))
+        for name in ("lr", "lr_policy"):
+            _check(self, name, "a positive number", lambda v: 0 < v < math.inf)
+        for name in ("weight_decay", "weight_decay_policy", "entropy"):
+            _check(self, name, "a number of at least 0", lambda v: 0 <= v < math.inf)
+        for name in ("momentum", "decay"):
+            _check(self, name, "in [0, 1)", lambda v: 0 <= v < 1)
+        _check(self, "split", "between 0 and 1", lambda v: 0 < v < 1)
+        _check(self, "betas_policy", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+
+    @classmethod
+    def from_table(cls, table: Any) -> "Search":
+        """From the table `search` of a configuration file.
+
+        Raises:
+            ValueError: an unknown key, with the nearest known one.
+        """
+        if not isinstance(table, dict):
+            raise TypeError(f"search must be a table of settings, not {_show(table)}")
+        known = {f.name for f in fields(cls)}
+        for key in table:
+            if key not in known:
+                raise unknown("setting", f"search.{key}", [f"search.{name}" for name in known])
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that decides a transformation besides the network and the data.
 
@@ -144,6 +226,9 @@ class Config:
     cells, may also become cheaper ones."""
     transitions: dict[str, Any] | None = None
     """In the space "nat++", a table of your own in place of NAT++'s: {"conv_3x3": ["conv_1x1"], ...}."""
+    edges: tuple[str, ...] | None = None
+    """Which edges may change: patterns of their keys (`dnat edges` lists those), in which * stands for any text, ?
+    for one character and [...] for one of several; None: all of them may."""
     epochs: int = _FROM_PRESET
     """Epochs of both stages together."""
     architecture_epochs: int = _FROM_PRESET
@@ -224,6 +309,9 @@ class Config:
     distillation_temperature: float = 4.0
     """Temperature at which answers are compared."""
 
+    search: Search = field(default_factory=Search)
+    """How the methods search that dnat is compared with."""
+
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:1", "mps"."""
     amp: Literal["off", "bf16"] = "off"
@@ -242,8 +330,7 @@ class Config:
         if self.threads is None:
             object.__setattr__(self, "threads", cores())
         _check_budgets(self)
-        if self.transitions is not None and self.space == "dnat":
-            raise ValueError("a table of transitions needs space 'nat++'")
+        _check_moves(self)
         if self.judge == "loss" and self.budget is None and self.latency_budget is None:
             raise ValueError("judge 'loss' needs a budget: without one nothing is worth a higher loss")
         for name in ("epochs", "batch_size", "threads", "latency_batch", "trial_batches"):
@@ -251,6 +338,9 @@ class Config:
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
             object.__setattr__(self, "architecture_epochs", default)
+        if self.search.epochs is None:
+            search = dataclasses.replace(self.search, epochs=max(1, round(self.epochs / 6)))
+            object.__setattr__(self, "search", search)
         limit = f"from 1 to epochs ({self.epochs})"
         _check(self, "architecture_epochs", limit, lambda v: 1 <= v <= self.epochs)
         _check(self, "distillation", "from 0 to 1", lambda v: 0 <= v <= 1)
@@ -284,6 +374,13 @@ class Config:
         return self.space if self.transitions is None else self.transitions
 
 
+SEARCHING = ("nat", "nat++", "random", "lstm", "max-gcn", "nao")
+"""The methods that search first and train what they found afterwards: what dnat is compared with."""
+METHODS = ("dnat", "original", *SEARCHING)
+"""The names of all methods."""
+ALIASES = {"dnat-full": ("dnat", "full"), "dnat-cell": ("dnat", "cell")}
+"""Names for a method and its mode together, as tables of results have them."""
+
 WHERE = frozenset({"data_root", "streaming", "workers"})
 """Settings that tell where and how the images are read, and change no bit of a run."""
 
@@ -314,8 +411,9 @@ class Job:
     """Whether pictures are decoded while the network trains; by default where they do not fit into memory."""
     workers: int | None = None
     """Processes that decode them; by default one a core, at most 8."""
-    method: Literal["dnat", "original"] = "dnat"
-    """"dnat" transforms; "original" trains the untouched network with the same seed, images and recipe."""
+    method: Literal["dnat", "original", "nat", "nat++", "random", "lstm", "max-gcn", "nao"] = "dnat"
+    """"dnat" transforms; "original" trains the untouched network with the same seed, images and recipe; the others
+    search for a transformation first, and train its result from the beginning (docs/baselines.md)."""
     config: Config = field(default_factory=Config)
     """The method's settings."""
 
@@ -324,6 +422,14 @@ class Job:
         for name in ("train_limit", "test_limit", "image_size"):
             if getattr(self, name) is not None:
                 _check(self, name, "at least 1", lambda v: v >= 1)
+        if self.method not in SEARCHING:
+            # The number of epochs follows from the configuration's own.
+            named = [f.name for f in fields(Search) if f.name != "epochs"]
+            differing = [n for n in named if getattr(self.config.search, n) != getattr(Search(), n)]
+            if differing:
+                raise ValueError(
+                    f"method {self.method!r} does not search: search.{differing[0]} is for {', '.join(SEARCHING)}"
+                )
 
     def flat(self) -> dict[str, Any]:
         """All settings in one table, as they stand in a configuration file; None is left out.
@@ -332,6 +438,9 @@ class Job:
         """
         table = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "config"}
         table |= dataclasses.asdict(self.config)
+        search = table.pop("search")
+        if self.method in SEARCHING:
+            table["search"] = {k: list(v) if isinstance(v, tuple) else v for k, v in search.items()}
         return {k: list(v) if isinstance(v, tuple) else v for k, v in table.items() if v is not None}
 
     @classmethod
@@ -350,6 +459,13 @@ class Job:
         if "network" not in table:
             raise ValueError("no network given: add --network NAME (`dnat networks` lists them)")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
+        if "search" in values:
+            values["search"] = Search.from_table(values["search"])
+        if values.get("method") in ALIASES:
+            method_name, mode = ALIASES[values["method"]]
+            if values.get("mode", mode) != mode:
+                raise ValueError(f"method {values['method']!r} has mode {mode!r}, not {values['mode']!r}")
+            values |= {"method": method_name, "mode": mode}
         if values.get("weights") is not None:
             values.setdefault("preset", "fine-tune")
         config = Config(**{k: v for k, v in values.items() if k in method})
@@ -420,6 +536,13 @@ def _check_budgets(config: Config) -> None:
             raise ValueError("budget and latency_budget cannot be combined: give one of them")
 
 
+def _check_moves(config: Config) -> None:
+    if config.transitions is not None and config.space == "dnat":
+        raise ValueError("a table of transitions needs space 'nat++'")
+    if config.edges == ():
+        raise ValueError("edges is empty, so nothing could change: name some, or leave it out to let all change")
+
+
 def _check_types(config: Any) -> None:
     """Check every field against its annotation; a whole number will do where any number is wanted."""
     hints = get_type_hints(type(config))
@@ -443,6 +566,9 @@ def _type_problem(value: object, wanted: Any) -> str:
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin is Literal:
         return "" if value in arguments else f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple and arguments[1:] == (...,):
+        fits = isinstance(value, tuple) and not any(_type_problem(v, arguments[0]) for v in value)
+        return "" if fits else "a list of texts (in Python a tuple)"
     if origin is tuple:
         return (
             ""

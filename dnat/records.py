@@ -6,6 +6,7 @@
     status.json                running, interrupted, failed or done
     metrics.jsonl              one row an epoch
     checkpoint-000000123.ckpt  the two newest; checksummed
+    search.jsonl, search-000000123.ckpt, search.json   of a search before the training: rows, moments, result
     architecture.json, network.safetensors, pictures
     record.json                written last: its presence means that the run is done
 
@@ -16,6 +17,7 @@ flipped bit by itself.
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -48,7 +50,7 @@ FORMAT = 1
 KEEP = 2
 """How many checkpoints are kept: the newest, and one to fall back on."""
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d{9,})\.ckpt$")
+_CHECKPOINT = re.compile(r"([a-z]+)-(\d{9,})\.ckpt$")
 _HEADER_LIMIT = 1 << 20
 
 
@@ -191,6 +193,7 @@ class Records:
 
     def __init__(self, directory: Path, job: Job) -> None:
         self.directory, self.job = directory, job
+        self.stage = "checkpoint"
         self.notices: list[str] = []
         self._lock: Any = None
 
@@ -279,6 +282,16 @@ class Records:
         """The path of a file in the directory, or of the directory."""
         return self.directory / name
 
+    def of_search(self) -> "Records":
+        """The same directory for what comes before the training, which has checkpoints and rows of its own."""
+        twin = copy.copy(self)
+        twin.stage = "search"
+        return twin
+
+    @property
+    def _metrics(self) -> Path:
+        return self.directory / ("metrics.jsonl" if self.stage == "checkpoint" else f"{self.stage}.jsonl")
+
     def is_done(self) -> bool:
         """Whether the run has ended with a result."""
         return (self.directory / "record.json").exists()
@@ -312,38 +325,37 @@ class Records:
 
     def _checkpoints(self) -> Iterator[tuple[int, Path]]:
         """Checkpoints, the highest step first; the clock has no say in it."""
-        found = [(int(m[1]), p) for p in self.directory.iterdir() if (m := _CHECKPOINT.match(p.name))]
-        yield from sorted(found, reverse=True)
+        named = ((_CHECKPOINT.match(p.name), p) for p in self.directory.iterdir())
+        yield from sorted(((int(m[2]), p) for m, p in named if m and m[1] == self.stage), reverse=True)
 
     def _cut_metrics(self, size: int) -> None:
-        path = self.directory / "metrics.jsonl"
+        path = self._metrics
         if path.exists() and path.stat().st_size > size:
             os.truncate(path, size)
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write a checkpoint; older ones but one are deleted once it is safe on the disk."""
-        metrics = self.directory / "metrics.jsonl"
-        size = metrics.stat().st_size if metrics.exists() else 0
+        size = self._metrics.stat().st_size if self._metrics.exists() else 0
         content = pack(state, step=step, metrics_bytes=size)
-        atomic_write(self.directory / f"checkpoint-{step:09d}.ckpt", content)
+        atomic_write(self.directory / f"{self.stage}-{step:09d}.ckpt", content)
         for _, path in list(self._checkpoints())[KEEP:]:
             path.unlink()
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append a row to metrics.jsonl.
+        """Append a row to metrics.jsonl, or to search.jsonl.
 
         Raises:
             ValueError: it holds NaN or infinity, which JSON cannot hold.
         """
         line = json.dumps(row, allow_nan=False) + "\n"
-        with open(self.directory / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
-        path = self.directory / "metrics.jsonl"
+        """The rows of metrics.jsonl, or of search.jsonl."""
+        path = self._metrics
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def write_json(self, name: str, value: Any) -> None:
@@ -368,6 +380,11 @@ class Records:
         """Write the result, which makes the run done; checkpoints are of no more use then."""
         self.status("done")
         self.write_json("record.json", record)
+        for records in (self, self.of_search()):
+            records.forget()
+
+    def forget(self) -> None:
+        """Delete the checkpoints, once they are of no more use."""
         for _, path in list(self._checkpoints()):
             path.unlink()
 

@@ -13,12 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import drawing
+from .baselines import regrow, works_on_genotype
 from .budget import Costs
-from .config import WHERE, Job
+from .config import SEARCHING, WHERE, Job
 from .cost import Cost, Latency, cost, latency, operation_seconds
 from .data import Augmentation, Data, load
 from .discretization import discretize, rewritable
 from .edges import Edge, find_edges, in_order, units
+from .methods import METHODS, check_method
 from .networks import (
     GENOTYPES,
     Genotype,
@@ -35,7 +37,7 @@ from .records import Records, read_job
 from .tracing import trace
 from .tracking import Tracker
 from .training import Progress
-from .transform import METHODS, Commitment, Transformation, check, transform
+from .transform import Commitment, Transformation
 
 
 def load_data(job: Job, *, download: bool = False, notify: Callable[[str], None] = lambda text: None) -> Data:
@@ -118,7 +120,8 @@ def _options(job: Job, classes: int, image_shape: tuple[int, ...]) -> dict[str, 
         stride = 2 if known.image_size == 32 and size >= 64 else 1
         if stride > 1:
             wanted["stem_stride"] = stride
-        wanted["skips"] = job.config.skips
+        # NAT connects null edges: its genotypes have them, and so have the networks that it transforms.
+        wanted["skips"] = job.config.skips or job.method in SEARCHING
         if job.config.drop_path:
             wanted["drop_path"] = job.config.drop_path
         # The head's pools need as many pixels as small images have.
@@ -162,7 +165,7 @@ def run(
     network = build_network(job, data.num_classes, shape, download=download, notify=notify)
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
-    check(network, data, job.config, transforming=METHODS[job.method] is transform)
+    check_method(job.method, network, data, job.config)
     with Records.open(directory, job) as records:
         for notice in records.notices:
             notify(notice)
@@ -183,7 +186,7 @@ def _finish(
 ) -> dict[str, Any]:
     rows = picture_rows(network, data, result.commitment, job.config.moves)
     commitment = asdict(result.commitment) if result.commitment else None
-    genotypes = [asdict(g) for g in genotypes_of(network, job, result.commitment)]
+    genotypes = [asdict(g) for g in genotypes_of(network, job, result)]
     architecture = {"commitment": commitment, "rows": drawing.rows_to_json(rows), "genotypes": genotypes}
     records.write_json("architecture.json", architecture)
     records.write_tensors("network.safetensors", result.network.state_dict())
@@ -300,12 +303,14 @@ def picture_rows(
 _PLACE = re.compile(r"(normal|reduce|cell):(\d+)\.(\d+)")
 
 
-def genotypes_of(network: nn.Module, job: Job, commitment: Commitment | None) -> tuple[Genotype, ...]:
-    """The genotype of a network of cells before and after its transformation in Cell mode; else nothing.
+def genotypes_of(network: nn.Module, job: Job, result: Transformation) -> tuple[Genotype, ...]:
+    """The genotype of a network of cells before and after its transformation as a whole; else nothing.
 
     In Full mode the cells differ, so that no genotype says what they are.
     """
-    genotype = getattr(network, "genotype", None)
+    genotype, commitment = getattr(network, "genotype", None), result.commitment
+    if isinstance(genotype, Genotype) and result.genotype is not None:
+        return genotype, result.genotype
     if not isinstance(genotype, Genotype) or commitment is None or job.config.mode != "cell":
         return ()
     choices = {}
@@ -333,10 +338,24 @@ def draw(
     if found:
         first, last = found
         costs = f"{before}  →  {after}"
-        files += drawing.draw_genotype(
-            first, folder / "cells", after=last, title=title, subtitle=costs, formats=formats
-        )
+        if _same_inputs(first, last):
+            files += drawing.draw_genotype(
+                first, folder / "cells", after=last, title=title, subtitle=costs, formats=formats
+            )
+        else:  # NAO's: the two have different edges, so that they are two pictures
+            for name, genotype in (("cells-before", first), ("cells", last)):
+                files += drawing.draw_genotype(
+                    genotype, folder / name, title=title, subtitle=costs, formats=formats
+                )
     return files
+
+
+def _same_inputs(first: Genotype, last: Genotype) -> bool:
+    """Whether two genotypes differ in their operations alone."""
+    return all(
+        [[e.input for e in node] for node in a.nodes] == [[e.input for e in node] for node in b.nodes]
+        for a, b in ((first.normal, last.normal), (first.reduce, last.reduce))
+    )
 
 
 def redraw(directory: str | Path, formats: tuple[str, ...] = ("png", "svg")) -> list[Path]:
@@ -392,7 +411,10 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
     shape = record["image_shape"]
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     network = build_network(replace(job, weights=None), len(record["classes"]), shape)  # its own weights follow
-    if architecture["commitment"]:
+    if job.method in SEARCHING and works_on_genotype(network, job.config):
+        after = Genotype.from_json(json.dumps(architecture["genotypes"][1]))
+        network = regrow(network, after, job.config)
+    elif architecture["commitment"]:
         choices = Commitment.from_dict(architecture["commitment"]).choices
         network = discretize(network, choices, example)
     network.load_state_dict(load_file(Path(directory) / "network.safetensors"))

@@ -26,6 +26,7 @@ class TerminalTracker(Tracker):
         self.console, self.total = console, total_epochs
         self.bars: Bars | None = None
         self.task: Any = None
+        self.searching = False
         self.started, self.first = time.monotonic(), 0
         if console.is_terminal:
             self.bars = Bars(
@@ -44,6 +45,10 @@ class TerminalTracker(Tracker):
         if self.bars is None:
             return
         label = f"epoch {progress.epoch + 1}/{epochs} [dim]{stage}[/dim]"
+        if self.task is not None and self.searching and stage != "search":
+            self.bars.remove_task(self.task)
+            self.task = None
+        self.searching = stage == "search"
         if self.task is None:
             self.task = self.bars.add_task(label, total=batches * epochs, completed=progress.step, rate="")
             self.started, self.first = time.monotonic(), progress.step
@@ -64,6 +69,21 @@ class TerminalTracker(Tracker):
             f"{row['seconds']:.1f} s ({row['images_per_second']:.0f} images/s)",
             highlight=False,
         )
+
+    def searched(self, row: dict[str, Any]) -> None:
+        """One line for the epoch of a search that is done."""
+        learned = f"   reward {row['reward']:+.4f} entropy {row['entropy']:.2f}" if "reward" in row else ""
+        self.console.print(
+            f"search epoch {row['epoch']:>3}  shared weights: loss {row['train_loss']:.4f} "
+            f"accuracy {row['train_accuracy']:7.2%}{learned}   "
+            f"{row['seconds']:.1f} s ({row['images_per_second']:.0f} images/s)",
+            highlight=False,
+        )
+
+    def judged(self, done: int, of: int) -> None:
+        """One line when all are judged."""
+        if done == of:
+            self.console.print(f"search: {of} architectures judged", highlight=False)
 
     def burden(self, burden: Burden) -> None:
         """Say what a step of the architecture stage takes."""

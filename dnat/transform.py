@@ -22,7 +22,7 @@ from .cost import Cost, Latency, cost, latency
 from .data import Data, load
 from .discretization import Discretization, discretization
 from .edges import ORIGINAL, Edge
-from .networks import accepts, build
+from .networks import Genotype, accepts, build
 from .planning import Plan, make_plan
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
@@ -40,6 +40,7 @@ from .training import (
     burden,
     effects,
     evaluate,
+    is_dead,
     learning_rate,
     scores,
     theta_rate,
@@ -157,6 +158,8 @@ class Transformation:
         cost_before, cost_after: parameters and multiply-adds.
         before: loss and accuracy of the network as it was given, on the test images.
         test: the same of the result.
+        dead: whether the result gives every image the same answer.
+        genotype: of the result, where the method changed the genotype of a network of cells as a whole.
         latency_before, latency_after: time for a batch of `config.latency_batch` images, as measured.
         seconds: time spent in each stage.
     """
@@ -171,6 +174,8 @@ class Transformation:
     latency_before: Latency
     latency_after: Latency
     seconds: dict[str, float]
+    dead: bool = False
+    genotype: Genotype | None = None
 
     @property
     def choices(self) -> dict[str, str]:
@@ -184,6 +189,7 @@ class Transformation:
         return {
             "test_accuracy": self.test.accuracy,
             "test_loss": self.test.loss,
+            "dead": self.dead,
             "test_accuracy_before": self.before.accuracy,
             "train_accuracy": last.get("train_accuracy"),
             "train_loss": last.get("train_loss"),
@@ -224,7 +230,7 @@ def transform(
         NonFiniteError: the loss is not finite any more; the last checkpoint is good.
         Interrupted: `stop` said yes; call again with the same records to go on.
     """
-    run = _Run(*_named(network, data, config), records, tracker or Tracker(), stop)
+    run = _Run(*named(network, data, config), records, tracker or Tracker(), stop)
     return run.to_end(transforming=True)
 
 
@@ -241,11 +247,11 @@ def train(
 
     Arguments, result and errors are those of `transform`.
     """
-    run = _Run(*_named(network, data, config), records, tracker or Tracker(), stop)
+    run = _Run(*named(network, data, config), records, tracker or Tracker(), stop)
     return run.to_end(transforming=False)
 
 
-def _named(network: nn.Module | str, data: Data | str, config: Config | None) -> tuple[nn.Module, Data, Config]:
+def named(network: nn.Module | str, data: Data | str, config: Config | None) -> tuple[nn.Module, Data, Config]:
     """Networks and data sets that were given by name, made; weights come from the configuration's seed."""
     config = config or Config()
     data = load(data) if isinstance(data, str) else data
@@ -260,10 +266,6 @@ def _named(network: nn.Module | str, data: Data | str, config: Config | None) ->
     return network, data, config
 
 
-METHODS = {"dnat": transform, "original": train}
-"""The methods by name; all have one signature."""
-
-
 def check(network: nn.Module, data: Data, config: Config, *, transforming: bool = True) -> None:
     """Find out what can be known to fail, before anything is trained or written.
 
@@ -274,12 +276,12 @@ def check(network: nn.Module, data: Data, config: Config, *, transforming: bool 
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = data.example(2).to(device)
     program = trace(network, example)
-    _check_training(network, data, config, example)
+    check_training(network, data, config, example)
     if transforming:
         make_plan(network, program, example, config)
 
 
-def _check_training(network: nn.Module, data: Data, config: Config, example: Tensor) -> None:
+def check_training(network: nn.Module, data: Data, config: Config, example: Tensor) -> None:
     """What `check` looks at beside the network's operations and the budget."""
     batches_per_epoch(len(data.train_labels), config)
     with torch.no_grad():
@@ -380,7 +382,7 @@ class _Run:
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = self.data.example(2)
         program = trace(original, example)
-        _check_training(original, self.data, config, example)
+        check_training(original, self.data, config, example)
         if transforming:
             self.plan = self._plan(original, program, example)
         cost_before, latency_before = cost(original, example), self._latency(original)
@@ -417,6 +419,7 @@ class _Run:
             latency_before=latency_before,
             latency_after=self._latency(network),
             seconds=progress.seconds,
+            dead=is_dead(network, self.data),
         )
 
     def _latency(self, network: nn.Module) -> Latency:

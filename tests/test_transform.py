@@ -12,7 +12,8 @@ import dnat
 from dnat.config import Job
 from dnat.records import Records
 from dnat.training import Interrupted, NonFiniteError
-from dnat.transform import METHODS, weights_digest
+from dnat.methods import METHODS
+from dnat.transform import weights_digest
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

@@ -5,6 +5,7 @@ of the depth reduce: they halve the resolution and double the channels. Then the
 classifier. Source: quark0/darts, cnn/model.py, and NAT's evaluation network, which is the same.
 """
 
+import copy
 import functools
 import operator
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from ..naming import unknown
 from ..operations import CellOperation, FactorizedReduce, NullEdge
-from .genotypes import OPERATIONS, CellEdge, CellGenotype, Genotype, read_genotype
+from ..seeds import Stream, torch_seed
+from .genotypes import OPERATIONS, CellEdge, CellGenotype, Genotype, pruned, read_genotype
 
 
 class SeparableConv(nn.Sequential):
@@ -182,20 +184,27 @@ class Cell(nn.Module):
         skips: bool = True,
     ) -> None:
         super().__init__()
+        self.kind, self.channels_in, self.channels = kind, channels_in, channels
+        self.reduces, self.after_reduction, self.drop_path = reduces, after_reduction, drop_path
         first, second = channels_in
-        self.input0 = FactorizedReduce(first, channels, 2) if after_reduction else relu_conv(first, channels)
-        self.input1 = relu_conv(second, channels)
+        reduction = FactorizedReduce(first, channels, 2) if after_reduction else relu_conv(first, channels)
+        self.input0: nn.Module = reduction
+        self.input1: nn.Module = relu_conv(second, channels)
         self.nodes = nn.ModuleList()
-        inputs = []
         for i, node in enumerate(cell.nodes):
-            present = _present(node, skips)
-            strides = {j: 2 if reduces and node[j].input < 2 else 1 for j in present}
-            places = {j: f"{kind}:{i}.{j}" for j in present}
-            edges = (_edge(node[j].operation, channels, strides[j], places[j], drop_path) for j in present)
+            edges = (self.edge(i, j, node[j]) for j in _present(node, skips))
             self.nodes.append(nn.ModuleList(edges))
-            inputs.append(tuple(node[j].input for j in present))
-        self.inputs = tuple(inputs)
+        self.inputs = tuple(tuple(node[j].input for j in _present(node, skips)) for node in cell.nodes)
         self.concat = cell.concat
+
+    def edge(self, node: int, place: int, edge: CellEdge) -> nn.Module:
+        """A new module for an edge of this cell, with fresh weights."""
+        where = f"{self.kind}:{node}.{place}"
+        return _edge(edge.operation, self.channels, self.stride(edge), where, self.drop_path)
+
+    def stride(self, edge: CellEdge) -> int:
+        """What an edge divides the resolution by."""
+        return 2 if self.reduces and edge.input < 2 else 1
 
     def forward(self, previous: Tensor, x: Tensor) -> Tensor:
         """The cell's output from the outputs of the two cells before it, the last one second."""
@@ -330,6 +339,61 @@ class CellNetwork(nn.Module):
                 auxiliary = self.auxiliary(x)
         logits = self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
         return logits if auxiliary is None else Scores(logits, auxiliary)
+
+
+def regrown(network: CellNetwork, genotype: Genotype, seed: int) -> CellNetwork:
+    """A copy of a network with other cells. Operations that stay where they are keep their weights.
+
+    Null edges and what nothing reads are left out, so that they cost nothing.
+
+    Args:
+        network: left as it is.
+        genotype: the cells, with as many nodes as the network's, and the same nodes in the output.
+        seed: of the run: new operations draw their weights from it, each from a stream of its own.
+
+    Raises:
+        ValueError: a genotype of another size.
+    """
+    for kind, old, new in zip(("normal", "reduce"), _pair(network.genotype), _pair(genotype), strict=True):
+        if (len(old.nodes), old.concat) != (len(new.nodes), new.concat):
+            raise ValueError(f"{kind}: the genotype must have {len(old.nodes)} nodes and the output {old.concat}")
+    twin = copy.deepcopy(network)
+    twin.genotype = genotype
+    for i, cell in enumerate(cast(list[Cell], twin.cells)):
+        which = int(cell.reduces)
+        _regrow(cell, _pair(network.genotype)[which], pruned(_pair(genotype)[which]), seed, i)
+    return twin
+
+
+def _pair(genotype: Genotype) -> tuple[CellGenotype, CellGenotype]:
+    return genotype.normal, genotype.reduce
+
+
+def _regrow(cell: Cell, before: CellGenotype, after: CellGenotype, seed: int, number: int) -> None:
+    like = next(cell.parameters())
+    nodes, inputs = nn.ModuleList(), []
+    for i, (old, new) in enumerate(zip(before.nodes, after.nodes, strict=True)):
+        skips = len(cast(nn.ModuleList, cell.nodes[i])) == len(old)
+        standing = dict(zip(_present(old, skips), cast(nn.ModuleList, cell.nodes[i]), strict=True))
+        edges = nn.ModuleList()
+        for j in _present(new, skips=False):
+            known = standing.get(j)
+            stays = isinstance(known, CellOperation) and old[j].operation == new[j].operation
+            if isinstance(known, CellOperation) and stays and known.stride == cell.stride(new[j]):
+                edges.append(known)
+            else:
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(torch_seed(seed, Stream.CANDIDATES, "cell", number, i, j))
+                    edges.append(cell.edge(i, j, new[j]).to(like))
+        nodes.append(edges)
+        inputs.append(tuple(new[j].input for j in _present(new, skips=False)))
+    cell.nodes, cell.inputs = nodes.train(cell.training), tuple(inputs)
+    read = {edge.input for node in after.nodes for edge in node if edge.operation != "null"}
+    # What no edge reads need not be computed; there are null edges enough to read its zeros.
+    if 0 not in read:
+        cell.input0 = NullEdge(cell.channels_in[0], cell.channels, 2 if cell.after_reduction else 1)
+    if 1 not in read:
+        cell.input1 = NullEdge(cell.channels_in[1], cell.channels, 1)
 
 
 def _check_sizes(channels: int, layers: int, drop_path: float) -> None:

@@ -209,6 +209,42 @@ def concat_nodes(nodes: Iterable[tuple[CellEdge, ...]], rule: str, path: str = "
     return tuple(i for i in range(2, len(nodes) + 2) if i not in read)
 
 
+def pruned(cell: CellGenotype) -> CellGenotype:
+    """A cell that computes the same, in which every edge into a node that nothing reads is null.
+
+    >>> edges = tuple((CellEdge("conv_3x3", 0), CellEdge("null", 1)) for _ in range(2))
+    >>> [node[0].operation for node in pruned(CellGenotype(edges, (3,))).nodes]
+    ['null', 'conv_3x3']
+    """
+    read, nodes = set(cell.concat), []
+    for number, node in reversed(list(enumerate(cell.nodes, 2))):
+        if number not in read:
+            node = tuple(CellEdge("null", edge.input) for edge in node)
+        read |= {edge.input for edge in node if edge.operation != "null"}
+        nodes.append(node)
+    return CellGenotype(tuple(reversed(nodes)), cell.concat)
+
+
+def is_alive(genotype: Genotype) -> bool:
+    """Whether something comes through both cells: the output reads an input, over edges that are not null.
+
+    A network whose cells let nothing through gives every image the same answer: of NAT's published runs, those
+    with 10 % accuracy on CIFAR-10.
+
+    >>> is_alive(published("nat_darts"))
+    True
+    """
+    return all(_lets_through(cell) for cell in (genotype.normal, genotype.reduce))
+
+
+def _lets_through(cell: CellGenotype) -> bool:
+    reached = {0, 1}
+    for number, node in enumerate(cell.nodes, 2):
+        if any(edge.operation != "null" and edge.input in reached for edge in node):
+            reached.add(number)
+    return bool(reached & set(cell.concat))
+
+
 @dataclass(frozen=True)
 class Published:
     """A genotype from the literature, and where it was read."""

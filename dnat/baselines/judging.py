@@ -1,0 +1,78 @@
+"""How good an architecture is with shared weights: on images that those were not trained on."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..data import Data
+from ..training import Evaluation, autocast, evaluate, frozen_statistics, scores
+
+
+@contextmanager
+def recalibrated(network: nn.Module, batches: Iterable[Tensor]) -> Iterator[None]:
+    """Within, batch norms hold the statistics of what the network computes now; then what they held before.
+
+    Shared weights are trained under many architectures, and the running statistics are those of the mixture.
+
+    Args:
+        network: left as it was, afterwards.
+        batches: of training images (N, C, H, W); their mean counts.
+    """
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in norms if m.track_running_stats]
+    kept = [{k: v.clone() for k, v in m.named_buffers()} for m in norms]
+    momenta, modes = [m.momentum for m in norms], {m: m.training for m in network.modules()}
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over batches
+        network.train()
+        # Dropout may draw: not from the run's own stream.
+        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
+            torch.manual_seed(0)
+            for images in batches:
+                network(images)
+        yield
+    finally:
+        for norm, buffers, momentum in zip(norms, kept, momenta, strict=True):
+            norm.momentum = momentum
+            for name, value in norm.named_buffers():
+                value.copy_(buffers[name])
+        for module, training in modes.items():
+            module.training = training
+
+
+def judge(network: nn.Module, training: Data, held_out: Data, config: Config) -> Evaluation:
+    """Loss and accuracy on the test split of `held_out`, in eval mode.
+
+    Batch norms take their statistics from the first `search.calibration` batches of training images.
+    """
+    with recalibrated(network, _some(training, config)):
+        return evaluate(network, held_out, config)
+
+
+def _some(training: Data, config: Config) -> Iterator[Tensor]:
+    batches = training.train_batches(config.seed, 0, config.search.batch_size)
+    for _, (images, _) in zip(range(config.search.calibration), batches, strict=False):
+        if len(images) > 1 or config.search.batch_size == 1:
+            yield images
+    batches.close()
+
+
+@torch.no_grad()
+def judge_as_released(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], config: Config) -> Evaluation:
+    """As the code of NAT and NAT++ judges: in train mode, norms using each batch's statistics (methods A8)."""
+    network.train()
+    loss, correct, images = 0.0, 0, 0
+    with frozen_statistics(network):
+        for batch, labels in batches:
+            with autocast(config, batch.device):
+                output = scores(network(batch)).float()
+            loss += nn.functional.cross_entropy(output, labels, reduction="sum").double().item()
+            correct += int((output.argmax(1) == labels).sum())
+            images += len(labels)
+    return Evaluation(loss / images, correct / images)

@@ -1,0 +1,426 @@
+"""NAO: better sequences of tokens by climbing a learned score in a continuous space.
+
+Neural Architecture Optimization (Luo, Tian, Qin, Chen, Liu, NeurIPS 2018, arXiv 1808.07233), written from the
+paper's description. An architecture is a sequence x of T tokens with a score s. Three parts are trained together:
+
+    encoder    an LSTM over x; its outputs, each scaled to unit length, are the representation e = (h_1 ... h_T)
+    predictor  f(e), a small feed-forward network on the mean of the h_t: the score that e promises
+    decoder    an LSTM with attention over e that gives x back, token by token: P(x | e)
+
+    loss = lambda * (s - f(e))^2 - (1 - lambda) * log P(x | e)
+
+A better sequence than x is then looked for at e + eta * df/de, with eta growing until the greedy decoder says
+something else than x. Nothing here knows what a token means: which of them may stand where is a table, and the
+decoder chooses among those alone, so that whatever it says is legal.
+
+What we took from the paper is said at each of `Settings`, and what is our choice. Our choices besides:
+
+- Scores are standardised before they are learned, so that lambda means the same whatever their unit.
+- The predictor has one hidden layer with tanh: its gradient exists everywhere and changes on the way.
+- Attention is that of Luong et al. (2015, arXiv 1508.04025, "general", without input feeding): the LSTM's output
+  asks, and a layer with tanh reads it beside what it is answered. Teacher forcing then is one pass of the LSTM.
+  Without that layer the decoder gave the sequences back as well, but followed the gradient less surely.
+- The decoder starts from h_T and an empty cell, so it sees only what the gradient moves.
+- eta is counted in how far it moves a state, of which each has length 1 (`Settings.nearest`, `Settings.farthest`).
+  The paper's eta = 10 holds for its own scale of scores and gradients.
+- Where no eta gives enough sequences, the gradient is taken anew at the moved states, step by step.
+
+Everything is on the CPU and in float32. N is the number of sequences, T their length, V the number of tokens and H
+the length of a state.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes and rates. Raises ValueError for one that is out of its range."""
+
+    embedding: int = 32
+    """Length of a token's embedding in encoder and decoder (encoder's: the paper; decoder's: our choice)."""
+    hidden: int = 96
+    """Length of a state, H (encoder's: the paper; decoder's: the same, because it starts from h_T)."""
+    predictor_hidden: int = 96
+    """Units of the predictor's hidden layer (our choice)."""
+    trade_off: float = 0.9
+    """lambda, the share of the prediction in the loss, from 0 to 1 (the paper)."""
+    lr: float = 0.001
+    """Learning rate of Adam (the paper)."""
+    epochs: int = 1000
+    """Passes over the pairs (the paper)."""
+    batch_size: int = 100
+    """Pairs in a step (our choice)."""
+    grad_clip: float = 5.0
+    """Largest norm of the gradient of all weights together (our choice)."""
+    weight_decay: float = 0.0
+    """Of Adam: this share of each weight is added to its gradient (our choice: none)."""
+    positions: bool = False
+    """Whether a vector that is learned for each position is added to the encoder's embedding of the token there.
+    False is the paper's encoder. True is far better where a token is worth something else at every position."""
+    nearest: float = 0.05
+    """How far the smallest eta moves a state, in lengths of a state (our choice)."""
+    farthest: float = 10.0
+    """How far the largest eta moves a state, in lengths of a state (our choice)."""
+    etas: int = 64
+    """Number of etas, each larger than the one before by the same factor (our choice)."""
+    steps: int = 64
+    """Number of further gradient steps, each as long as the smallest eta's, that may follow (our choice)."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding", "hidden", "predictor_hidden", "epochs", "batch_size", "etas"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "grad_clip", "nearest"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+        if not 0 <= self.trade_off <= 1:
+            raise ValueError(f"trade_off must be from 0 to 1, not {self.trade_off}")
+        if not self.nearest <= self.farthest < math.inf:
+            raise ValueError(f"farthest must be finite and at least nearest ({self.nearest}), not {self.farthest}")
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, not {self.steps}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must not be negative and be finite, not {self.weight_decay}")
+
+
+PAPER = Settings()
+"""The defaults."""
+
+
+class Nao(nn.Module):
+    """Encoder, predictor and decoder. The weights are drawn from torch's global generator; `fit` seeds it.
+
+    Args:
+        legal: bool (T, V): which of V tokens may stand at each of T positions.
+        settings: the sizes.
+
+    Raises:
+        ValueError: if `legal` is no such table, or a position has no legal token.
+    """
+
+    def __init__(self, legal: Tensor, settings: Settings = PAPER) -> None:
+        super().__init__()
+        if legal.dim() != 2 or not legal.numel() or legal.dtype != torch.bool:
+            raise ValueError(f"legal must be a bool table (T, V), not {_kind(legal)}")
+        empty = (~legal.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"no token is legal at position {empty[0]}")
+        self.settings = settings
+        self.register_buffer("legal", legal.detach().clone())
+        self.legal: Tensor
+        # What `fit` took from the scores: score = mean + deviation * predicted.
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("deviation", torch.ones((), dtype=torch.float64))
+        self.mean: Tensor
+        self.deviation: Tensor
+        (length, tokens), hidden = legal.shape, settings.hidden
+        self.position = nn.Parameter(torch.randn(length, settings.embedding)) if settings.positions else None
+        self.embedding = nn.Embedding(tokens, settings.embedding)
+        self.encoder = nn.LSTM(settings.embedding, hidden, batch_first=True)
+        self.predictor = nn.Sequential(
+            nn.Linear(hidden, settings.predictor_hidden), nn.Tanh(), nn.Linear(settings.predictor_hidden, 1)
+        )
+        self.previous = nn.Embedding(tokens + 1, settings.embedding)  # the last one stands before the first token
+        self.decoder = nn.LSTM(settings.embedding, hidden, batch_first=True)
+        self.question = nn.Linear(hidden, hidden, bias=False)
+        self.combination = nn.Linear(2 * hidden, hidden)
+        self.answer = nn.Linear(hidden, tokens)
+
+    @property
+    def start(self) -> int:
+        """The token that the decoder is given before the first position: V, which is none of the V tokens."""
+        return self.legal.shape[1]
+
+    def encode(self, sequences: Tensor) -> Tensor:
+        """The representation of sequences.
+
+        Args:
+            sequences: int64 (N, T), legal.
+
+        Returns:
+            float32 (N, T, H), every state of length 1.
+
+        Raises:
+            ValueError: for another shape, another type, or an illegal token.
+        """
+        check_sequences(sequences, self.legal)
+        inputs = self.embedding(sequences)
+        outputs, _ = self.encoder(inputs if self.position is None else inputs + self.position)
+        return nn.functional.normalize(outputs, dim=2)
+
+    def predict(self, states: Tensor) -> Tensor:
+        """The score that representations promise, in standard deviations above the mean of the scores fitted to.
+
+        Args:
+            states: float32 (N, T, H), of any length.
+
+        Returns:
+            float32 (N,).
+
+        Raises:
+            ValueError: for another shape.
+        """
+        self._check_states(states)
+        return cast(Tensor, self.predictor(states.mean(1))).squeeze(1)
+
+    def reconstruct(self, states: Tensor, sequences: Tensor) -> Tensor:
+        """log P(x_t | x_1 ... x_(t-1), e) for every position t and token: the decoder is told the right past.
+
+        Args:
+            states: float32 (N, T, H), of any length.
+            sequences: int64 (N, T), legal.
+
+        Returns:
+            float32 (N, T, V), in nats; -inf for illegal tokens.
+
+        Raises:
+            ValueError: for other shapes, another type, or an illegal token.
+        """
+        self._check_states(states)
+        check_sequences(sequences, self.legal)
+        if len(states) != len(sequences):
+            raise ValueError(f"{len(states)} representations, but {len(sequences)} sequences")
+        past = torch.cat([sequences.new_full((len(sequences), 1), self.start), sequences[:, :-1]], 1)
+        outputs, _ = self.decoder(self.previous(past), self._initial(states))
+        return self._answers(outputs, states, self.legal)
+
+    def decode(self, states: Tensor) -> Tensor:
+        """The sequences that the decoder finds in representations: at every position the likeliest legal token.
+
+        Args:
+            states: float32 (N, T, H), of any length.
+
+        Returns:
+            int64 (N, T), legal.
+
+        Raises:
+            ValueError: for another shape.
+        """
+        self._check_states(states)
+        with torch.no_grad():
+            memory = self._initial(states)
+            token = torch.full((len(states), 1), self.start)
+            tokens = []
+            for legal in self.legal:
+                outputs, memory = self.decoder(self.previous(token), memory)
+                token = self._answers(outputs, states, legal).argmax(2)
+                tokens.append(token)
+            return torch.cat(tokens, 1)
+
+    def _initial(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's memory before the first position: h_T, and an empty cell."""
+        last = states[:, -1].unsqueeze(0).contiguous()
+        return last, torch.zeros_like(last)
+
+    def _answers(self, outputs: Tensor, states: Tensor, legal: Tensor) -> Tensor:
+        """log P (N, K, V) at K positions, from the decoder's outputs there (N, K, H) and what is legal (K, V)."""
+        weights = torch.softmax(self.question(outputs) @ states.transpose(1, 2), 2)
+        logits = self.answer(torch.tanh(self.combination(torch.cat([outputs, weights @ states], 2))))
+        return torch.log_softmax(logits.masked_fill(~legal, -math.inf), 2)
+
+    def _check_states(self, states: Tensor) -> None:
+        length, hidden = len(self.legal), self.settings.hidden
+        if states.dim() != 3 or states.shape[1:] != (length, hidden) or states.dtype != torch.float32:
+            raise ValueError(f"states must be float32 (N, {length}, {hidden}), not {_kind(states)}")
+
+
+def check_sequences(sequences: Tensor, legal: Tensor) -> None:
+    """Raise ValueError unless `sequences` is int64 (N, T) and every token is one that `legal` (T, V) allows."""
+    length, tokens = legal.shape
+    if sequences.dim() != 2 or sequences.shape[1] != length or sequences.dtype != torch.int64:
+        raise ValueError(f"sequences must be int64 (N, {length}), not {_kind(sequences)}")
+    known = (sequences >= 0) & (sequences < tokens)
+    allowed = known & legal[torch.arange(length), sequences.clamp(0, tokens - 1)]
+    if not allowed.all():
+        row, position = (~allowed).nonzero()[0].tolist()
+        token = int(sequences[row, position])
+        raise ValueError(f"token {token} is not legal at position {position} (sequence {row})")
+
+
+def fit(
+    sequences: Tensor, scores: Tensor, legal: Tensor, seed: int, settings: Settings = PAPER
+) -> tuple[Nao, list[dict[str, float]]]:
+    """A model that is trained from scratch on pairs of sequence and score; higher scores are better.
+
+    torch's global random state is left as it was. The same arguments give the same weights, bit for bit, on the
+    same machine with the same number of threads.
+
+    Args:
+        sequences: int64 (N, T), legal.
+        scores: (N,), of any floating type and unit. Where all are equal, every one counts as 0.
+        legal: bool (T, V): which of V tokens may stand at each of T positions.
+        seed: of the first weights and of the order of the pairs.
+        settings: sizes and rates.
+
+    Returns:
+        The model, in eval mode, and about ten rows of its history, the last epoch's among them: "epoch" (the first
+        is 1) and the means over that epoch's pairs of "loss", "prediction" (squared error, in squared standard
+        deviations) and "reconstruction" (negative log likelihood of a sequence, in nats).
+
+    Raises:
+        ValueError: for other shapes or types, an illegal token, fewer than two pairs, scores that are not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        model = Nao(legal, settings)
+    check_sequences(sequences, model.legal)
+    _check_scores(scores, len(sequences))
+    wide = scores.detach().double()
+    deviation = wide.std(correction=0)
+    # Where all scores are equal, what rounding leaves of their differences from the mean must not be blown up.
+    model.deviation.copy_(deviation if wide.min() < wide.max() else torch.ones(()))
+    model.mean.copy_(wide.mean() if wide.min() < wide.max() else wide[0])
+    targets = ((wide - model.mean) / model.deviation).float()
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    noted = {math.ceil(settings.epochs * tenth / 10) for tenth in range(1, 11)}
+    history = []
+    for epoch in range(1, settings.epochs + 1):
+        order = torch.randperm(len(sequences), generator=generator)
+        losses = [
+            _step(model, optimizer, sequences[batch], targets[batch]) for batch in order.split(settings.batch_size)
+        ]
+        if epoch in noted:
+            sums = torch.stack(losses).sum(0)
+            prediction, reconstruction = (sums / len(sequences)).tolist()
+            loss = settings.trade_off * prediction + (1 - settings.trade_off) * reconstruction
+            row = {"loss": loss, "prediction": prediction, "reconstruction": reconstruction}
+            history.append({"epoch": float(epoch), **row})
+    return model.eval(), history
+
+
+def improved(
+    model: Nao, sequence: Tensor, count: int, *, accept: Callable[[tuple[int, ...]], bool] | None = None
+) -> list[tuple[int, ...]]:
+    """Sequences that are reached from one by climbing the predicted score, nearest first.
+
+    The states move along the gradient, farther and farther, and are decoded wherever they come by; what is decoded
+    for the first time counts. Where that gives too few, further gradient steps are made from the nearest of those
+    places, each along the gradient where it begins. Nothing is drawn: the same arguments give the same answer.
+
+    Args:
+        model: that `fit` made.
+        sequence: int64 (T,), legal: where to begin.
+        count: the most sequences to return.
+        accept: is asked once about each new sequence; those it refuses are left out.
+
+    Returns:
+        At most `count` different legal sequences, none the given one. Fewer where no more are reached; none where
+        the predicted score does not change with the states.
+
+    Raises:
+        ValueError: for another shape or type, an illegal token, or a negative count.
+    """
+    if sequence.dim() != 1:
+        raise ValueError(f"sequence must be int64 ({len(model.legal)},), not {_kind(sequence)}")
+    if count < 0:
+        raise ValueError(f"count must not be negative, not {count}")
+    with torch.no_grad():
+        states = model.encode(sequence.unsqueeze(0))
+    seen = {tuple(sequence.tolist())}
+    found: list[tuple[int, ...]] = []
+    if count == 0:
+        return found
+    for places in _ascent(model, states):
+        for tokens in model.decode(places).tolist():
+            reached = tuple(tokens)
+            if reached in seen:
+                continue
+            seen.add(reached)
+            if accept is None or accept(reached):
+                found.append(reached)
+                if len(found) == count:
+                    return found
+    return found
+
+
+def pairwise_accuracy(model: Nao, sequences: Tensor, scores: Tensor) -> float:
+    """The share of the pairs of different scores of which the better one is predicted to be better.
+
+    The paper's measure of a predictor: 1 for one that orders all rightly, about 1/2 for one that guesses, 0 for
+    one that predicts the same for all. It takes O(N^2) memory.
+
+    Args:
+        model: that `fit` made.
+        sequences: int64 (N, T), legal.
+        scores: (N,), of any floating type and unit.
+
+    Raises:
+        ValueError: for other shapes or types, an illegal token, fewer than two pairs, scores that are not finite
+            or all equal.
+    """
+    _check_scores(scores, len(sequences))
+    with torch.no_grad():
+        predicted = model.predict(model.encode(sequences))
+    better = scores.unsqueeze(1) > scores
+    if not better.any():
+        raise ValueError("all scores are equal: no pair of them has an order")
+    return float((predicted.unsqueeze(1) > predicted)[better].double().mean())
+
+
+def _ascent(model: Nao, states: Tensor) -> Iterator[Tensor]:
+    """Where states (1, T, H) come by on their way up, as batches (K, T, H): first by eta alone, then by steps."""
+    settings = model.settings
+    direction = _direction(model, states)
+    if direction is None:
+        return
+    reaches = torch.logspace(math.log10(settings.nearest), math.log10(settings.farthest), settings.etas)
+    yield states + reaches[:, None, None] * direction
+    states = states + settings.nearest * direction
+    places = []
+    for _ in range(settings.steps):
+        direction = _direction(model, states)
+        if direction is None:
+            break
+        states = states + settings.nearest * direction
+        places.append(states)
+    if places:
+        yield torch.cat(places)
+
+
+def _direction(model: Nao, states: Tensor) -> Tensor | None:
+    """df/de at states (1, T, H), scaled so that it moves a state by length 1 (root of the mean over T of squares).
+
+    None where the gradient is zero or too small to be told from it.
+    """
+    with torch.enable_grad():
+        leaf = states.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(model.predict(leaf).sum(), leaf)
+    length = gradient.double().square().sum(2).mean().sqrt()
+    if not length > torch.finfo(torch.float32).tiny:
+        return None
+    return gradient / length
+
+
+def _step(model: Nao, optimizer: torch.optim.Optimizer, sequences: Tensor, targets: Tensor) -> Tensor:
+    """One step of training on a batch; the sums over it of both losses before the step, (2,)."""
+    states = model.encode(sequences)
+    prediction = (model.predict(states) - targets).square()
+    chosen = model.reconstruct(states, sequences).gather(2, sequences.unsqueeze(2))
+    reconstruction = -chosen.sum((1, 2))
+    share = model.settings.trade_off
+    optimizer.zero_grad()
+    (share * prediction + (1 - share) * reconstruction).mean().backward()
+    nn.utils.clip_grad_norm_(model.parameters(), model.settings.grad_clip)
+    optimizer.step()
+    return torch.stack([prediction.sum(), reconstruction.sum()]).detach()
+
+
+def _check_scores(scores: Tensor, wanted: int) -> None:
+    if scores.shape != (wanted,) or not scores.is_floating_point():
+        raise ValueError(f"scores must be floating ({wanted},), as many as sequences, not {_kind(scores)}")
+    if wanted < 2:
+        raise ValueError(f"at least 2 pairs are needed, not {wanted}")
+    if not scores.isfinite().all():
+        first = int((~scores.isfinite()).nonzero()[0])
+        raise ValueError(f"score {first} is not finite: {float(scores[first])}")
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -28,7 +28,7 @@ NETWORKS = {
     "proxyless_mobile": {"width": 0.25},
 }
 METHODS = ("original", "dnat-cell", "dnat-full", "nat", "nat++", "random", "lstm", "max-gcn", "nao")
-SMALL = {"channels": 4, "layers": 3, "batch_size": 32, "architectures": 30}
+SMALL = {"channels": 4, "layers": 3, "batch_size": 32, "architectures": 30, "nao_epochs": 200}
 
 
 def make_job(network: str, method: str, seed: int, options: argparse.Namespace) -> Job:

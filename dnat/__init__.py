@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .edges import Edge as Edge
     from .edges import find_edges as find_edges
     from .export import export as export
+    from .ground_truth import compare_with_table as compare_with_table
     from .networks import build as build
     from .records import Records as Records
     from .relaxation import RelaxedNetwork as RelaxedNetwork
@@ -59,6 +60,7 @@ _HOME = {
     "evaluate": "training",
     "export": "export",
     "Transformation": "transform",
+    "compare_with_table": "ground_truth",
     "Records": "records",
 }
 __all__ = list(_HOME)

@@ -167,10 +167,14 @@ class Search:
     """Batches on which the statistics of norms are taken before an architecture is judged."""
     architectures: int = 100
     """Architectures that NAO learns from."""
+    nao_epochs: int = 1000
+    """Epochs in which NAO learns from them, as in the paper."""
 
     def __post_init__(self) -> None:
         _check_types(self)
-        numbers: dict[str, int] = dict.fromkeys(("layers", "batch_size", "samples", "calibration", "epochs"), 1)
+        numbers: dict[str, int] = dict.fromkeys(
+            ("layers", "batch_size", "samples", "calibration", "nao_epochs", "epochs"), 1
+        )
         for name, least in (numbers | {"channels": 2, "architectures": 2}).items():
             if getattr(self, name) is not None:
                 _check(self, name, f"at least {least}", functools.partial(operator.le, least))

@@ -21,6 +21,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Literal
 
 from .candidates import moves
@@ -102,7 +103,11 @@ class Edge:
 
 
 def find_edges(
-    program: Program, space: str | Mapping[str, Sequence[str]] = "dnat", *, everything: bool = False
+    program: Program,
+    space: str | Mapping[str, Sequence[str]] = "dnat",
+    *,
+    everything: bool = False,
+    only: Collection[str] | None = None,
 ) -> tuple[Edge, ...]:
     """The edges of a network, in order of execution.
 
@@ -115,6 +120,8 @@ def find_edges(
         space: "dnat": original, identity and none. "nat++", or a table of yours (`transitions.read_transitions`):
             operations of searched cells and convolutions may also become those that the table says.
         everything: list operations and blocks that have no choice but "original", too; `Edge.refused` says why.
+        only: patterns (`fnmatch.fnmatchcase`) of the keys of those that may change; None: all. A none that would
+            be offered once, and by an edge that may not change, is offered by another that may.
 
     Raises:
         ValueError: an unknown space, or no table.
@@ -132,9 +139,10 @@ def find_edges(
     named = _operations(program)
     candidates = in_order([*(named or [*units(program), *_modules(program)]), *_skips(program)])
     edges = _worth([_with_choices(edge) for edge in _distinct(candidates)])
-    edges = _nones_once(edges)
+    free = {e.key for e in edges if only is None or any(fnmatchcase(e.key, pattern) for pattern in only)}
+    edges = _nones_once(e if e.key in free else _barred(e) for e in edges)
     if space != "dnat":
-        edges = [_with_others(edge, table) for edge in edges]
+        edges = [_with_others(edge, table) if edge.key in free else edge for edge in edges]
     groups = _groups(program, [e for e in edges if len(e.choices) > 1])
     found = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
     return tuple(e for e in found if everything or len(e.choices) > 1)
@@ -367,6 +375,13 @@ def _with_choices(edge: Edge) -> Edge:
             choices.append(choice)
     kind = "branch" if edge.kind == "block" and NONE in choices else edge.kind
     return replace(edge, choices=tuple(choices), refused=tuple(refused), kind=kind)
+
+
+def _barred(edge: Edge) -> Edge:
+    """The edge without the choices that it has, since a setting keeps it as it is."""
+    for choice in edge.choices[1:]:
+        edge = edge.without(choice, "not among the edges that may change (setting edges)")
+    return edge
 
 
 def _with_others(edge: Edge, table: Mapping[str, tuple[str, ...]]) -> Edge:

@@ -1,6 +1,7 @@
 """Before anything is trained: what may change in a network, and whether the budget can be kept."""
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from .config import Amount, Config, parse_amount
 from .cost import operation_seconds
 from .discretization import rewritable
 from .edges import Edge, find_edges
+from .naming import unknown
 from .tracing import Program
 
 
@@ -47,10 +49,14 @@ def make_plan(
         seconds: of each operation, where a latency budget counts and they were measured before.
 
     Raises:
-        ValueError: nothing may change, or no legal set of choices keeps the budget.
+        ValueError: nothing may change, a pattern of `config.edges` is that of nothing that may, or no legal set of
+            choices keeps the budget.
     """
-    found = rewritable(network, find_edges(program, config.moves, everything=True), example)
+    found = rewritable(network, find_edges(program, config.moves, everything=True, only=config.edges), example)
     edges = tuple(edge for edge in found if len(edge.choices) > 1)
+    for pattern in config.edges or ():
+        if not any(fnmatchcase(edge.key, pattern) for edge in edges):
+            raise _no_such_edge(pattern, network, program, example, config)
     if not edges:
         raise ValueError(
             f"{type(network).__name__} has no operation that could be changed; `dnat edges --all` tells why"
@@ -75,6 +81,18 @@ def make_plan(
             groups.setdefault(edge.key if config.mode == "full" else edge.group, []).append(edge)
         check_limit(groups, costs, limit)
     return Plan(edges, tuple(edge for edge in found if len(edge.choices) < 2), costs, limit, seconds)
+
+
+def _no_such_edge(
+    pattern: str, network: nn.Module, program: Program, example: Tensor, config: Config
+) -> ValueError:
+    """The error for a pattern of the setting `edges` that is that of no edge that may change."""
+    found = rewritable(network, find_edges(program, config.moves, everything=True), example)
+    fixed = [edge for edge in found if fnmatchcase(edge.key, pattern) and len(edge.choices) < 2]
+    if fixed:
+        why = "; ".join(f"{choice}: {reason}" for choice, reason in fixed[0].refused)
+        return ValueError(f"the setting edges has {pattern!r}, but {fixed[0].key} may not change: {why}")
+    return unknown("edge that may change", pattern, (e.key for e in found if len(e.choices) > 1))
 
 
 def check_limit(groups: Groups, costs: Costs, limit: float) -> None:

@@ -6,11 +6,11 @@ from torch.utils.flop_counter import FlopCounterMode
 import dnat
 from dnat.discretization import discretization
 from dnat.networks.mobilenet import MobileNetV2
-from dnat.networks.nasbench import NASBench201, NASBenchMacro, parse_cell
+from dnat.networks.nasbench import EDGES, NAMES, NASBench201, NASBenchMacro, parse_cell
 from dnat.networks.proxyless import Proxyless
 from dnat.networks.resnet import ResNet
 from dnat.networks.vgg import VGG
-from dnat.operations import NullEdge
+from dnat.operations import CellOperation, NullEdge
 
 CELL = "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
 
@@ -74,6 +74,73 @@ def test_sizes_of_nasbench_macro(code):
     madds += channels * 1280 * side**2 + 1280 * 10
     assert size(NASBenchMacro, 32, code=code) == (params, madds)
     assert not any(isinstance(m, nn.ReLU6) for m in NASBenchMacro(code, width=0.1).modules())
+
+
+def bare_operation(name, channels):
+    """NAS-Bench-201's operations written out, as its ops.py has them."""
+    if name == "none":
+        return NullEdge(channels, channels, 1)
+    if name == "skip_connect":
+        return nn.Identity()
+    if name == "avg_pool_3x3":
+        return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    size = 1 if name == "nor_conv_1x1" else 3
+    conv = nn.Conv2d(channels, channels, size, 1, size // 2, bias=False)
+    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(channels))
+
+
+class BareCell(nn.Module):
+    """A cell whose edges are the bare modules."""
+
+    def __init__(self, operations, channels):
+        super().__init__()
+        self.edges = nn.ModuleList(bare_operation(name, channels) for name in operations)
+
+    def forward(self, x):
+        e = self.edges
+        first = e[0](x)
+        second = e[1](x) + e[2](first)
+        return e[3](x) + e[4](first) + e[5](second)
+
+
+@pytest.mark.parametrize("cell", [CELL, "333333", "123401", "444211"])
+def test_cells_of_nasbench_201_compute_what_bare_modules_do(cell, monkeypatch):
+    """The same weights are drawn; outputs, statistics and sizes are equal to the bit."""
+    torch.manual_seed(0)
+    network, x = NASBench201(cell, width=4, cells=2, num_classes=5), torch.randn(3, 3, 8, 8)
+    monkeypatch.setattr("dnat.networks.nasbench.Cell201", BareCell)
+    torch.manual_seed(0)
+    twin = NASBench201(cell, width=4, cells=2, num_classes=5)
+    ours, theirs = network.state_dict(), twin.state_dict()
+    assert [k.replace(".op.", ".") for k in ours] == list(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours.values(), theirs.values(), strict=True))
+    for training in (True, False):
+        outputs = [n.train(training)(x) for n in (network, twin)]
+        assert torch.equal(*outputs)
+        for n, output in zip((network, twin), outputs, strict=True):
+            n.zero_grad()
+            output.square().sum().backward()
+        for a, b in zip(network.parameters(), twin.parameters(), strict=True):
+            # Autograd adds the same terms up in another order.
+            assert (a.grad is None and b.grad is None) or torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), twin.buffers(), strict=True))
+    assert dnat.cost(network, x) == dnat.cost(twin, x)
+
+
+def test_edges_of_nasbench_201_are_those_of_its_cell_and_shared_by_all_stages():
+    network = NASBench201("342313", width=4, cells=2)
+    edges = dnat.find_edges(dnat.trace(network, torch.zeros(2, 3, 8, 8)), everything=True)
+    wanted = {f"layers.{i}.edges.{j}" for i in (0, 1, 3, 4, 6, 7) for j in range(6)}  # 2 and 5 are reductions
+    assert {e.key for e in edges} == wanted
+    names = [NAMES[name] for name in parse_cell("342313")]
+    assert [e.operation for e in edges[:6]] == [names[int(e.key[-1])] for e in edges[:6]]
+    shared = {e.group: {f.key for f in edges if f.group == e.group} for e in edges}
+    assert len(shared) == 6
+    for i, (source, target) in enumerate(EDGES):
+        assert shared[f"cell:{target - 1}.{source}"] == {k for k in wanted if k.endswith(f".{i}")}
+    assert sum(isinstance(m, CellOperation) for m in network.modules()) == 36
+    offered = dnat.find_edges(dnat.trace(network, torch.zeros(2, 3, 8, 8)), "nat++")[0].choices
+    assert offered[:4] == ("original", "sep_conv_3x3", "dil_conv_3x3", "conv_1x1")
 
 
 def test_both_forms_of_a_cell():

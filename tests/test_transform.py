@@ -12,7 +12,6 @@ import dnat
 from dnat.config import Job
 from dnat.records import Records
 from dnat.training import Interrupted, NonFiniteError
-from dnat.methods import METHODS
 from dnat.transform import weights_digest
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -46,6 +45,8 @@ def network():
         torch.manual_seed(11)
         return Dropping()
 
+
+METHODS = {"dnat": dnat.transform, "original": dnat.train}  # the others: test_baselines.py
 
 # Both edges change under this pressure, so that the runs below really cross a transformation.
 PRESSED = {"cost_weight": 20.0, "lr_theta": 0.3, "batch_size": 8}

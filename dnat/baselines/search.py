@@ -37,8 +37,8 @@ from ..training import (
     frozen_statistics,
     scores,
 )
+from .embedding import PAPER, Nao, fit, improved
 from .judging import judge, judge_as_released
-from .nao import Nao, fit, improved
 from .policies import Reinforce, draw, generator_for, make_policy
 from .spaces import Space
 
@@ -49,6 +49,10 @@ SAVE_SECONDS = 30.0
 
 DRAWS = 20
 """So many draws are made for each architecture that is wanted, before fewer will do."""
+
+
+STEPS = 4
+"""NAO proposes so many architectures for each that is judged: those of which it expects most."""
 
 
 @dataclass(frozen=True)
@@ -344,7 +348,9 @@ class Search(Generic[A]):
             return []
         accuracies = [self._judged(a, i, len(known))[1] for i, a in enumerate(known)]
         sequences = torch.tensor([self.space.sequence(a) for a in known])
-        model, _ = fit(sequences, torch.tensor(accuracies), self.space.tokens, self._nao_seed())
+        # What an operation is worth depends on its edge: without positions the predictor sees little of that.
+        settings = replace(PAPER, epochs=self.config.search.nao_epochs, positions=not self.config.search.official)
+        model, _ = fit(sequences, torch.tensor(accuracies), self.space.tokens, self._nao_seed(), settings)
         return self._steps(model)
 
     def _nao_seed(self) -> int:
@@ -356,8 +362,13 @@ class Search(Generic[A]):
         def fine(tokens: tuple[int, ...]) -> bool:
             return space.legal(space.architecture(tokens), None) is not None
 
-        given = torch.tensor(space.sequence(space.given))
-        found = improved(model, given, self.config.search.samples, accept=fine)
+        given, wanted = torch.tensor(space.sequence(space.given)), self.config.search.samples
+        found = improved(model, given, STEPS * wanted, accept=fine)
+        if len(found) > wanted:  # the first are the nearest, and not the best
+            with torch.no_grad():
+                promised = model.predict(model.encode(torch.tensor(found))).tolist()
+            order = sorted(range(len(found)), key=lambda i: -promised[i])
+            found = [found[i] for i in order[:wanted]]
         made = (space.legal(space.architecture(tokens), None) for tokens in found)
         return [a for a in made if a is not None]
 

@@ -6,6 +6,9 @@ four nodes, each the sum of an operation on every node before it: six edges. `pa
     "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_1x1~1|none~2|"
     "301420"     one digit for each of those edges, the operation's place in `OPERATIONS`
 
+As in networks of genotypes, the edges of such a network are those of its cell alone, and in Cell mode an edge
+shares theta with the same edge of every other cell, in all stages. They bear the names of genotypes (`NAMES`).
+
 NAS-Bench-Macro: eight layers, each the identity, MBConv 3x3 with expansion 3, or MBConv 5x5 with expansion 6;
 a code such as "01201210". Its first stage has two layers and the others three; the first layer of each stage
 halves the resolution and doubles the channels, from 32 on. Source: xiusu/NAS-Bench-Macro, train/model.py.
@@ -17,11 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from ..naming import unknown
-from ..operations import NullEdge
+from ..operations import CellOperation, NullEdge
+from .cells import operation
 from .proxyless import MBConv
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 """NAS-Bench-201's operations in the order of its search space."""
+NAMES = dict(zip(OPERATIONS, ("null", "skip_connect", "conv_1x1", "conv_3x3", "avg_pool_3x3"), strict=True))
+"""What genotypes call them."""
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """From and to of a cell's six edges, in the order of its string."""
 LAYERS = ((64, 2), (64, 1), (128, 2), (128, 1), (128, 1), (256, 2), (256, 1), (256, 1))
@@ -56,6 +62,18 @@ def parse_cell(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+def parse_layers(code: str) -> tuple[int, ...]:
+    """The eight layers of a NAS-Bench-Macro network, each 0, 1 or 2; see the module.
+
+    Raises:
+        ValueError: the code cannot be read; the message says at which position.
+
+    >>> parse_layers("01201210")
+    (0, 1, 2, 0, 1, 2, 1, 0)
+    """
+    return tuple(_digits(code, len(LAYERS), 3))
+
+
 def _expect(text: str, wanted: str, position: int) -> int:
     if not text.startswith(wanted, position):
         raise _malformed(text, position, repr(wanted))
@@ -80,18 +98,18 @@ def _unit(channels_in: int, channels_out: int, kernel: int, stride: int = 1) -> 
     return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(channels_out))
 
 
-def _operation(name: str, channels: int) -> nn.Module:
+def _edge(name: str, channels: int, place: str) -> nn.Module:
+    """An operation of NAS-Bench-201 as an edge of a searched cell; they are those of genotypes, to the bit."""
     if name == "none":
-        return NullEdge(channels, channels, 1)
-    if name == "skip_connect":
-        return nn.Identity()
-    if name == "avg_pool_3x3":
-        return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
-    return _unit(channels, channels, 1 if name == "nor_conv_1x1" else 3)
+        return NullEdge(channels, channels, 1, place)
+    return CellOperation(NAMES[name], operation(NAMES[name], channels), channels, 1, place)
 
 
 class Cell201(nn.Module):
     """A cell of NAS-Bench-201; an edge "none" is a null edge.
+
+    Edge number i is at `edges.i`, in the order of `EDGES`. Its place is "cell:2.1" for the edge from node 1 to
+    node 3, which is the third that has edges, as in genotypes.
 
     Shape:
         - Input: (N, C, H, W)
@@ -100,7 +118,9 @@ class Cell201(nn.Module):
 
     def __init__(self, operations: tuple[str, ...], channels: int) -> None:
         super().__init__()
-        self.edges = nn.ModuleList(_operation(name, channels) for name in operations)
+        places = (f"cell:{target - 1}.{source}" for source, target in EDGES)
+        pairs = zip(operations, places, strict=True)
+        self.edges = nn.ModuleList(_edge(name, channels, place) for name, place in pairs)
 
     def forward(self, x: Tensor) -> Tensor:
         """The last node."""
@@ -206,7 +226,7 @@ class NASBenchMacro(nn.Module):
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        kinds = _digits(code, len(LAYERS), 3)
+        kinds = parse_layers(code)
         channels, last = max(1, round(32 * width)), max(1, round(1280 * width))
         conv = nn.Conv2d(in_channels, channels, 3, stem_stride, 1, bias=False)
         self.stem = nn.Sequential(conv, nn.BatchNorm2d(channels), nn.ReLU())

@@ -1,0 +1,109 @@
+"""Methods against a table of accuracies of NAS-Bench-201 or NAS-Bench-Macro of yours (docs/ground_truth.md).
+
+    python benchmarks/ground_truth.py nasbench201 TABLE.csv --data cifar10 --data-root DIR --random 20
+    python benchmarks/ground_truth.py nasbench_macro TABLE.json --inputs 12212112 --methods dnat original
+
+Transforms architectures of the space, those that are named and some drawn at random from the table, by each
+method, and prints what became of each and what else could have been reached. --set changes any setting
+(`budget=0.7`, `space="nat++"`, `epochs=60`), or an option of the networks (`network.width=8`). --json keeps every
+outcome.
+"""
+
+import argparse
+import json
+import random
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import dnat
+from dnat.cli import make_job
+from dnat.ground_truth import SPACES, Outcome, compare_with_table, live_form, reachable, read_table, summary
+from dnat.methods import METHODS
+from dnat.naming import unknown
+
+
+def drawn(space: str, table: dict[str, float], n: int, seed: int) -> list[str]:
+    """Architectures of the table, drawn at random: live ones that may change."""
+
+    def fits(architecture: str) -> bool:
+        try:
+            return live_form(space, architecture) == architecture and len(reachable(space, architecture)) > 1
+        except ValueError:
+            return False
+
+    order = sorted(table)
+    random.Random(seed).shuffle(order)
+    found = (architecture for architecture in order if fits(architecture))
+    return [architecture for architecture, _ in zip(found, range(n), strict=False)]
+
+
+def row(method: str, outcome: Outcome) -> str:
+    """A line of the printed table."""
+    before, after, s = outcome.before, outcome.after, outcome.standing
+    start = f"| {method} | {before.architecture} | {before.accuracy:.2f} |"
+    if after is None or s is None:
+        return f"{start} {outcome.problem} | | | | | | |"
+    result = f"{after.architecture} | {after.accuracy:.2f} | {after.madds / before.madds:.0%}"
+    draw = f"{s.mean:.2f} ± {s.std:.2f}"
+    others = f"{s.best.accuracy:.2f} | {s.rank} of {s.among} | {draw} | {s.best_anywhere.accuracy:.2f}"
+    return f"{start} {result} | {others} |"
+
+
+def main() -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("space", choices=SPACES)
+    parser.add_argument("table", type=Path)
+    parser.add_argument("--inputs", nargs="*", default=[], help="architectures to transform")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="and so many drawn from the table")
+    parser.add_argument("--draw-seed", type=int, default=0)
+    parser.add_argument("--methods", nargs="+", default=["dnat"], metavar="NAME", help=", ".join(METHODS))
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--data-root")
+    parser.add_argument("--train-limit", type=int)
+    parser.add_argument("--test-limit", type=int)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    kept = []
+    try:
+        for name in options.methods:
+            if name not in METHODS:
+                raise unknown("method", name, METHODS)
+        table = read_table(options.table, options.space)
+        named = (live_form(options.space, text) for text in options.inputs)
+        inputs = list(dict.fromkeys([*named, *drawn(options.space, table, options.random, options.draw_seed)]))
+        # The network's name stands for all of the space: only the settings and options are read.
+        job = make_job(None, tuple(options.set), {"network": options.space})
+        limits = {"train_limit": options.train_limit, "test_limit": options.test_limit}
+        data = dnat.load(options.data, options.data_root, image_size=options.image_size, **limits)
+        print("| method | input | accuracy | result | accuracy | cost | best at it | rank | random draw | best |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+        for name in options.methods:
+            outcomes = []
+            for given in inputs:  # one by one, so that each is printed and kept when it is there
+                (outcome,) = compare_with_table(
+                    METHODS[name],
+                    options.space,
+                    table,
+                    [given],
+                    data,
+                    job.config,
+                    network_options=job.network_options,
+                )
+                outcomes.append(outcome)
+                kept.append({"method": name, **asdict(outcome)})
+                print(row(name, outcome), flush=True)
+                if options.json:
+                    options.json.write_text(json.dumps(kept, indent=1) + "\n")
+            if any(outcome.after for outcome in outcomes):
+                print(f"\n{name}: {summary(outcomes)}\n")
+    except (ValueError, TypeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,364 @@
+import copy
+import json
+import re
+import tomllib
+from dataclasses import replace
+
+import pytest
+import torch
+from click.testing import CliRunner
+from test_training import config, tiny_data
+from test_transform import network as dropping
+
+import dnat
+from dnat.baselines import FOUND, LEARNERS
+from dnat.baselines import search as searching
+from dnat.baselines.search import divided
+from dnat.cli import cli
+from dnat.config import Config, Job, Search
+from dnat.methods import METHODS, check_method
+from dnat.networks.cells import CellNetwork
+from dnat.networks.genotypes import is_alive
+from dnat.records import Records
+from dnat.runs import restore
+from dnat.training import Interrupted, NonFiniteError, Trainer, is_dead
+
+pytestmark = pytest.mark.usefixtures("quiet")
+
+SMALL = {"channels": 2, "layers": 3, "epochs": 2, "batch_size": 4, "samples": 3, "calibration": 2}
+NAO = {"architectures": 6, "nao_epochs": 20}
+
+
+def settings(**options):
+    search = Search(**(SMALL | NAO | options.pop("search", {})))
+    return config(**({"epochs": 2, "architecture_epochs": 1, "search": search} | options))
+
+
+def cell_network(genotype="resblock"):
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return CellNetwork(genotype, channels=2, layers=3, num_classes=5)
+
+
+def untimed(result):
+    """The rows of a run without its times."""
+    return [{k: v for k, v in row.items() if "second" not in k} for row in result.history]
+
+
+GIVEN = {"cells": cell_network, "edges": dropping}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("method", LEARNERS)
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(method, given):
+    torch.manual_seed(17)
+    before = torch.get_rng_state()
+    network = GIVEN[given]()
+    weights = copy.deepcopy(network.state_dict())
+    runs = [METHODS[method](network, tiny_data(32), settings(seed=s)) for s in (1, 1, 2)]
+    assert runs[0].results() == runs[1].results()
+    assert runs[0].results()["weights_sha256"] != runs[2].results()["weights_sha256"]
+    assert torch.equal(torch.get_rng_state(), before)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, weights[key]), key
+    result = runs[0]
+    assert result.seconds["search"] > 0
+    assert result.seconds["network"] > 0
+    assert [row["stage"] for row in result.history] == ["search"] * 2 + ["network"] * 2
+    assert result.commitment is not None
+    assert result.cost_before == dnat.cost(network, tiny_data(32).example())
+    assert result.dead == is_dead(result.network, tiny_data(32))
+    assert (result.genotype is not None) == (given == "cells")
+
+
+@pytest.mark.parametrize(
+    ("method", "given"), [("nat", "cells"), ("nat", "edges"), ("nao", "cells"), ("lstm", "edges")]
+)
+def test_stopped_at_every_batch_and_after_every_judgement_gives_the_same_bits(method, given, tmp_path):
+    """Each attempt takes one batch, or judges one architecture, and stops."""
+    c = settings()
+    job = Job(network="test:any", method=method, config=c)
+    whole = METHODS[method](GIVEN[given](), tiny_data(32), c)
+    attempts = 0
+    while True:
+        torch.manual_seed(attempts)  # the global random state must not matter
+        with Records.open(tmp_path / "run", job) as records:
+            try:
+                again = METHODS[method](
+                    GIVEN[given](), tiny_data(32), c, records=records, stop=lambda progress: True
+                )
+                break
+            except Interrupted:
+                attempts += 1
+    assert attempts >= 2 * (3 + (5 if method != "nao" else 0)) + 3 + 2 * 4
+    assert again.results() == whole.results()
+    rows, expected = (
+        [{k: v for k, v in row.items() if "second" not in k} for row in result.history]
+        for result in (again, whole)
+    )
+    assert rows == expected
+    assert again.seconds["search"] > 0
+    assert not list((tmp_path / "run").glob("search-*.ckpt"))
+    found = json.loads((tmp_path / "run" / FOUND).read_text())
+    assert 1 <= len(found["judged"]) <= 3
+
+
+@pytest.mark.parametrize("forgotten", ["optimizer", "reinforce", "network", "rewards", "phase"])
+def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypatch):
+    """The control of the test above."""
+    c = settings()
+    job = Job(network="test:any", method="nat", config=c)
+    expected = METHODS["nat"](cell_network(), tiny_data(32), c)
+    # In the middle of the second epoch's first part, or of its second.
+    stopped = 9 if forgotten == "optimizer" else 13
+    with Records.open(tmp_path / "run", job) as records, pytest.raises(Interrupted):
+        METHODS["nat"](cell_network(), tiny_data(32), c, records=records, stop=lambda p: p.step == stopped)
+    original = Records.newest
+
+    def without(self):
+        newest = original(self)
+        if newest is None or self.stage != "search":
+            return newest
+        state = dict(newest[1])
+        if forgotten in ("network", "optimizer", "reinforce"):
+            state[forgotten] = _scrambled(state[forgotten])
+        else:
+            state[forgotten] = [] if forgotten == "rewards" else 0
+        return newest[0], state
+
+    monkeypatch.setattr(Records, "newest", without)
+    with Records.open(tmp_path / "run", job) as records:
+        again = METHODS["nat"](cell_network(), tiny_data(32), c, records=records)
+    rows, wanted = (
+        [{k: v for k, v in row.items() if "second" not in k} for row in result.history]
+        for result in (again, expected)
+    )
+    assert rows != wanted
+
+
+def _scrambled(value):
+    """The same tree with other floating point tensors."""
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value * 0.5 + 0.1
+    if isinstance(value, dict):
+        return {k: _scrambled(v) for k, v in value.items()}
+    return [_scrambled(v) for v in value] if isinstance(value, list) else value
+
+
+def test_all_methods_train_from_the_same_weights_on_the_same_images(monkeypatch):
+    seen = {}
+    step = Trainer.step
+
+    def spy(self, x, y):
+        seen.setdefault(method, []).append((x.clone(), y.clone()))
+        if len(seen[method]) == 1:
+            seen[method + " weights"] = copy.deepcopy(self.weights.state_dict())
+        step(self, x, y)
+
+    monkeypatch.setattr(Trainer, "step", spy)
+    for number, method in enumerate(("original", *LEARNERS)):
+        torch.manual_seed(number)
+        c = settings() if method != "original" else config(epochs=2, architecture_epochs=1)
+        METHODS[method](dropping(), tiny_data(32), c)
+    for method in LEARNERS:
+        assert len(seen[method]) == len(seen["original"]) == 8
+        for a, b in zip(seen[method], seen["original"], strict=True):
+            assert torch.equal(a[0], b[0])
+        found = {k: t for k, t in seen[method + " weights"].items() if k in seen["original weights"]}
+        assert found  # NAT++'s other operations have weights of their own
+        for key, tensor in found.items():
+            assert torch.equal(tensor, seen["original weights"][key]), (method, key)
+
+
+def test_test_images_decide_nothing_but_where_the_released_code_lets_them():
+    """Other test images, the same search; NAT++'s code judged on them, so with `official` they do decide."""
+    data = tiny_data(32)
+    other = replace(data, test_images=255 - data.test_images, test_labels=(data.test_labels + 1) % 5)
+    scores = {}
+    for official in (False, True):
+        for method in ("nat", "nat++"):
+            c = settings(search={"official": official})
+            for name, d in (("same", data), ("other", other)):
+                result = METHODS[method](cell_network(), d, c)
+                note = result.commitment.notes[0]
+                scores[method, official, name] = note, *result.choices.items()
+    for method in ("nat", "nat++"):
+        assert scores[method, False, "same"] == scores[method, False, "other"]
+    assert scores["nat", True, "same"] == scores["nat", True, "other"]
+    assert scores["nat++", True, "same"] != scores["nat++", True, "other"]
+
+
+def test_dead_networks_are_made_by_the_released_form_alone(monkeypatch):
+    """A policy that wants null everywhere: the released code makes it, ours keeps the network."""
+    draw = searching.draw
+
+    def null(probabilities, generator):
+        drawn = draw(probabilities, generator)
+        return replace(drawn, actions=torch.zeros_like(drawn.actions))
+
+    monkeypatch.setattr(searching, "draw", null)
+    data = tiny_data(32)
+    ours = METHODS["nat"](cell_network(), data, settings())
+    assert not ours.dead
+    assert is_alive(ours.genotype)
+    assert "nothing that was proposed can be used" in " ".join(ours.commitment.notes)
+    released = METHODS["nat"](cell_network(), data, settings(search={"official": True}))
+    assert released.dead
+    assert not is_alive(released.genotype)
+    assert released.results()["dead"]
+
+
+def test_nao_may_change_inputs_and_cost_and_the_record_shows_it():
+    result = METHODS["nao"](cell_network("darts_v2"), tiny_data(32), settings(search={"samples": 4}))
+    old, new = cell_network("darts_v2").genotype, result.genotype
+    for edge in result.commitment.edges:
+        kind, _, place = edge.group.partition(":")
+        i, j = map(int, place.split("."))
+        a, b = (getattr(g, kind).nodes[i][j] for g in (old, new))
+        if a == b:
+            assert edge.choice == "original"
+        else:
+            assert {"identity": "skip_connect", "none": "null"}.get(edge.choice, edge.choice) == b.operation
+            assert (f"reads node {b.input} instead" in edge.reason) == (a.input != b.input)
+    assert result.cost_after.madds != result.cost_before.madds
+
+
+@pytest.mark.parametrize("method", ["nat", "nat++", "random", "max-gcn", "nao"])
+def test_a_budget_is_kept_on_edges(method):
+    network = dnat.build("resnet8", seed=0, width=4, num_classes=5)
+    data = tiny_data(32, size=16)
+    result = METHODS[method](network, data, settings(budget=0.7))
+    assert result.cost_after.madds <= 0.7 * result.cost_before.madds
+    assert not result.dead
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_trained():
+    data = tiny_data(32)
+    with pytest.raises(ValueError, match=r"know no budget on genotypes.*search.graph='edges'"):
+        check_method("nat", cell_network(), data, settings(budget=0.5))
+    with pytest.raises(ValueError, match="needs a network of cells, not Dropping"):
+        check_method("nat", dropping(), data, settings(search={"graph": "genotype"}))
+    with pytest.raises(ValueError, match=r"search.batch_size 16 is larger than the 13 training images"):
+        check_method("lstm", dropping(), data, settings(search={"batch_size": 16}))
+    check_method("nat", cell_network(), data, settings(budget=0.9, search={"graph": "edges"}))
+    with pytest.raises(NonFiniteError, match=r"lower search.lr \(1e\+30\)"):
+        METHODS["random"](dropping(), data, settings(search={"lr": 1e30, "epochs": 4}))
+
+
+def test_a_directory_of_another_search_is_refused(tmp_path):
+    c = settings()
+    job = Job(network="test:any", method="nat", config=c)
+    for stop in (3, 10**9):
+        directory = tmp_path / str(stop)
+        with Records.open(directory, job) as records:
+            if stop == 3:
+                with pytest.raises(Interrupted):
+                    METHODS["nat"](dropping(), tiny_data(32), c, records=records, stop=lambda p: p.step == 3)
+            else:
+                METHODS["nat"](dropping(), tiny_data(32), c, records=records)
+            other = dropping()
+            with torch.no_grad():
+                other.head.weight.add_(1)
+            with pytest.raises(ValueError, match="holds a search for another network, with other weights"):
+                METHODS["nat"](other, tiny_data(32), c, records=records)
+
+
+def test_settings_of_a_search():
+    job = Job.from_flat({"network": "resnet8", "method": "nat", "epochs": 60, "search": {"samples": 4}})
+    assert (job.config.search.epochs, job.config.search.samples) == (10, 4)
+    assert Config(epochs=600, preset="paper").search.epochs == 100  # as NAT's
+    assert Job.from_flat(tomllib.loads(job.to_toml())) == job
+    assert "search" not in Job.from_flat({"network": "resnet8"}).flat()
+    for name, mode in (("dnat-cell", "cell"), ("dnat-full", "full")):
+        made = Job.from_flat({"network": "resnet8", "method": name})
+        assert (made.method, made.config.mode) == ("dnat", mode)
+    with pytest.raises(ValueError, match="method 'dnat-cell' has mode 'cell', not 'full'"):
+        Job.from_flat({"network": "resnet8", "method": "dnat-cell", "mode": "full"})
+    with pytest.raises(ValueError, match=r"unknown setting 'search\.sample'; did you mean 'search\.samples'"):
+        Job.from_flat({"network": "resnet8", "method": "nat", "search": {"sample": 4}})
+    with pytest.raises(ValueError, match=r"method 'dnat' does not search: search\.samples"):
+        Job.from_flat({"network": "resnet8", "search": {"samples": 4}})
+    for wrong in ({"split": 1.0}, {"samples": 0}, {"lr": -1.0}, {"decay": 1.0}, {"channels": 1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
+            Search(**wrong)
+    with pytest.raises(TypeError, match="official must be true or false"):
+        Search(official=1)
+
+
+COMMAND = ["transform", "--data", "digits", "--train-limit", "80", "--test-limit", "20", "--epochs", "2"]
+FLAGS = ["--architecture-epochs", "1", "--batch-size", "16", "--device", "cpu", "--set", "threads=1"]
+FEW = ["--set", "search.epochs=1", "--set", "search.samples=2", "--set", "search.batch_size=16",
+       "--set", "search.channels=2", "--set", "search.layers=3", "--set", "search.architectures=4",
+       "--set", "search.nao_epochs=20"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        ("nat", "resblock"),
+        ("nat++", "darts_v2"),
+        ("nao", "darts_v2"),
+        ("nat++", "resnet8"),
+        ("max-gcn", "resnet8"),
+    ],
+)
+def test_the_command_ends_with_files_from_which_the_network_comes_back(method, name, tmp_path):
+    options = ["--set", "network.width=4"] if name == "resnet8" else ["--set", "network.channels=2"]
+    options += [] if name == "resnet8" else ["--set", "network.layers=3"]
+    run = tmp_path / "run"
+    command = [*COMMAND, *FLAGS, *FEW, *options, "--method", method, "--network", name, "--out", str(run)]
+    shown = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    assert "search epoch" in shown.output
+    assert re.search(r"search \d+\.\d s +network \d+\.\d s", shown.output)  # its time stands apart
+    again = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert "is done already" in again.output
+    record = json.loads((run / "record.json").read_text())
+    assert {"search", "network"} <= record["seconds"].keys()
+    tested = CliRunner().invoke(cli, ["evaluate", str(run)], catch_exceptions=False)
+    assert f"test accuracy {record['results']['test_accuracy']:.2%}" in tested.output
+    network, _, example = restore(run)
+    assert dnat.cost(network, example).madds == record["results"]["cost_after"]["madds"]
+    drawn = CliRunner().invoke(cli, ["draw", str(run), "--format", "svg"], catch_exceptions=False)
+    assert drawn.exit_code == 0
+    exported = CliRunner().invoke(cli, ["export", str(run), "--to", "py", "--no-verify"], catch_exceptions=False)
+    assert exported.exit_code == 0, exported.output
+    assert (run / "search.jsonl").exists()
+
+
+def test_a_search_divides_what_it_is_given_by_the_seed():
+    one, two, three = (divided(tiny_data(32), settings(seed=s))[0].train_index for s in (0, 0, 1))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, three)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [
+        *((m, "resblock") for m in LEARNERS),
+        *(
+            (m, n)
+            for m in ("nat", "nao")
+            for n in ("mobilenetv2_cell", "darts_v2", "proxyless_mobile", "resnet20")
+        ),
+        ("nat++", "proxyless_mobile"),
+        ("lstm", "mobilenet_v2"),
+    ],
+)
+def test_every_method_on_real_images(method, name, cifar10_root, tmp_path):
+    """One command each, on CIFAR-10."""
+    cells = name in ("resblock", "mobilenetv2_cell", "darts_v2")
+    sizes = {
+        "resnet20": ["network.width=4"],
+        "proxyless_mobile": ["network.width=0.1"],
+        "mobilenet_v2": ["network.width=0.1"],
+    }
+    pairs = ["network.channels=2", "network.layers=3"] if cells else sizes[name]
+    options = [text for pair in pairs for text in ("--set", pair)]
+    command = [*COMMAND, "--data", "cifar10", "--data-root", str(cifar10_root), *FLAGS, *FEW, *options]
+    command += ["--epochs", "1", "--method", method, "--network", name, "--out", str(tmp_path / "run")]
+    shown = CliRunner().invoke(cli, command, catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    record = json.loads((tmp_path / "run" / "record.json").read_text())
+    assert record["seconds"]["search"] > 0
+    assert record["results"]["cost_after"]["madds"] <= record["results"]["cost_before"]["madds"] or method == "nao"

@@ -1,13 +1,14 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 import dnat
 from dnat.cli import cli
-from dnat.config import PRESETS
+from dnat.config import METHODS, PRESETS, Search
 from dnat.networks import Genotype
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,23 @@ def test_the_settings_that_are_named_exist():
     flags = {flag for command in cli.commands.values() for p in command.params for flag in p.opts}
     for flag in set(re.findall(r"[ `](--[a-z][a-z-]+)", README)):
         assert flag in flags, flag
+
+
+def test_the_code_of_the_guide_to_baselines_runs(tmp_path):
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "baselines.md").read_text(), re.S))
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["nat", "random", "nao"]
+
+
+def test_the_guide_to_baselines_names_all_methods():
+    guide = (ROOT / "docs" / "baselines.md").read_text()
+    for name in METHODS:
+        assert f"| `{name}`" in guide or f"`{name}`, " in guide, name
+    for name in re.findall(r"search\.(\w+)", guide):
+        assert name in {f.name for f in fields(Search)} | {"NAME", "jsonl", "json"}, name
 
 
 def test_the_genotype_of_the_guide():

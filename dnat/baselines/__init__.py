@@ -42,7 +42,7 @@ from ..transform import (
 )
 from ..transitions import cost_of, read_transitions, transitions
 from .search import Learner as Learner
-from .search import Search as Search
+from .search import SearchRun as SearchRun
 from .search import divided
 from .spaces import EdgeSpace as EdgeSpace
 from .spaces import GenotypeSpace as GenotypeSpace
@@ -287,7 +287,7 @@ def _found(
                 "choose another directory"
             )
         return {**known, "history": records.of_search().metrics() if records else []}
-    search: Search[Any] = Search(
+    search: SearchRun[Any] = SearchRun(
         space, LEARNERS[method], data, config, identity, records=records, tracker=tracker, stop=stop
     )
     found = search.to_end()

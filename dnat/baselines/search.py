@@ -108,7 +108,7 @@ class _State:
     epoch_seconds: float = 0.0
 
 
-class Search(Generic[A]):
+class SearchRun(Generic[A]):
     """A search that may be stopped and go on.
 
     Args:

@@ -17,6 +17,7 @@ from test_training import config, tiny_data
 
 import dnat
 from dnat.budget import InfeasibleError
+from dnat.config import Search
 from dnat.discretization import discretization
 from dnat.edges import problems
 from dnat.ground_truth import (
@@ -31,6 +32,7 @@ from dnat.ground_truth import (
     read_table,
     summary,
 )
+from dnat.methods import METHODS
 from dnat.networks.nasbench import EDGES, OPERATIONS
 from dnat.training import Evaluation
 from dnat.transform import Transformation
@@ -341,6 +343,18 @@ def test_dnat_with_the_moves_of_nat_plus_plus():
     for outcome in outcomes:
         assert outcome.after.architecture in reachable("nasbench201", outcome.before.architecture, "nat++")
         assert outcome.after.madds <= 0.6 * outcome.before.madds
+
+
+@pytest.mark.parametrize("method", ["nat", "random", "max-gcn", "nao"])
+@pytest.mark.parametrize("space", ["nasbench201", "nasbench_macro"])
+def test_the_methods_that_dnat_is_compared_with(method, space):
+    """What they make is an architecture of the space, and stands where the table says."""
+    search = Search(epochs=1, batch_size=4, samples=3, calibration=1, architectures=4, nao_epochs=5)
+    start = "343333" if space == "nasbench201" else "12121211"
+    (outcome,) = compared(METHODS[method], [start], space, search=search)
+    assert outcome.problem == ""
+    assert outcome.after.architecture in reachable(space, start)
+    assert 1 <= outcome.standing.rank <= outcome.standing.among
 
 
 def test_a_budget_out_of_reach_is_marked():

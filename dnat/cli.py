@@ -155,7 +155,14 @@ def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
     from .terminal import changes_table, result_table
 
     screen.print(result_table(record))
-    commitment = json.loads((directory / "architecture.json").read_text())["commitment"]
+    architecture = json.loads((directory / "architecture.json").read_text())
+    commitment = architecture["commitment"]
+    if commitment and architecture.get("genotypes"):  # all cells of a kind are alike: each edge is shown once
+        groups: dict[str, dict[str, Any]] = {}
+        for edge in commitment["edges"]:
+            saved = groups.get(edge["group"], {"saved": 0})["saved"] + edge["saved"]
+            groups[edge["group"]] = {**edge, "key": edge["group"], "saved": saved}
+        commitment["edges"] = list(groups.values())
     if commitment and all(edge["choice"] == "original" for edge in commitment["edges"]):
         screen.print(f"none of the {len(commitment['edges'])} edges changed", highlight=False)
     elif commitment:

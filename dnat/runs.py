@@ -343,9 +343,9 @@ def draw(
                 first, folder / "cells", after=last, title=title, subtitle=costs, formats=formats
             )
         else:  # NAO's: the two have different edges, so that they are two pictures
-            for name, genotype in (("cells-before", first), ("cells", last)):
+            for name, when, genotype in (("cells-before", "before", first), ("cells", "after", last)):
                 files += drawing.draw_genotype(
-                    genotype, folder / name, title=title, subtitle=costs, formats=formats
+                    genotype, folder / name, title=f"{title}, {when}", subtitle=costs, formats=formats
                 )
     return files
 

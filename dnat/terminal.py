@@ -220,10 +220,11 @@ def result_table(record: dict[str, Any]) -> Table:
     if record["job"].get("weights") is not None:
         table.add_row("test accuracy, as it was given", f"{results['test_accuracy_before']:.2%}", "", "")
     if results["relaxed_test_accuracy"] is not None:
-        table.add_row(
-            "test accuracy, end of the architecture stage", f"{results['relaxed_test_accuracy']:.2%}", "", ""
-        )
-        table.add_row("test accuracy, choices just made", "", f"{results['committed_test_accuracy']:.2%}", "")
+        moments = ("end of the architecture stage", "choices just made")
+        if "search" in seconds:
+            moments = ("with shared weights", "before it is trained")
+        table.add_row(f"test accuracy, {moments[0]}", f"{results['relaxed_test_accuracy']:.2%}", "", "")
+        table.add_row(f"test accuracy, {moments[1]}", "", f"{results['committed_test_accuracy']:.2%}", "")
     table.add_row("test accuracy, result", "", f"{results['test_accuracy']:.2%}", "")
     stages = "  ".join(f"{stage} {taken:.1f} s" for stage, taken in seconds.items() if taken)
     table.add_row("time", "", stages, "")

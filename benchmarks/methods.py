@@ -5,14 +5,12 @@
     python benchmarks/methods.py --data cifar10 --data-root DIR --train-limit 2000 --test-limit 2000 --seeds 2
 
 Each run has a directory under --out, and a run that is done is not done again: the same command goes on. At one
-seed all methods begin with the same weights and see the same images. Printed for each network and method: test
-accuracy (mean, sample deviation, n), parameters, multiply-adds, seconds of search and of training, and how many
-networks are dead: give every image the same answer.
+seed all methods begin with the same weights and see the same images. The table that is printed in the end says what
+its columns are.
 """
 
 import argparse
 import json
-import statistics
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 from dnat.config import ALIASES, SEARCHING, Job, parse_setting
 from dnat.networks import definition
 from dnat.runs import run
+from dnat.summary import markdown, summarize
 
 NETWORKS = {
     "resblock": {"channels": 6, "layers": 3},
@@ -68,26 +67,6 @@ def applies(network: str, method: str) -> bool:
     return known is None or method not in ALIASES or ALIASES[method][1] in known.modes
 
 
-def rows(network: str, methods: list[str], records: dict[str, dict], seeds: range) -> list[str]:
-    """The lines of one network's table."""
-    found = []
-    for method in (m for m in methods if applies(network, m)):
-        mine = [records[f"{network}-{method}-seed{seed}"] for seed in seeds]
-        results = [r["results"] for r in mine]
-        accuracies = [100 * r["test_accuracy"] for r in results]
-        spread = f" ± {statistics.stdev(accuracies):.2f}" if len(accuracies) > 1 else ""
-        costs = [r["cost_after"] for r in results]
-        params, madds = (statistics.mean(c[name] for c in costs) for name in ("params", "madds"))
-        search = statistics.mean(r["seconds"].get("search", 0.0) for r in mine)
-        training = statistics.mean(sum(s for k, s in r["seconds"].items() if k != "search") for r in mine)
-        dead = sum(r["dead"] for r in results)
-        found.append(
-            f"| {method} | {statistics.mean(accuracies):.2f}{spread} | {len(mine)} | {params / 1e3:.1f} | "
-            f"{madds / 1e6:.3f} | {search:.1f} + {training:.1f} | {dead} |"
-        )
-    return found
-
-
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,11 +101,7 @@ def main() -> None:
             records[name] = record
             result = record["results"]
             print(f"{name}: {result['test_accuracy']:.2%}, {result['cost_after']['madds']:,} multiply-adds")
-    for network in networks:
-        print(f"\n**{network}** on {options.data}\n")
-        print("| method | accuracy, % | n | parameters, K | MAdds, M | seconds, search + training | dead |")
-        print("|---|---|---|---|---|---|---|")
-        print("\n".join(rows(network, methods, records, seeds)))
+    print(markdown(summarize(records.values())))
     if options.json:
         options.json.write_text(json.dumps(records, indent=1))
 

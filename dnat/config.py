@@ -477,13 +477,19 @@ class Job:
 
     def differences(self, other: "Job") -> dict[str, tuple[Any, Any]]:
         """The settings in which two jobs differ, each with both values; but for those of `WHERE`."""
-        mine, theirs = self.flat(), other.flat()
+        mine, theirs = _dotted(self.flat()), _dotted(other.flat())
         keys = sorted((mine.keys() | theirs.keys()) - WHERE)
         return {k: (mine.get(k), theirs.get(k)) for k in keys if mine.get(k) != theirs.get(k)}
 
     def to_toml(self) -> str:
         """The job as the text of a configuration file."""
         return tomli_w.dumps(self.flat())
+
+
+def _dotted(table: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a search beside the others, as `--set` names them."""
+    search = table.get("search", {})
+    return {k: v for k, v in table.items() if k != "search"} | {f"search.{k}": v for k, v in search.items()}
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

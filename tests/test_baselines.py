@@ -268,6 +268,8 @@ def test_settings_of_a_search():
     assert (job.config.search.epochs, job.config.search.samples) == (10, 4)
     assert Config(epochs=600, preset="paper").search.epochs == 100  # as NAT's
     assert Job.from_flat(tomllib.loads(job.to_toml())) == job
+    other = replace(job, config=replace(job.config, search=replace(job.config.search, samples=5)))
+    assert job.differences(other) == {"search.samples": (4, 5)}
     assert "search" not in Job.from_flat({"network": "resnet8"}).flat()
     for name, mode in (("dnat-cell", "cell"), ("dnat-full", "full")):
         made = Job.from_flat({"network": "resnet8", "method": name})
@@ -313,6 +315,9 @@ def test_the_command_ends_with_files_from_which_the_network_comes_back(method, n
     assert re.search(r"search \d+\.\d s +network \d+\.\d s", shown.output)  # its time stands apart
     again = CliRunner().invoke(cli, command, catch_exceptions=False)
     assert "is done already" in again.output
+    if name != "resnet8":  # each edge of a cell once, whatever cells there are
+        lines = re.findall(r"│ ((?:normal|reduce):\d\.\d) ", shown.output)
+        assert len(lines) == len(set(lines)) == int(re.search(r"(\d+) of 16 edges changed", shown.output)[1])
     record = json.loads((run / "record.json").read_text())
     assert {"search", "network"} <= record["seconds"].keys()
     tested = CliRunner().invoke(cli, ["evaluate", str(run)], catch_exceptions=False)

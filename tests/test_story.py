@@ -43,6 +43,7 @@ ORDER = [
     "ground_truth",
     "drawing",
     "runs",
+    "summary",
     "terminal",
     "cli",
 ]

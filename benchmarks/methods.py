@@ -5,8 +5,7 @@
     python benchmarks/methods.py --data cifar10 --data-root DIR --train-limit 2000 --test-limit 2000 --seeds 2
 
 Each run has a directory under --out, and a run that is done is not done again: the same command goes on. At one
-seed all methods begin with the same weights and see the same images. The table that is printed in the end says what
-its columns are.
+seed all methods begin with the same weights and see the same images. A legend stands below the table.
 """
 
 import argparse
@@ -85,9 +84,10 @@ def main() -> None:
     parser.add_argument("--official", action="store_true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--out", type=Path, help="default: runs/methods, or runs/methods-official")
     parser.add_argument("--json", type=Path, help="also write all results here")
     options = parser.parse_args()
+    options.out = options.out or Path("runs/methods-official" if options.official else "runs/methods")
     networks, methods, seeds = options.networks.split(","), options.methods.split(","), range(options.seeds)
     tasks = []
     for seed in seeds:  # so that an unfinished table has some of everything

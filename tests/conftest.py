@@ -1,3 +1,4 @@
+import os
 import shutil
 import subprocess
 import sys
@@ -7,6 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if os.environ.get("PYTEST_XDIST_WORKER") and hasattr(os, "sched_setaffinity"):
+    # A core each, for this process and those that it starts: with a thread for each core, test processes would
+    # wait for one another most of the time.
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, [_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]])
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -26,8 +33,6 @@ def _the_same_every_time():
 @pytest.fixture(scope="session")
 def cifar10_root():
     """A folder that holds the real files of CIFAR-10."""
-    import os
-
     if os.environ.get("DNAT_DATA") and (Path(os.environ["DNAT_DATA"]) / "cifar-10-batches-py").exists():
         return Path(os.environ["DNAT_DATA"])
     unpack = SHARED / "cifar10" / "unpack.py"
@@ -48,8 +53,6 @@ def cifar10_root():
 @pytest.fixture(scope="session")
 def tiny_imagenet_root():
     """A folder that holds Tiny ImageNet or a part of it, as a folder or zip archive."""
-    import os
-
     for root in (Path(os.environ["DNAT_DATA"]) if os.environ.get("DNAT_DATA") else SHARED, SHARED):
         if (root / "tiny-imagenet-200").exists() or list(root.glob("tiny-imagenet-200*.zip")):
             return root

@@ -1,4 +1,5 @@
 import copy
+import functools
 import itertools
 import json
 import re
@@ -101,15 +102,17 @@ def test_stopped_at_every_batch_and_after_every_judgement_gives_the_same_bits(me
     # Of the search's batches, its judgements, and the training's batches every third.
     assert attempts >= (2 * (3 + (5 if method != "nao" else 0)) + 2) // 3 + 2 * 4 // 3
     assert again.results() == whole.results()
-    rows, expected = (
-        [{k: v for k, v in row.items() if "second" not in k} for row in result.history]
-        for result in (again, whole)
-    )
-    assert rows == expected
+    assert untimed(again) == untimed(whole)
     assert again.seconds["search"] > 0
     assert not list((tmp_path / "run").glob("search-*.ckpt"))
     found = json.loads((tmp_path / "run" / FOUND).read_text())
     assert 1 <= len(found["judged"]) <= 3
+
+
+@functools.cache
+def whole_run():
+    """A run that nothing stopped; it is the same for all."""
+    return METHODS["nat"](cell_network(), tiny_data(32), settings())
 
 
 @pytest.mark.parametrize("forgotten", ["optimizer", "reinforce", "network", "rewards", "phase"])
@@ -117,7 +120,6 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
     """The control of the test above."""
     c = settings()
     job = Job(network="test:any", method="nat", config=c)
-    expected = METHODS["nat"](cell_network(), tiny_data(32), c)
     # In the middle of the second epoch's first part, or of its second.
     stopped = 9 if forgotten == "optimizer" else 13
     with Records.open(tmp_path / "run", job) as records, pytest.raises(Interrupted):
@@ -138,11 +140,7 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
     monkeypatch.setattr(Records, "newest", without)
     with Records.open(tmp_path / "run", job) as records:
         again = METHODS["nat"](cell_network(), tiny_data(32), c, records=records)
-    rows, wanted = (
-        [{k: v for k, v in row.items() if "second" not in k} for row in result.history]
-        for result in (again, expected)
-    )
-    assert rows != wanted
+    assert untimed(again) != untimed(whole_run())
 
 
 def _scrambled(value):
@@ -184,8 +182,8 @@ def test_test_images_decide_nothing_but_where_the_released_code_lets_them():
     data = tiny_data(32)
     other = replace(data, test_images=255 - data.test_images, test_labels=(data.test_labels + 1) % 5)
     scores = {}
-    for official in (False, True):
-        for method in ("nat", "nat++"):
+    for official, methods in ((False, ("nat", "nat++")), (True, ("nat++",))):
+        for method in methods:
             c = settings(epochs=1, search={"official": official, "epochs": 1})
             for name, d in (("same", data), ("other", other)):
                 result = METHODS[method](cell_network(), d, c)
@@ -193,7 +191,6 @@ def test_test_images_decide_nothing_but_where_the_released_code_lets_them():
                 scores[method, official, name] = note, *result.choices.items()
     for method in ("nat", "nat++"):
         assert scores[method, False, "same"] == scores[method, False, "other"]
-    assert scores["nat", True, "same"] == scores["nat", True, "other"]
     assert scores["nat++", True, "same"] != scores["nat++", True, "other"]
 
 
@@ -310,7 +307,6 @@ FEW = ["--set", "search.epochs=1", "--set", "search.samples=2", "--set", "search
         ("nat++", "darts_v2"),
         ("nao", "darts_v2"),
         ("nat++", "resnet8"),
-        ("max-gcn", "resnet8"),
     ],
 )
 def test_the_command_ends_with_files_from_which_the_network_comes_back(method, name, tmp_path):
@@ -349,13 +345,10 @@ def test_a_search_divides_what_it_is_given_by_the_seed():
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        ("nat", "resblock"),
         ("nat", "proxyless_mobile"),
         ("nat++", "mobilenetv2_cell"),
-        ("random", "darts_v2"),
         ("max-gcn", "resnet20"),
         ("nao", "darts_v2"),
-        ("nao", "proxyless_mobile"),
         ("lstm", "mobilenet_v2"),
     ],
 )

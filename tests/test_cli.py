@@ -197,11 +197,18 @@ def test_a_signal_saves_and_exits_with_75(finished, number):
         (["transform", "--network", "os:nothing"], 2, "cannot be imported"),
     ],
 )
-def test_mistakes_get_one_clear_line_and_leave_nothing(arguments, code, words, tmp_path):
-    result = run(*arguments, folder=tmp_path)
-    assert result.returncode == code, result.stderr
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
+def test_mistakes_get_one_clear_line_and_leave_nothing(arguments, code, words, tmp_path, monkeypatch, capsys):
+    """In this process: a start of its own for each would take most of the time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNAT_DATA", "")
+    monkeypatch.setattr(sys, "argv", ["dnat", *map(str, arguments)])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    errors = capsys.readouterr().err
+    assert ended.value.code == code, errors
+    assert words in errors
+    assert "Traceback" not in errors
     if "runs/x" not in arguments:
         assert not list(tmp_path.iterdir())
 

@@ -15,18 +15,9 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-# Beside other tests: with a thread for each core, two processes would wait for one another most of the time.
-ON_ONE_CORE = """
-import os
-if hasattr(os, "sched_setaffinity"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, [cores[os.getpid() % len(cores)]])
-"""
-
-
 def run_code(code, folder):
     """Run code in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-c", ON_ONE_CORE + code]
+    command = [sys.executable, "-W", "ignore", "-c", code]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
 
 

@@ -57,10 +57,11 @@ def test_the_same_seed_gives_the_same_bits(method, given):
     before = torch.get_rng_state()
     network = GIVEN[given]()
     weights = copy.deepcopy(network.state_dict())
-    runs = [METHODS[method](network, tiny_data(32), settings(seed=1)) for _ in range(2)]
+    short = {"epochs": 1, "search": {"epochs": 1}}
+    runs = [METHODS[method](network, tiny_data(32), settings(seed=1, **copy.deepcopy(short))) for _ in range(2)]
     assert runs[0].results() == runs[1].results()
     if method == "nat":
-        other = METHODS[method](network, tiny_data(32), settings(seed=2))
+        other = METHODS[method](network, tiny_data(32), settings(seed=2, **copy.deepcopy(short)))
         assert runs[0].results()["weights_sha256"] != other.results()["weights_sha256"]
     assert torch.equal(torch.get_rng_state(), before)
     for key, value in network.state_dict().items():
@@ -68,7 +69,7 @@ def test_the_same_seed_gives_the_same_bits(method, given):
     result = runs[0]
     assert result.seconds["search"] > 0
     assert result.seconds["network"] > 0
-    assert [row["stage"] for row in result.history] == ["search"] * 2 + ["network"] * 2
+    assert [row["stage"] for row in result.history] == ["search", "network"]
     assert result.commitment is not None
     assert result.cost_before == dnat.cost(network, tiny_data(32).example())
     assert result.dead == is_dead(result.network, tiny_data(32))

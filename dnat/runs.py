@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import drawing
-from .baselines import regrow, works_on_genotype
+from .baselines import configured, regrow, works_on_genotype
 from .budget import Costs
 from .config import SEARCHING, WHERE, Job
 from .cost import Cost, Latency, cost, latency, operation_seconds
 from .data import Augmentation, Data, load
-from .discretization import discretize, rewritable
+from .discretization import discretization, rewritable
 from .edges import Edge, find_edges, in_order, units
 from .methods import METHODS, check_method
 from .networks import (
@@ -416,7 +416,11 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
         network = regrow(network, after, job.config)
     elif architecture["commitment"]:
         choices = Commitment.from_dict(architecture["commitment"]).choices
-        network = discretize(network, choices, example)
+        edges = None
+        if job.config.edges is not None:  # which edge offers a none depends on which may change
+            config = configured(job.method, job.config)
+            edges = find_edges(trace(network, example), config.moves, only=config.edges)
+        network = discretization(network, choices, example, edges=edges).network
     network.load_state_dict(load_file(Path(directory) / "network.safetensors"))
     return network.eval(), job, example
 

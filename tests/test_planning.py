@@ -9,6 +9,7 @@ import dnat
 from dnat.config import Config, Job, parse_setting, read_toml
 from dnat.planning import make_plan
 from dnat.records import Records
+from dnat.runs import redraw, restore, run
 from dnat.training import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -134,3 +135,20 @@ def test_a_run_changes_nothing_else(place, tmp_path):
             dnat.transform(given, tiny_data(), job.config, records=records, stop=lambda p, n=step: p.step == n)
         with Records.open(tmp_path / f"{step}", job) as records:
             assert dnat.transform(given, tiny_data(), job.config, records=records).results() == result.results()
+
+
+def test_a_run_that_may_change_some_edges_comes_back_from_its_files(tmp_path):
+    """Its none is on an edge that would offer none, could the others change."""
+    job = Job(
+        network="nasbench_macro:01201210",
+        network_options={"width": 0.1},
+        image_size=16,
+        train_limit=30,
+        test_limit=20,
+        config=config(edges=("*>layers.1.layers.7",), budget=0.99, epochs=2, architecture_epochs=1),
+    )
+    record = run(job, tmp_path / "run")
+    assert record["results"]["choices"] == {"layers.1.layers.6>layers.1.layers.7": "none"}
+    network, _, example = restore(tmp_path / "run")
+    assert dnat.cost(network, example).madds == record["results"]["cost_after"]["madds"]
+    assert redraw(tmp_path / "run", ("svg",))

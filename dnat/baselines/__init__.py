@@ -186,7 +186,7 @@ def check_search(method: str, network: nn.Module, data: Data, config: Config) ->
         ValueError, TypeError: see `nat`.
     """
     choose_device(config.device)
-    config = _configured(method, config)
+    config = configured(method, config)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = data.example(2).to(device)
     check_training(network, data, config, example)
@@ -200,7 +200,8 @@ def regrow(network: nn.Module, genotype: Genotype, config: Config) -> nn.Module:
     return regrown(network, genotype, config.seed)
 
 
-def _configured(method: str, config: Config) -> Config:
+def configured(method: str, config: Config) -> Config:
+    """The settings as a method takes them: NAT++ has moves of its own."""
     if method == "nat++" and config.space == "dnat":
         config = replace(config, space="nat++")
     return config
@@ -232,7 +233,7 @@ def _search_and_train(
     stop: Stop | None,
 ) -> Transformation:
     network, data, config = named(network, data, config)
-    config = _configured(method, config)
+    config = configured(method, config)
     with reproducible(config):
         device = choose_device(config.device)
         original, here = copied(network).to(device).train(), data.to(device)

@@ -1,5 +1,6 @@
 """The methods by name. All have one signature, so that a comparison is a loop."""
 
+import functools
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -14,12 +15,7 @@ METHODS: Mapping[str, Callable[..., Transformation]] = MappingProxyType(
     {
         "dnat": transform,
         "original": train,
-        "nat": baselines.nat,
-        "nat++": baselines.nat_plus_plus,
-        "random": baselines.random_search,
-        "lstm": baselines.lstm,
-        "max-gcn": baselines.max_gcn,
-        "nao": baselines.nao,
+        **{name: functools.partial(baselines.search_and_train, name) for name in baselines.LEARNERS},
     }
 )
 """`METHODS[name](network, data, config, records=..., tracker=..., stop=...)`; see `dnat.transform`."""

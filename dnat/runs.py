@@ -354,7 +354,7 @@ def _same_inputs(first: Genotype, last: Genotype) -> bool:
     """Whether two genotypes differ in their operations alone."""
     return all(
         [[e.input for e in node] for node in a.nodes] == [[e.input for e in node] for node in b.nodes]
-        for a, b in ((first.normal, last.normal), (first.reduce, last.reduce))
+        for a, b in zip(first.cells, last.cells, strict=True)
     )
 
 

@@ -25,7 +25,7 @@ from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
 from .selection import none_threshold
-from .tracing import copied
+from .tracing import copied, in_mode
 
 FASTEST_THETA = 0.1
 """The largest learning rate that is chosen for theta."""
@@ -608,18 +608,23 @@ def evaluate(
     batch_size = batch_size or max(1, min(500, 500 * 64**2 // (height * width)))
     modes = {module: module.training for module in network.modules()}
     network.eval()
-    loss, correct, images = 0.0, 0, 0
     try:
         with torch.inference_mode():
-            for batch, labels in data.test_batches(batch_size):
-                with autocast(config or Config(), batch.device):
-                    output = scores(network(batch)).float()
-                loss += cross_entropy(output, labels, reduction="sum").double().item()
-                correct += int((output.argmax(1) == labels).sum())
-                images += len(labels)
+            return measured(network, data.test_batches(batch_size), config or Config())
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def measured(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], config: Config) -> Evaluation:
+    """Mean loss and accuracy on batches of images and labels, in the mode in which the network is."""
+    loss, correct, images = 0.0, 0, 0
+    for batch, labels in batches:
+        with autocast(config, batch.device):
+            output = scores(network(batch)).float()
+        loss += cross_entropy(output, labels, reduction="sum").double().item()
+        correct += int((output.argmax(1) == labels).sum())
+        images += len(labels)
     return Evaluation(loss / images, correct / images)
 
 
@@ -630,13 +635,7 @@ def is_dead(network: nn.Module, data: Data, images: int = 64) -> bool:
     those with 10 % accuracy on CIFAR-10 (reference: methods C3). Scores of the first test images are compared, to
     the rounding of their type.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.inference_mode():
-            found = scores(network(data.example(images))).float()
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with in_mode(network, False), torch.inference_mode():
+        found = scores(network(data.example(images))).float()
     largest = float(found.abs().max())
     return len(found) > 1 and float((found - found[0]).abs().max()) <= 1e-6 * largest

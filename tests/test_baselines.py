@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from test_training import config, tiny_data
 from test_transform import network as dropping
+from test_transform import watched
 
 import dnat
 from dnat.baselines import FOUND, LEARNERS
@@ -23,7 +24,7 @@ from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import is_alive
 from dnat.records import Records
 from dnat.runs import restore
-from dnat.training import Interrupted, NonFiniteError, Trainer, is_dead
+from dnat.training import Interrupted, NonFiniteError, is_dead
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -154,20 +155,13 @@ def _scrambled(value):
 
 
 def test_all_methods_train_from_the_same_weights_on_the_same_images(monkeypatch):
-    seen = {}
-    step = Trainer.step
-
-    def spy(self, x, y):
-        seen.setdefault(method, []).append((x.clone(), y.clone()))
-        if len(seen[method]) == 1:
-            seen[method + " weights"] = copy.deepcopy(self.weights.state_dict())
-        step(self, x, y)
-
-    monkeypatch.setattr(Trainer, "step", spy)
-    for number, method in enumerate(("original", *LEARNERS)):
+    def started(number, method):
         torch.manual_seed(number)
         c = settings() if method != "original" else config(epochs=2, architecture_epochs=1)
         METHODS[method](dropping(), tiny_data(32), c)
+
+    named = enumerate(("original", *LEARNERS))
+    seen = watched(monkeypatch, {m: functools.partial(started, number, m) for number, m in named})
     for method in LEARNERS:
         assert len(seen[method]) == len(seen["original"]) == 8
         for a, b in zip(seen[method], seen["original"], strict=True):

@@ -43,16 +43,23 @@ from ..transform import (
 from ..transitions import cost_of, read_transitions, transitions
 from .search import Learner as Learner
 from .search import SearchRun as SearchRun
-from .search import divided
+from .search import check_identity, divided
 from .spaces import EdgeSpace as EdgeSpace
 from .spaces import GenotypeSpace as GenotypeSpace
 
 LEARNERS = {
+    # Guo et al. 2019: graph convolutions learn by REINFORCE to replace operations by skip or null.
     "nat": Learner("gcn"),
+    # Guo et al. 2021: the same with the moves of `dnat.transitions("nat++")`, by a binary-masked softmax.
     "nat++": Learner("gcn", leaks=True),
+    # The best of so many uniform random legal transformations.
     "random": Learner("random"),
+    # NAT with an LSTM for a policy, which reads the edges one after the other.
     "lstm": Learner("lstm"),
+    # NAT, but the most probable moves are made; nothing is drawn and compared in the end.
     "max-gcn": Learner("gcn", "maximum"),
+    # Luo et al. 2018: gradient steps in an embedding of architectures, learned from random ones. Of a network of
+    # cells it may change every operation to any other and every edge's input, so that the result may cost more.
     "nao": Learner("random", "nao"),
 }
 """How each method searches."""
@@ -61,108 +68,6 @@ FOUND = "search.json"
 """The file of a run directory with what the search has found; it stands there once the search is done."""
 
 Stop = Callable[[Progress], bool]
-
-
-def nat(
-    network: nn.Module | str,
-    data: Data | str,
-    config: Config | None = None,
-    *,
-    records: Records | None = None,
-    tracker: Tracker | None = None,
-    stop: Stop | None = None,
-) -> Transformation:
-    """NAT (Guo et al. 2019): graph convolutions learn by REINFORCE to replace operations by skip or null.
-
-    Of a network of cells the genotype is transformed, on a supernet, as in the paper; of any other network the
-    choices on its edges, on its own weights, which is our extension (`config.search.graph`).
-
-    Arguments, result and errors are those of `dnat.transform`; a budget can only be kept on edges.
-    """
-    return _search_and_train("nat", network, data, config, records, tracker, stop)
-
-
-def nat_plus_plus(
-    network: nn.Module | str,
-    data: Data | str,
-    config: Config | None = None,
-    *,
-    records: Records | None = None,
-    tracker: Tracker | None = None,
-    stop: Stop | None = None,
-) -> Transformation:
-    """NAT++ (Guo et al. 2021): NAT with the moves of `dnat.transitions("nat++")`, by a binary-masked softmax.
-
-    Arguments, result and errors are those of `nat`.
-    """
-    return _search_and_train("nat++", network, data, config, records, tracker, stop)
-
-
-def random_search(
-    network: nn.Module | str,
-    data: Data | str,
-    config: Config | None = None,
-    *,
-    records: Records | None = None,
-    tracker: Tracker | None = None,
-    stop: Stop | None = None,
-) -> Transformation:
-    """Random search: the best of so many uniform random legal transformations, as judged with shared weights.
-
-    Arguments, result and errors are those of `nat`.
-    """
-    return _search_and_train("random", network, data, config, records, tracker, stop)
-
-
-def lstm(
-    network: nn.Module | str,
-    data: Data | str,
-    config: Config | None = None,
-    *,
-    records: Records | None = None,
-    tracker: Tracker | None = None,
-    stop: Stop | None = None,
-) -> Transformation:
-    """NAT with an LSTM for a policy, which reads the edges one after the other.
-
-    Arguments, result and errors are those of `nat`.
-    """
-    return _search_and_train("lstm", network, data, config, records, tracker, stop)
-
-
-def max_gcn(
-    network: nn.Module | str,
-    data: Data | str,
-    config: Config | None = None,
-    *,
-    records: Records | None = None,
-    tracker: Tracker | None = None,
-    stop: Stop | None = None,
-) -> Transformation:
-    """NAT, but of the policy's moves the most probable ones are made; nothing is drawn and compared in the end.
-
-    Arguments, result and errors are those of `nat`.
-    """
-    return _search_and_train("max-gcn", network, data, config, records, tracker, stop)
-
-
-def nao(
-    network: nn.Module | str,
-    data: Data | str,
-    config: Config | None = None,
-    *,
-    records: Records | None = None,
-    tracker: Tracker | None = None,
-    stop: Stop | None = None,
-) -> Transformation:
-    """NAO (Luo et al. 2018) as an optimizer of the given network: gradient steps in an embedding of architectures.
-
-    It learns from random architectures and their accuracy with shared weights. Of a network of cells it may change
-    every operation to any other and every edge's input, so that the result may cost more than the original.
-
-    Arguments, result and errors are those of `nat`.
-    """
-    return _search_and_train("nao", network, data, config, records, tracker, stop)
 
 
 def works_on_genotype(network: nn.Module, config: Config) -> bool:
@@ -183,7 +88,7 @@ def check_search(method: str, network: nn.Module, data: Data, config: Config) ->
     """Find out what can be known to fail, before anything is searched, trained or written.
 
     Raises:
-        ValueError, TypeError: see `nat`.
+        ValueError, TypeError: see `search_and_train`.
     """
     choose_device(config.device)
     config = configured(method, config)
@@ -223,15 +128,28 @@ def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> G
     return GenotypeSpace(network, table, config, example.shape[1:], data.num_classes)
 
 
-def _search_and_train(
+def search_and_train(
     method: str,
     network: nn.Module | str,
     data: Data | str,
-    config: Config | None,
-    records: Records | None,
-    tracker: Tracker | None,
-    stop: Stop | None,
+    config: Config | None = None,
+    *,
+    records: Records | None = None,
+    tracker: Tracker | None = None,
+    stop: Stop | None = None,
 ) -> Transformation:
+    """Search for a transformation, and train its result from the beginning.
+
+    Of a network of cells the genotype is transformed, on a supernet, as in the papers; of any other network the
+    choices on its edges, on its own weights, which is our extension (`config.search.graph`).
+
+    Args:
+        method: a name of `LEARNERS`.
+        network, data, config, records, tracker, stop: as for `dnat.transform`. A budget can only be kept on edges.
+
+    Raises:
+        ValueError, NonFiniteError, Interrupted: as `dnat.transform`.
+    """
     network, data, config = named(network, data, config)
     config = configured(method, config)
     with reproducible(config):
@@ -282,11 +200,7 @@ def _found(
     identity = f"{weights_digest(original)} {data.identity()}"
     known = records.read_json(FOUND) if records else None
     if known:
-        if known["identity"] != identity:
-            raise ValueError(
-                "the run directory holds a search for another network, with other weights, or on other images; "
-                "choose another directory"
-            )
+        check_identity(known, identity)
         return {**known, "history": records.of_search().metrics() if records else []}
     search: SearchRun[Any] = SearchRun(
         space, LEARNERS[method], data, config, identity, records=records, tracker=tracker, stop=stop
@@ -383,7 +297,7 @@ def _of_genotype(
         cell = original.get_submodule(edge.entry.rpartition(".nodes.")[0])
         assert isinstance(cell, Cell)
         kind, (node, place) = int(cell.reduces), _place(original.get_submodule(edge.entry))
-        old, new = ((g.reduce if kind else g.normal).nodes[node][place] for g in (original.genotype, genotype))
+        old, new = (g.cells[kind].nodes[node][place] for g in (original.genotype, genotype))
         worth = {_choice(old, new): 1.0}
         if found["probabilities"] is not None:
             worth = _worth(space, old, found["probabilities"][kind][2 * node + place])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..data import Data
-from ..training import Evaluation, autocast, evaluate, frozen_statistics, scores
+from ..training import Evaluation, evaluate, frozen_statistics, measured
 
 
 @contextmanager
@@ -67,12 +67,5 @@ def _some(training: Data, config: Config) -> Iterator[Tensor]:
 def judge_as_released(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], config: Config) -> Evaluation:
     """As the code of NAT and NAT++ judges: in train mode, norms using each batch's statistics (methods A8)."""
     network.train()
-    loss, correct, images = 0.0, 0, 0
     with frozen_statistics(network):
-        for batch, labels in batches:
-            with autocast(config, batch.device):
-                output = scores(network(batch)).float()
-            loss += nn.functional.cross_entropy(output, labels, reduction="sum").double().item()
-            correct += int((output.argmax(1) == labels).sum())
-            images += len(labels)
-    return Evaluation(loss / images, correct / images)
+        return measured(network, batches, config)

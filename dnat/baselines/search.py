@@ -12,17 +12,17 @@ Every draw comes from a stream of its own, so that a search that was stopped end
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Generic, Literal, NoReturn, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..config import Config
-from ..data import Data
+from ..data import Data, taken
 from ..records import Records
 from ..seeds import Stream, numpy_generator
 from ..tracking import Tracker
@@ -37,6 +37,7 @@ from ..training import (
     frozen_statistics,
     scores,
 )
+from ..transform import SAVE_SECONDS
 from .embedding import PAPER, Nao, fit, improved
 from .judging import judge, judge_as_released
 from .policies import Reinforce, draw, generator_for, make_policy
@@ -44,12 +45,8 @@ from .spaces import Space
 
 A = TypeVar("A")
 
-SAVE_SECONDS = 30.0
-"""A checkpoint is written at the end of each epoch, and when this long has passed since the last one."""
-
 DRAWS = 20
 """So many draws are made for each architecture that is wanted, before fewer will do."""
-
 
 STEPS = 4
 """NAO proposes so many architectures for each that is judged: those of which it expects most."""
@@ -164,7 +161,7 @@ class SearchRun(Generic[A]):
         parts = (self.weights_data, self.policy_data) if self._learns else (self.weights_data,)
         sized = replace(config, batch_size=config.search.batch_size)
         self.batches = [batches_per_epoch(len(part.train_labels), sized) for part in parts]
-        self.saved_at = self.begun = time.monotonic()
+        self.saved_at = time.monotonic()
 
     @property
     def _learns(self) -> bool:
@@ -178,7 +175,7 @@ class SearchRun(Generic[A]):
             NonFiniteError: the loss is not finite any more.
         """
         self._restore()
-        self.saved_at = self.begun = time.monotonic()
+        self.saved_at = time.monotonic()
         while self.state.progress.epoch < self.config.search.epochs:
             self._epoch()
         return self._find()
@@ -359,8 +356,11 @@ class SearchRun(Generic[A]):
     def _steps(self, model: Nao) -> list[A]:
         space = self.space
 
+        legal: dict[tuple[int, ...], A | None] = {}
+
         def fine(tokens: tuple[int, ...]) -> bool:
-            return space.legal(space.architecture(tokens), None) is not None
+            legal[tokens] = space.legal(space.architecture(tokens), None)
+            return legal[tokens] is not None
 
         given, wanted = torch.tensor(space.sequence(space.given)), self.config.search.samples
         found = improved(model, given, STEPS * wanted, accept=fine)
@@ -369,8 +369,7 @@ class SearchRun(Generic[A]):
                 promised = model.predict(model.encode(torch.tensor(found))).tolist()
             order = sorted(range(len(found)), key=lambda i: -promised[i])
             found = [found[i] for i in order[:wanted]]
-        made = (space.legal(space.architecture(tokens), None) for tokens in found)
-        return [a for a in made if a is not None]
+        return [a for a in map(legal.__getitem__, found) if a is not None]
 
     def _judged(self, architecture: A, number: int, of: int) -> tuple[float, float]:
         """Loss and accuracy with shared weights on held-out images; each architecture is judged once."""
@@ -403,13 +402,11 @@ class SearchRun(Generic[A]):
 
     def _check_loss(self) -> None:
         if not torch.isfinite(self.state.progress.totals[0]):
-            self._fail()
-
-    def _fail(self) -> NoReturn:
-        raise NonFiniteError(
-            f"the loss of the shared weights is not finite any more, in epoch {self.state.progress.epoch + 1}: "
-            f"lower search.lr ({self.config.search.lr:g}), or look for broken images or labels"
-        )
+            epoch = self.state.progress.epoch + 1
+            raise NonFiniteError(
+                f"the loss of the shared weights is not finite any more, in epoch {epoch}: "
+                f"lower search.lr ({self.config.search.lr:g}), or look for broken images or labels"
+            )
 
     def _save(self) -> None:
         self.saved_at = time.monotonic()
@@ -436,11 +433,7 @@ class SearchRun(Generic[A]):
         if newest is None or self.records is None:
             return
         state = newest[1]
-        if state["identity"] != self.identity:
-            raise ValueError(
-                "the run directory holds a search for another network, with other weights, or on other images; "
-                "choose another directory"
-            )
+        check_identity(state, self.identity)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.reinforce.restore(state["reinforce"])
@@ -456,6 +449,19 @@ class SearchRun(Generic[A]):
         self.history = self.records.metrics()
 
 
+def check_identity(found: Mapping[str, Any], identity: str) -> None:
+    """Whether a file of a search, or its result, belongs to this network with these weights, on these images.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if found["identity"] != identity:
+        raise ValueError(
+            "the run directory holds a search for another network, with other weights, or on other images; "
+            "choose another directory"
+        )
+
+
 def divided(data: Data, config: Config) -> tuple[Data, Data]:
     """The training images in two: to train shared weights on, and to judge architectures by (methods A7).
 
@@ -464,36 +470,33 @@ def divided(data: Data, config: Config) -> tuple[Data, Data]:
     Raises:
         ValueError: a part that has fewer images than a batch.
     """
-    search, images = config.search, len(data.train_labels)
-    first = round(search.split * images)
-    for name, part in (("shared weights", first), ("the policy", images - first)):
+    search, count = config.search, len(data.train_labels)
+    first = round(search.split * count)
+    for name, part in (("shared weights", first), ("the policy", count - first)):
         if part < search.batch_size:
             raise ValueError(
                 f"search.batch_size {search.batch_size} is larger than the {part} training images that "
                 f"search.split {search.split:g} leaves for {name}"
             )
-    order = torch.from_numpy(numpy_generator(config.seed, Stream.POLICY, "split").permutation(images))
+    order = torch.from_numpy(numpy_generator(config.seed, Stream.POLICY, "split").permutation(count))
     parts = order[:first].sort().values, order[first:].sort().values
-    held = [_taken(data.train_images, part) for part in parts]
-    labels, index = ([t[part.to(t.device)] for part in parts] for t in (data.train_labels, data.train_index))
+    images, labels, index = (
+        [taken(held, part) for part in parts] for held in (data.train_images, data.train_labels, data.train_index)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that have no image in a part
         one, two = (
             replace(
                 data,
-                train_images=held[i],
+                train_images=images[i],
                 train_labels=labels[i],
                 train_index=index[i],
-                test_images=held[1],
+                test_images=images[1],
                 test_labels=labels[1],
             )
             for i in range(2)
         )
     return one, two
-
-
-def _taken(images: Any, positions: Tensor) -> Any:
-    return images[positions.to(images.device) if isinstance(images, Tensor) else positions]
 
 
 def _whole(batches: Any, count: int) -> Iterator[tuple[Tensor, Tensor]]:

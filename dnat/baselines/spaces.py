@@ -120,7 +120,7 @@ class GenotypeSpace:
         self, network: CellNetwork, table: Table | None, config: Config, image_shape: Sequence[int], classes: int
     ) -> None:
         self.given, self.table, self.official = network.genotype, table, config.search.official
-        cells = _cells(self.given)
+        cells = self.given.cells
         for kind, cell in zip(("normal", "reduce"), cells, strict=True):
             for number, node in enumerate(cell.nodes, 2):
                 if len(node) != 2:
@@ -156,7 +156,7 @@ class GenotypeSpace:
         The released code leaves null out, though the inputs that are to be transformed have such edges.
         """
         names = [name for name in self.names if name != "null" or not self.official]
-        return Genotype(*(self._sample_cell(cell, names, random) for cell in _cells(self.given)))
+        return Genotype(*(self._sample_cell(cell, names, random) for cell in self.given.cells))
 
     def asked(self, random: np.random.Generator) -> Genotype:
         """A random genotype, as in `sample`: the policy learns to transform any."""
@@ -180,7 +180,7 @@ class GenotypeSpace:
 
     def graph(self, architecture: Genotype) -> Graph:
         """Both cells; node t's edges are the rows 2 (t - 2) and 2 (t - 2) + 1."""
-        cells = _cells(architecture)
+        cells = architecture.cells
         edges = [[edge for node in cell.nodes for edge in node] for cell in cells]
         names = [[edge.operation for edge in row] for row in edges]
         targets = torch.arange(len(edges[0])).div(2, rounding_mode="floor").add(2).expand(2, -1)
@@ -218,7 +218,7 @@ class GenotypeSpace:
     def moved(self, architecture: Genotype, moves: Tensor) -> Genotype:
         """The genotype after moves (2, 2 nodes)."""
         names = (iter(self.moves[i] for i in row) for row in moves.tolist())
-        return Genotype(*(_renamed(cell, name) for cell, name in zip(_cells(architecture), names, strict=True)))
+        return Genotype(*(_renamed(cell, name) for cell, name in zip(architecture.cells, names, strict=True)))
 
     def choose(self, architecture: Genotype) -> None:
         """Let the supernet compute this genotype."""
@@ -231,14 +231,14 @@ class GenotypeSpace:
     def sequence(self, architecture: Genotype) -> list[int]:
         """For each edge its input and its operation; inputs come first among the tokens."""
         nodes = len(self.given.normal.nodes) + 1
-        edges = (edge for cell in _cells(architecture) for node in cell.nodes for edge in node)
+        edges = (edge for cell in architecture.cells for node in cell.nodes for edge in node)
         return [token for e in edges for token in (e.input, nodes + self.names.index(e.operation))]
 
     def architecture(self, sequence: Sequence[int]) -> Genotype:
         """The inverse of `sequence`; the output has the nodes that the given genotype's has."""
         found, nodes = iter(sequence), len(self.given.normal.nodes) + 1
         cells = []
-        for like in _cells(self.given):
+        for like in self.given.cells:
             built = []
             for _ in like.nodes:
                 pairs = [(next(found), next(found) - nodes) for _ in range(2)]
@@ -394,10 +394,6 @@ class EdgeSpace:
     def from_json(self, value: Any) -> tuple[str, ...]:
         """The inverse of `to_json`."""
         return tuple(value)
-
-
-def _cells(genotype: Genotype) -> tuple[CellGenotype, CellGenotype]:
-    return genotype.normal, genotype.reduce
 
 
 def _renamed(cell: CellGenotype, names: Any) -> CellGenotype:

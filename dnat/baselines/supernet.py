@@ -57,15 +57,16 @@ class SharedCell(nn.Module):
 
     def forward(self, cell: CellGenotype, previous: Tensor, x: Tensor) -> Tensor:
         """What a genotype's cell computes; nodes that are not in its output are zeros there."""
-        values: list[Tensor | None] = [self.input0(previous), self.input1(x)]
-        n, _, height, width = values[1].shape  # type: ignore[union-attr]
+        second = self.input1(x)
+        values: list[Tensor | None] = [self.input0(previous), second]
+        n, _, height, width = second.shape
         if self.reduces:
             height, width = -(-height // 2), -(-width // 2)
         # A zero that nothing is written to; what only it feeds is not computed.
         zero = x.new_zeros(()).expand(n, self.channels, height, width)
         for number, node in enumerate(cell.nodes, 2):
             terms = [
-                self.edges[f"{edge.input}-{number}"][edge.operation](source)  # type: ignore[index]
+                cast(nn.ModuleDict, self.edges[f"{edge.input}-{number}"])[edge.operation](source)
                 for edge in node
                 if edge.operation != "null" and (source := values[edge.input]) is not None
             ]

@@ -4,6 +4,7 @@ from .errors import DataError as DataError
 from .files import ImageFiles as ImageFiles
 from .images import Augmentation as Augmentation
 from .images import Data as Data
+from .images import taken as taken
 from .sets import DataSet as DataSet
 from .sets import describe as describe
 from .sets import load as load

@@ -208,7 +208,7 @@ class Data:
             chosen = balanced(labels.cpu(), limit, self.num_classes, f"{split} limit of {self.name}")
             for name in ("images", "labels", "index") if split == "train" else ("images", "labels"):
                 held = getattr(self, f"{split}_{name}")
-                changes[f"{split}_{name}"] = held[chosen.to(held.device) if isinstance(held, Tensor) else chosen]
+                changes[f"{split}_{name}"] = taken(held, chosen)
         return replace(self, **changes)
 
     def order(self, seed: int, epoch: int) -> Tensor:
@@ -337,6 +337,11 @@ class Data:
         images = self.test_images[:n]
         images = images if isinstance(images, Tensor) else images.pixels()
         return self._normalized(images.to(self.device))
+
+
+def taken(held: Any, positions: Tensor) -> Any:
+    """Some of the images, files or labels that a `Data` holds; `positions` lie on the CPU."""
+    return held[positions.to(held.device) if isinstance(held, Tensor) else positions]
 
 
 def _hash(digest: Any, tensor: Tensor) -> None:

@@ -354,19 +354,15 @@ def regrown(network: CellNetwork, genotype: Genotype, seed: int) -> CellNetwork:
     Raises:
         ValueError: a genotype of another size.
     """
-    for kind, old, new in zip(("normal", "reduce"), _pair(network.genotype), _pair(genotype), strict=True):
+    for kind, old, new in zip(("normal", "reduce"), network.genotype.cells, genotype.cells, strict=True):
         if (len(old.nodes), old.concat) != (len(new.nodes), new.concat):
             raise ValueError(f"{kind}: the genotype must have {len(old.nodes)} nodes and the output {old.concat}")
     twin = copy.deepcopy(network)
     twin.genotype = genotype
     for i, cell in enumerate(cast(list[Cell], twin.cells)):
         which = int(cell.reduces)
-        _regrow(cell, _pair(network.genotype)[which], pruned(_pair(genotype)[which]), seed, i)
+        _regrow(cell, network.genotype.cells[which], pruned(genotype.cells[which]), seed, i)
     return twin
-
-
-def _pair(genotype: Genotype) -> tuple[CellGenotype, CellGenotype]:
-    return genotype.normal, genotype.reduce
 
 
 def _regrow(cell: Cell, before: CellGenotype, after: CellGenotype, seed: int, number: int) -> None:

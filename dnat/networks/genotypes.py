@@ -85,6 +85,11 @@ class Genotype:
         for path, cell in (("normal", self.normal), ("reduce", self.reduce)):
             _check_cell(path, cell)
 
+    @property
+    def cells(self) -> tuple[CellGenotype, CellGenotype]:
+        """Both cells, the normal one first."""
+        return self.normal, self.reduce
+
     def to_json(self) -> str:
         """The genotype as JSON, which `from_json` reads."""
         return json.dumps(asdict(self))
@@ -234,7 +239,7 @@ def is_alive(genotype: Genotype) -> bool:
     >>> is_alive(published("nat_darts"))
     True
     """
-    return all(_lets_through(cell) for cell in (genotype.normal, genotype.reduce))
+    return all(map(_lets_through, genotype.cells))
 
 
 def _lets_through(cell: CellGenotype) -> bool:

@@ -525,8 +525,9 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use; processes that torchrun starts on one machine share them."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _check(config: object, name: str, wanted: str, holds: Callable[[Any], bool]) -> None:

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from . import __version__
 from .config import Job, read_toml
+from .distributed import world
 from .naming import unknown
 
 try:
@@ -256,7 +257,7 @@ class Records:
         here = environment(self.job)
         if (self.directory / "environment.json").exists():
             there = self.read_json("environment.json")
-            other = [k for k in here if here[k] != there.get(k)]
+            other = [k for k in here if k in there and here[k] != there[k]]
             if other:
                 changes = ", ".join(f"{k} {there.get(k)} (then) / {here[k]} (now)" for k in other)
                 self.notices.append(
@@ -405,6 +406,7 @@ def environment(job: Job) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda and job.config.device != "cpu" else "cpu",
         "cuda": torch.version.cuda,
         "threads": job.config.threads,
+        "processes": world().size,
     }
 
 

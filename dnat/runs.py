@@ -3,7 +3,8 @@
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .config import SEARCHING, WHERE, Job
 from .cost import Cost, Latency, cost, latency, operation_seconds
 from .data import Augmentation, Data, load
 from .discretization import discretization, rewritable
+from .distributed import from_first, joined, world
 from .edges import Edge, find_edges, in_order, units
 from .methods import METHODS, check_method
 from .networks import (
@@ -156,29 +158,63 @@ def run(
         ValueError, TypeError: a job that cannot be done; nothing was written then.
         DataError, NonFiniteError, LockedError, Interrupted: see there.
     """
-    directory = Path(directory)
-    if (directory / "record.json").exists():
-        with Records.open(directory, job) as records:
-            return records.record()
+    with joined(job.config.device) as here:
+        if here.size > 1 and job.method in SEARCHING:
+            raise ValueError(f"method {job.method!r} trains in one process: start it without torchrun")
+        return _run(job, Path(directory), tracker, stop, download, notify)
+
+
+def _run(
+    job: Job,
+    directory: Path,
+    tracker: Tracker | None,
+    stop: Callable[[Progress], bool] | None,
+    download: bool,
+    notify: Callable[[str], None],
+) -> dict[str, Any]:
+    done = from_first(lambda: _done(directory, job))
+    if done is not None:
+        return done
+    if download and world().size > 1:  # by one process, before the others look
+        from_first(lambda: load_data(job, download=True) and None)
     data = load_data(job, download=download, notify=notify)
     shape = (data.channels, *data.image_size)
     network = build_network(job, data.num_classes, shape, download=download, notify=notify)
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
     check_method(job.method, network, data, job.config)
-    with Records.open(directory, job) as records:
-        for notice in records.notices:
+    with _opened(directory, job) as records:
+        done = from_first(lambda: records.record() if records and records.is_done() else None)
+        if done is not None:  # by another process, in between
+            return done
+        for notice in records.notices if records else ():
             notify(notice)
-        if records.is_done():  # by another process, in between
-            return records.record()
         started = time.time()
         try:
             result = METHODS[job.method](network, data, job.config, records=records, tracker=tracker, stop=stop)
         except BaseException as error:
             state = "interrupted" if getattr(error, "exit_code", 1) == 75 else "failed"
-            records.status(state, f"{type(error).__name__}: {error}")
+            if records:
+                records.status(state, f"{type(error).__name__}: {error}")
             raise
-        return _finish(records, job, network, data, result, started)
+        return from_first(lambda: _finish(records, job, network, data, result, started) if records else {})
+
+
+def _done(directory: Path, job: Job) -> dict[str, Any] | None:
+    """The record of a run that has ended; None of another one."""
+    if not (directory / "record.json").exists():
+        return None
+    with Records.open(directory, job) as records:
+        return records.record()
+
+
+@contextmanager
+def _opened(directory: Path, job: Job) -> Iterator[Records | None]:
+    """The run directory, open in the first process; None in others that train with it."""
+    with ExitStack() as stack:
+        opened: list[Records] = []
+        from_first(lambda: opened.append(stack.enter_context(Records.open(directory, job))))
+        yield opened[0] if opened else None
 
 
 def _finish(

@@ -4,6 +4,9 @@ A step of the architecture stage updates the weights on a mini-batch, then theta
 section 3.2): a second forward pass with the weights frozen, in which batch norm uses the batch's statistics but
 does not record them a second time. Nothing here draws a random number: images and their augmentation come from
 `Data`, keyed by seed, epoch and index.
+
+Where several processes train together (`dnat.distributed`), each computes its part of every batch; gradients,
+counts and what is measured are summed, so that all of them take the same steps.
 """
 
 import math
@@ -20,6 +23,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from .budget import Costs
 from .config import Config
 from .data import Data
+from .distributed import SyncedNorms, sum_gradients, summed, world
 from .edges import NONE, ORIGINAL
 from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
@@ -315,6 +319,7 @@ class Trainer:
         self._clipped = [p for p in (own, [p for p in self.weights.parameters() if id(p) in added]) if p]
         self.lesson: Tensor | None = None
         self.device = data.train_labels.device
+        self.world = world()
         # Apple's GPUs have no double precision.
         self.wide = torch.float32 if self.device.type == "mps" else torch.float64
         progress.totals = progress.totals.to(self.device, self.wide)
@@ -334,7 +339,12 @@ class Trainer:
         self.network.train()
         set_drop_path(self.network, drop_path(config, self.stage, progress.epoch))
         batches = self.data.train_batches(
-            config.seed, progress.epoch, config.batch_size, start=progress.batch, cutout=config.cutout
+            config.seed,
+            progress.epoch,
+            config.batch_size,
+            start=progress.batch,
+            cutout=config.cutout,
+            part=(self.world.rank, self.world.size),
         )
         with closing(batches):
             while progress.batch < self.batches:
@@ -355,9 +365,10 @@ class Trainer:
         """One mini-batch: the weights, then, in the architecture stage, theta.
 
         Args:
-            images: (N, C, H, W).
+            images: (N, C, H, W); of several processes each gives its own.
             labels: (N,) class numbers.
         """
+        share = self._share(labels)
         settling = self.settle(self.progress.step + 1)
         if self.relaxed and self.config.paths == "two":
             self.relaxed.sample(self.config.seed, self.progress.step)
@@ -366,23 +377,29 @@ class Trainer:
         thetas = list(self.relaxed.thetas()) if self.relaxed else []
         with frozen([] if single else thetas):
             loss, correct = self._loss(images, labels, answers)
-            total = loss + self.architecture_loss() if single and self.architecture_loss else loss
+            total = loss
             if self.lesson is not None:
                 total, self.lesson = total + self.lesson, None
+            total = total * share
+            if single and self.architecture_loss:
+                total = total + self.architecture_loss() / self.world.size
             self.optimizer.zero_grad(set_to_none=True)
             if self.theta:
                 self.theta.zero_grad(set_to_none=True)
             total.backward()
+        sum_gradients([p for p in self.weights.parameters() if p.requires_grad] + (thetas if single else []))
         if self.config.grad_clip:
             for parameters in self._clipped:
                 nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         self.optimizer.step()
         with torch.no_grad():
             n = labels.new_tensor(len(labels)).to(self.wide)
-            self.progress.totals += torch.stack([loss.detach().to(self.wide) * n, correct.to(self.wide), n])
+            self.progress.totals += summed(
+                torch.stack([loss.detach().to(self.wide) * n, correct.to(self.wide), n])
+            )
         if self.theta and not settling:
             if not single:
-                self._theta_gradient(images, labels, answers)
+                self._theta_gradient(images, labels, answers, share)
             self.theta.step()
         if self.relaxed:
             self.relaxed.architecture.confine()
@@ -396,11 +413,23 @@ class Trainer:
         self.relaxed.architecture.settled = min(max(step - first, 0) / max(last - first, 1), 1.0)
         return True
 
-    def _theta_gradient(self, images: Tensor, labels: Tensor, answers: Tensor | None) -> None:
+    def _share(self, labels: Tensor) -> Tensor | float:
+        """The share of the batch's images that this process has."""
+        if self.world.size == 1:
+            return 1.0
+        mine = labels.new_tensor(len(labels)).to(self.wide)
+        return mine / summed(mine)
+
+    def _theta_gradient(
+        self, images: Tensor, labels: Tensor, answers: Tensor | None, share: Tensor | float
+    ) -> None:
         assert self.architecture_loss is not None
+        assert self.relaxed is not None
         with frozen(self.weights.parameters()), frozen_statistics(self.weights):
             loss, _ = self._loss(images, labels, answers)
-            (loss + self.architecture_loss()).backward()
+            # What theta pays for is the same in all processes, whose gradients are summed.
+            (loss * share + self.architecture_loss() / self.world.size).backward()
+        sum_gradients(self.relaxed.thetas())
 
     def _answers(self, images: Tensor) -> Tensor | None:
         """What the teacher says of the images, as log-probabilities at the temperature of distillation."""
@@ -417,7 +446,8 @@ class Trainer:
         With a teacher the loss is `(1 - w) * cross entropy + w * T^2 * KL(teacher || network)` at temperature T
         (Hinton et al. 2015, section 2).
         """
-        with autocast(self.config, images.device), self._taught() as distances:
+        together = SyncedNorms() if self.world.size > 1 else nullcontext()
+        with autocast(self.config, images.device), together, self._taught() as distances:
             found = self.network(images)
         output = _wide(scores(found))
         loss = cross_entropy(output, labels)
@@ -426,7 +456,7 @@ class Trainer:
             # Summed: each operation has a task of its own. A broken one must not break the loss.
             self.lesson = self.config.matching * torch.where(every.isfinite(), every, 0.0).sum()
             assert self.relaxed
-            self.relaxed.architecture.learned(distances)
+            self.relaxed.architecture.learned(_shared(distances))
         for other in auxiliary_scores(found) if self.config.auxiliary else ():
             loss = loss + self.config.auxiliary * cross_entropy(_wide(other), labels)
         if answers is not None:
@@ -464,6 +494,14 @@ class Trainer:
         self.progress.batch = 0
         self.progress.totals.zero_()
         return Evaluation(loss / images, correct / images)
+
+
+def _shared(distances: dict[tuple[int, int], list[Tensor]]) -> dict[tuple[int, int], list[Tensor]]:
+    """Distances of other operations, as the mean over all processes."""
+    if world().size == 1:
+        return distances
+    means = summed(torch.stack([torch.stack(found).mean() for found in distances.values()]).detach())
+    return {place: [mean] for place, mean in zip(distances, means / world().size, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -610,14 +648,21 @@ def evaluate(
     network.eval()
     try:
         with torch.inference_mode():
-            return measured(network, data.test_batches(batch_size), config or Config())
+            here = world()
+            batches = data.test_batches(batch_size, part=(here.rank, here.size))
+            return measured(network, batches, config or Config(), together=True)
     finally:
         for module, training in modes.items():
             module.training = training
 
 
-def measured(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], config: Config) -> Evaluation:
-    """Mean loss and accuracy on batches of images and labels, in the mode in which the network is."""
+def measured(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], config: Config, together: bool = False
+) -> Evaluation:
+    """Mean loss and accuracy on batches of images and labels, in the mode in which the network is.
+
+    With `together` the batches of all processes count, each of which has its own.
+    """
     loss, correct, images = 0.0, 0, 0
     for batch, labels in batches:
         with autocast(config, batch.device):
@@ -625,6 +670,8 @@ def measured(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], confi
         loss += cross_entropy(output, labels, reduction="sum").double().item()
         correct += int((output.argmax(1) == labels).sum())
         images += len(labels)
+    if together:
+        loss, correct, images = summed(torch.tensor([loss, correct, images], dtype=torch.float64)).tolist()
     return Evaluation(loss / images, correct / images)
 
 

@@ -21,6 +21,7 @@ from .config import Amount, Config
 from .cost import Cost, Latency, cost, latency
 from .data import Data, load
 from .discretization import Discretization, discretization
+from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge
 from .networks import Genotype, accepts, build
 from .planning import Plan, make_plan
@@ -342,7 +343,8 @@ def reproducible(config: Config) -> Iterator[None]:
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
         with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(torch_seed(config.seed, Stream.TRAINING))
+            rank = world().rank
+            torch.manual_seed(torch_seed(config.seed, Stream.TRAINING, *([rank] if rank else [])))
             yield
     finally:
         torch.set_num_threads(threads)
@@ -423,12 +425,14 @@ class _Run:
         )
 
     def _latency(self, network: nn.Module) -> Latency:
-        return latency(network, self.data.example(self.config.latency_batch))
+        return from_first(lambda: latency(network, self.data.example(self.config.latency_batch)))
 
     def _plan(self, original: nn.Module, program: Program, example: Tensor) -> Plan:
         """The plan; times of operations are measured once in a run and kept with it."""
-        known = self.records.read_json(LATENCIES) if self.records else None
+        known = from_first(lambda: self.records.read_json(LATENCIES) if self.records else None)
         seconds = known["seconds"] if known else None
+        if seconds is None and self.config.latency_budget is not None:
+            seconds = from_first(lambda: make_plan(original, program, example, self.config).seconds)
         plan = make_plan(original, program, example, self.config, seconds)
         if self.records and plan.seconds and not known:
             self.records.write_json(LATENCIES, {"seconds": plan.seconds})
@@ -448,7 +452,7 @@ class _Run:
 
     def _start(self, original: nn.Module, program: Program, example: Tensor, transforming: bool) -> Trainer:
         """A trainer at the beginning, or where the newest checkpoint stands."""
-        newest = self.records.newest() if self.records else None
+        newest = from_first(lambda: self.records.newest() if self.records else None)
         state = newest[1] if newest else None
         if state and state["fingerprint"] != program.fingerprint:
             raise ValueError("the run directory holds a run of another network; choose another directory")
@@ -473,9 +477,9 @@ class _Run:
                 original, self.plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start
             )
         trainer = self._trainer(network, Progress())
-        if state and self.records:
+        if state:
             self._restore(trainer, state)
-            self.history = self.records.metrics()
+            self.history = from_first(lambda: self.records.metrics() if self.records else [])
         return trainer
 
     def _trainer(self, network: nn.Module, progress: Progress) -> Trainer:
@@ -493,11 +497,12 @@ class _Run:
             progress.seconds[trainer.stage] = before + time.monotonic() - started
             self.tracker.batch(progress)
             self._settle_when_due()
-            if self.stop and self.stop(progress):
+            late = time.monotonic() - self.saved_at > SAVE_SECONDS
+            stopped, due = anyone(bool(self.stop and self.stop(progress)), late)
+            if stopped or due:
                 self._save(program)
+            if stopped:
                 raise Interrupted(f"stopped after epoch {progress.epoch}, batch {progress.batch}")
-            if time.monotonic() - self.saved_at > SAVE_SECONDS:
-                self._save(program)
         images = (progress.batch - first) * self.config.batch_size
         rate = learning_rate(self.config, progress.step - 1, trainer.steps)
         trained = trainer.close_epoch()
@@ -534,7 +539,7 @@ class _Run:
             notes = self.decided["notes"]
             made = discretization(relaxed, {d.edge.key: d.choice for d in decisions}, example)
         else:
-            decisions, made, notes = self._within_limit(relaxed, example, self.plan)
+            decisions, made, notes = self._agreed(relaxed, example, self.plan)
         price = Costs(self.plan.edges)
         trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
@@ -581,14 +586,30 @@ class _Run:
         if self.trainer.progress.step < theta_steps(config, self.trainer.batches):
             return
         assert self.plan
-        decisions, made, notes = self._within_limit(relaxed, self.data.example(2), self.plan)
-        rows = [{"key": d.edge.key, **{k: getattr(d, k) for k in _DECIDED}} for d in decisions]
+        decisions, made, notes = self._agreed(relaxed, self.data.example(2), self.plan)
+        rows = _rows_of(decisions)
         # What cannot be carried out is not trained for.
         for row in rows:
             if row["key"] in made.kept:
                 row |= {"choice": ORIGINAL, "reason": made.kept[row["key"]]}
         self.decided = {"decisions": rows, "notes": notes}
         relaxed.settle({row["key"]: row["choice"] for row in rows})
+
+    def _agreed(
+        self, relaxed: RelaxedNetwork, example: Tensor, plan: Plan
+    ) -> tuple[tuple[Decision, ...], Discretization, list[str]]:
+        """The choices and the network that they make, in all processes those of the first: times are measured."""
+        if world().size == 1:
+            return self._within_limit(relaxed, example, plan)
+
+        def decided() -> tuple[list[dict[str, Any]], list[str]]:
+            decisions, _, notes = self._within_limit(relaxed, example, plan)
+            return _rows_of(decisions), notes
+
+        rows, notes = from_first(decided)
+        decisions = _decisions_from(rows, plan.edges)
+        wanted = {d.edge.key: d.choice for d in decisions}
+        return decisions, discretization(relaxed, wanted, example, scales=self.config.commit), notes
 
     def _within_limit(
         self, relaxed: RelaxedNetwork, example: Tensor, plan: Plan
@@ -618,7 +639,7 @@ class _Run:
             made = discretization(relaxed, wanted, example, scales=self.config.commit)
             real = float(cost(made.network, example).madds)
             if plan.seconds is not None:
-                real = self._latency(made.network).seconds
+                real = latency(made.network, self.data.example(self.config.latency_batch)).seconds
             last = decisions, made
             if plan.limit is None or real <= plan.limit:
                 return decisions, made, []
@@ -642,9 +663,11 @@ class _Run:
         return self.config.cost_target * plan.costs.total if limit is None else limit
 
     def _save(self, program: Program) -> None:
-        if not self.records:
+        here = world()
+        if here.size == 1 and not self.records:
             return
         trainer, progress = self.trainer, self.trainer.progress
+        own = _random_state()
         state: dict[str, Any] = {
             "fingerprint": program.fingerprint,
             "given": self.given_digest,
@@ -655,13 +678,15 @@ class _Run:
             "network": {k: v.cpu() for k, v in trainer.network.state_dict().items()},
             "momentum": {k: v.cpu() for k, v in _momentum(trainer).items()},
             "theta": trainer.theta.state_dict() if trainer.theta else None,
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "torch_rng": own[0],
+            "cuda_rng": own[1],
         }
+        if here.size > 1:
+            state["random"] = gathered(own)
         for name, tensor in [*state["network"].items(), *state["momentum"].items()]:
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 trainer.fail(f"{name} is not finite any more")
-        self.records.save(progress.step, state)
+        from_first(lambda: self.records.save(progress.step, state) if self.records else None)
         self.saved_at = time.monotonic()
 
     def _restore(self, trainer: Trainer, state: dict[str, Any]) -> None:
@@ -679,16 +704,28 @@ class _Run:
             setattr(trainer.progress, name, value)
         trainer.settle(trainer.progress.step)
         trainer.progress.totals = trainer.progress.totals.to(trainer.device, trainer.wide)
-        torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        here = world()
+        if here.size > 1 and len(state.get("random", ())) == here.size:
+            torch_state, cuda_states = state["random"][here.rank]
+        elif here.first:
+            torch_state, cuda_states = state["torch_rng"], state["cuda_rng"]
+        else:
+            return  # of a run of fewer processes: this one draws anew, from its own stream
+        torch.set_rng_state(torch_state)
+        if cuda_states and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(cuda_states)
 
 
 _DECIDED = ("gates", "choice", "margin", "reason", "others")
 
 
+def _rows_of(decisions: Iterable[Decision]) -> list[dict[str, Any]]:
+    """Decisions as they are kept with a checkpoint."""
+    return [{"key": d.edge.key, **{k: getattr(d, k) for k in _DECIDED}} for d in decisions]
+
+
 def _decisions_from(rows: Iterable[Mapping[str, Any]], edges: Iterable[Edge]) -> tuple[Decision, ...]:
-    """Decisions as they were kept with a checkpoint."""
+    """The inverse of `_rows_of`."""
     by_key = {edge.key: edge for edge in edges}
     return tuple(
         Decision(
@@ -701,6 +738,11 @@ def _decisions_from(rows: Iterable[Mapping[str, Any]], edges: Iterable[Edge]) ->
         )
         for row in rows
     )
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    """The state of torch's global generators, of the CPU and of each GPU."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
 def _momentum(trainer: Trainer) -> dict[str, Tensor]:

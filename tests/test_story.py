@@ -19,6 +19,7 @@ ORDER = [
     "naming",
     "seeds",
     "config",
+    "distributed",
     "operations",
     "networks",
     "transitions",
@@ -43,7 +44,9 @@ ORDER = [
     "ground_truth",
     "drawing",
     "runs",
+    "sweep",
     "summary",
+    "report",
     "terminal",
     "cli",
 ]

@@ -223,7 +223,14 @@ class Data:
         return generator.random((int(index.max()) + 1, self.augmentation.draws))[index]
 
     def train_batches(
-        self, seed: int, epoch: int, batch_size: int, *, start: int = 0, cutout: int = 0
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        *,
+        start: int = 0,
+        cutout: int = 0,
+        part: tuple[int, int] = (0, 1),
     ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """An epoch's training images, augmented and normalized, in the epoch's order.
 
@@ -232,6 +239,8 @@ class Data:
             batch_size: images a batch; the last one may have fewer.
             start: the first batch that is wanted, counted from 0; what follows is the same wherever one starts.
             cutout: side in pixels of the square that is set to the mean colour; 0 for none.
+            part: (which, of how many) equal parts of each batch is wanted, in the batch's order; a batch of fewer
+                images than parts is given whole.
 
         Yields:
             Batches as `train_batch` returns them. Close the generator if it is not run to its end.
@@ -240,7 +249,8 @@ class Data:
             DataError: a file that cannot be read; the message names it.
         """
         order, draws = self.order(seed, epoch), self.draws(seed, epoch)
-        chosen = [order[i : i + batch_size] for i in range(start * batch_size, len(order), batch_size)]
+        whole = (order[i : i + batch_size] for i in range(start * batch_size, len(order), batch_size))
+        chosen = [_part(positions, *part) for positions in whole]
         if isinstance(self.train_images, Tensor):
             for positions in chosen:
                 yield self.train_batch(positions, draws, cutout)
@@ -315,13 +325,19 @@ class Data:
         """(B, H, W, C) uint8 -> (B, C, H, W) float32, channels last in memory."""
         return normalized(images, self.mean, self.std)
 
-    def test_batches(self, batch_size: int = 500) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def test_batches(
+        self, batch_size: int = 500, *, part: tuple[int, int] = (0, 1)
+    ) -> Generator[tuple[Tensor, Tensor], None, None]:
         """The test images in order, normalized: (B, C, H, W) and labels (B,).
+
+        Args:
+            batch_size: images a batch; the last one may have fewer.
+            part: (which, of how many): every how many batches are wanted, beginning with which.
 
         Raises:
             DataError: a file that cannot be read; the message names it.
         """
-        parts = torch.arange(len(self.test_labels)).split(batch_size)
+        parts = torch.arange(len(self.test_labels)).split(batch_size)[part[0] :: part[1]]
         if isinstance(self.test_images, Tensor):
             for part in parts:
                 here = slice(int(part[0]), int(part[-1]) + 1)
@@ -337,6 +353,12 @@ class Data:
         images = self.test_images[:n]
         images = images if isinstance(images, Tensor) else images.pixels()
         return self._normalized(images.to(self.device))
+
+
+def _part(positions: Tensor, which: int, parts: int) -> Tensor:
+    """One of equal parts of a batch; the whole batch where it has fewer images than parts."""
+    n = len(positions)
+    return positions if n < parts else positions[n * which // parts : n * (which + 1) // parts]
 
 
 def taken(held: Any, positions: Tensor) -> Any:

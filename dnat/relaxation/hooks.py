@@ -1,13 +1,15 @@
 """The hooks that make an edge of a network a relaxed one."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..distributed import SyncedNorms
 from ..edges import IDENTITY, ORIGINAL, Edge
 from .mixing import distance, mix
 from .theta import CHOICES, Theta
@@ -54,7 +56,7 @@ class EdgeHooks:
                 *(output, x, needed, *gates),
                 use_reentrant=False,
                 preserve_rng_state=False,
-                context_fn=lambda: (nullcontext(), _forgotten(modules)),
+                context_fn=functools.partial(_twice, modules, SyncedNorms.present()),
             )
         else:
             found = mixed(output, x, needed, *gates)
@@ -89,15 +91,23 @@ class EdgeHooks:
         return self.__dict__ | {"inputs": []}
 
 
+def _twice(
+    modules: Sequence[nn.Module], norms: AbstractContextManager[object]
+) -> tuple[AbstractContextManager[object], AbstractContextManager[object]]:
+    """What to compute within the first time and again: norms as they are now, which then write no buffers."""
+    return nullcontext(), _forgotten(modules, norms)
+
+
 @contextmanager
-def _forgotten(modules: Sequence[nn.Module]) -> Iterator[None]:
+def _forgotten(modules: Sequence[nn.Module], norms: AbstractContextManager[object]) -> Iterator[None]:
     """Within, what modules write into their buffers (norms their statistics) is lost at the end."""
     every = [m for module in modules for m in module.modules()]
     kept = [(m, name, b) for m in every for name, b in m.named_buffers(recurse=False)]
     for module, name, buffer in kept:
         setattr(module, name, buffer.clone())
     try:
-        yield
+        with norms:
+            yield
     finally:
         for module, name, buffer in kept:
             setattr(module, name, buffer)

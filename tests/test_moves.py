@@ -576,12 +576,12 @@ def test_the_command_and_its_record(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:lr_theta")
-@pytest.mark.parametrize("paths", ["two", "all"])
-def test_runs_with_convolutions(tmp_path, paths):
+@pytest.mark.parametrize(("paths", "network"), [("two", "resnet8"), ("all", "vgg16")])
+def test_runs_with_convolutions(tmp_path, paths, network):
     """Any network: within its budget, stopped and taken up with the same bits (two paths), drawn, restored."""
     config = {"space": "nat++", "budget": 0.5, "epochs": 5, "architecture_epochs": 4, "batch_size": 8}
     job = Job(
-        network="vgg16",
+        network=network,
         network_options={"width": 4},
         image_size=32,
         train_limit=32,

@@ -76,6 +76,25 @@ def test_streamed_batches_are_those_of_memory(folder, archive, workers):
     assert torch.equal(streamed.example(5), held.example(5))
 
 
+@pytest.mark.parametrize("parts", [2, 3])
+def test_the_parts_of_a_batch_are_the_batch(folder, parts):
+    """As several processes take them; the last batch, of 2 images, is given whole to each of three."""
+    for data in (load("folder", folder, image_size=16, streaming=s, workers=0) for s in (False, True)):
+        whole = list(data.train_batches(3, 1, 8, start=5, cutout=5))
+        taken = [list(data.train_batches(3, 1, 8, start=5, cutout=5, part=(i, parts))) for i in range(parts)]
+        for (images, labels), *mine in zip(whole, *taken, strict=True):
+            if len(labels) < parts:
+                assert equal(mine, [(images, labels)] * parts)
+            else:
+                assert max(len(y) for _, y in mine) - min(len(y) for _, y in mine) <= 1
+                assert equal(
+                    [(torch.cat([x for x, _ in mine]), torch.cat([y for _, y in mine]))], [(images, labels)]
+                )
+        tests = [list(data.test_batches(30, part=(i, parts))) for i in range(parts)]
+        assert [len(found) for found in tests] == [1, 1, 0][:parts]
+        assert equal([batch for found in tests for batch in found], data.test_batches(30))
+
+
 def test_where_shared_memory_is_short_batches_go_through_a_pipe(folder, monkeypatch):
     held = load("folder", folder, image_size=16, streaming=False)
     data = load("folder", folder, image_size=16, streaming=True, workers=1)

@@ -421,7 +421,7 @@ class Trainer:
         return mine / summed(mine)
 
     def _theta_gradient(
-        self, images: Tensor, labels: Tensor, answers: Tensor | None, share: Tensor | float
+        self, images: Tensor, labels: Tensor, answers: Tensor | None, share: Tensor | float = 1.0
     ) -> None:
         assert self.architecture_loss is not None
         assert self.relaxed is not None

@@ -740,7 +740,7 @@ def _power_notes(compared: Sequence[Comparison], level: float) -> list[str]:
     advice = f"; {enough} seeds for each would be enough" if enough and enough <= MOST_FLIPS else ""
     return [
         f"{', '.join(methods)} cannot be significant at n = {n}: the smallest p that the test can give is "
-        f"{_p(least)}, {_p(corrected)} when corrected for {family} comparison{'s' * (family > 1)}{advice}"
+        f"{p_text(least)}, {p_text(corrected)} when corrected for {family} comparison{'s' * (family > 1)}{advice}"
         for (n, least, corrected), methods in notes.items()
     ]
 
@@ -794,7 +794,7 @@ def _place_notes(rows: Sequence[Row]) -> list[str]:
     return notes
 
 
-_HEADERS = (
+HEADERS = (
     "network",
     "method",
     "n",
@@ -807,6 +807,7 @@ _HEADERS = (
     "hours",
     "dead",
 )
+"""Of the columns of `cells`, the network's before them."""
 
 
 def markdown(summary: Summary) -> str:
@@ -820,25 +821,32 @@ def markdown(summary: Summary) -> str:
     parts = []
     for data in dict.fromkeys(row.data for row in summary.rows):
         rows = [row for row in summary.rows if row.data == data]
-        lines = [_HEADERS, ("---", "---", *["---:"] * (len(_HEADERS) - 2))]
+        lines = [HEADERS, ("---", "---", *["---:"] * (len(HEADERS) - 2))]
         last = None
         for row in rows:
-            cells = _cells(row, compared.get((row.data, row.network, row.method)), summary.significance)
-            lines.append((row.network if row.network != last else "", *cells))
+            found = cells(row, compared.get((row.data, row.network, row.method)), summary.significance)
+            lines.append((row.network if row.network != last else "", *found))
             last = row.network
-        table = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in lines)
+        table = "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)
         hours = math.fsum(row.total_hours for row in rows)
         runs = sum(row.n for row in rows)
         devices = ", ".join(sorted({device for row in rows for device in row.devices}))
-        spent = f"{runs} run{'s' * (runs > 1)}, {_digits(hours)} hours in all{f' ({devices})' * bool(devices)}."
-        parts.append(f"## {_escaped(data)}\n\n{table}\n\n{_escaped(spent)}")
-    parts.append(_legend(summary))
+        spent = f"{runs} run{'s' * (runs > 1)}, {digits(hours)} hours in all{f' ({devices})' * bool(devices)}."
+        parts.append(f"## {escaped(data)}\n\n{table}\n\n{escaped(spent)}")
+    parts.append(escaped(legend(summary)).replace("*", r"\*"))
     if summary.notes:
-        parts.append("\n".join(f"- {_escaped(note)}" for note in summary.notes))
+        parts.append("\n".join(f"- {escaped(note)}" for note in summary.notes))
     return "\n\n".join(parts) + "\n"
 
 
-def _cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...]:
+def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...]:
+    """A row of the table as text, from the method on; `HEADERS` names the columns.
+
+    Args:
+        row: of one method.
+        compared: its comparison with the baseline; None of the baseline.
+        level: the largest corrected p that is called significant.
+    """
     dead = str(row.dead) + (f" ({row.unknown} unknown)" if row.unknown else "")
     return (
         row.method,
@@ -846,10 +854,10 @@ def _cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ..
         f"{row.mean:.2f}" + ("" if row.std is None else f" ± {row.std:.2f}"),
         _difference(compared, row.n),
         _verdict(compared, level),
-        f"{_count(row.params)} ({row.params_change:+z.1f} %)",
-        f"{_count(row.madds)} ({row.madds_change:+z.1f} %)",
-        "-" if row.latency_after is None else _digits(1e3 * row.latency_after),
-        f"{_digits(row.search_hours)} + {_digits(row.training_hours)}",
+        f"{count(row.params)} ({row.params_change:+z.1f} %)",
+        f"{count(row.madds)} ({row.madds_change:+z.1f} %)",
+        "-" if row.latency_after is None else digits(1e3 * row.latency_after),
+        f"{digits(row.search_hours)} + {digits(row.training_hours)}",
         "-" if row.unknown == row.n else dead,
     )
 
@@ -867,39 +875,46 @@ def _verdict(compared: Comparison | None, level: float) -> str:
     if compared is None or compared.p_holm is None or compared.least_p_holm is None:
         return "-"
     mark = " *" if compared.p_holm <= level else " ?" if compared.least_p_holm > level else ""
-    return _p(compared.p_holm) + mark
+    return p_text(compared.p_holm) + mark
 
 
-def _legend(summary: Summary) -> str:
+def legend(summary: Summary) -> str:
+    """How to read the table, as plain text."""
     share = f"{100 * summary.confidence:g} %"
-    base = _escaped(summary.baseline)
     return (
-        f"Accuracy: on the test images, mean ± sample standard deviation over n seeds. Difference: to {base}, in "
-        f"points, paired by seed, with its {share} t interval, each for itself. p: of the exact sign-flip test of "
-        f"the mean difference (of the paired t test with more than {MOST_FLIPS} seeds), two-sided, Holm-corrected "
-        f"over the methods of a network; \\*: at most {summary.significance:g}; ?: cannot be, with so few seeds, "
-        "whatever the method does. Params, MAdds: of the result, with the change to before. Hours: search + "
-        "training of one run."
+        "Accuracy: on the test images, mean ± sample standard deviation over n seeds. Difference: to "
+        f"{summary.baseline}, in points, paired by seed, with its {share} t interval, each for itself. p: of the "
+        f"exact sign-flip test of the mean difference (of the paired t test with more than {MOST_FLIPS} seeds), "
+        f"two-sided, Holm-corrected over the methods of a network; *: at most {summary.significance:g}; ?: cannot "
+        "be, with so few seeds, whatever the method does. Params, MAdds: of the result, with the change to "
+        "before. Hours: search + training of one run."
     )
 
 
-def _escaped(text: str) -> str:
-    """Text that stays in its cell."""
-    return re.sub(r"\s+", " ", text).replace("|", r"\|")
+def escaped(text: str) -> str:
+    """Text that stays in its cell of a Markdown table and makes neither tags nor links.
+
+    >>> print(escaped("a|b <i>c</i> p < 0.1"))
+    a\\|b &lt;i>c&lt;/i> p < 0.1
+    """
+    text = re.sub(r"\s+", " ", text).replace("\\", r"\\").replace("|", r"\|").replace("](", r"]\(")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Three significant digits, never an exponent."""
     return np.format_float_positional(float(f"{value:.3g}"), trim="-")
 
 
-def _count(value: float) -> str:
+def count(value: float) -> str:
+    """Three significant digits with a unit: k, M or G."""
     value = float(f"{value:.3g}")
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= size:
-            return f"{_digits(value / size)} {unit}"
-    return _digits(value)
+            return f"{digits(value / size)} {unit}"
+    return digits(value)
 
 
-def _p(value: float) -> str:
+def p_text(value: float) -> str:
+    """A p value as tables have it."""
     return "< 0.001" if value < 0.001 else f"{value:.3g}"

@@ -1,0 +1,120 @@
+"""What came out, in words: never more than the statistics say."""
+
+import math
+from dataclasses import dataclass
+
+from ..summary import Comparison, Interval, Row, digits, p_text, t_interval
+from .gather import Group, Report
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The method with the highest mean accuracy of one network on one data set.
+
+    Attributes:
+        group: the network and data.
+        row: of that method.
+        compared: with the baseline; None where it is the baseline, or there is none.
+        madds: change of multiply-adds to before in percent, with its t interval (None where all runs agree).
+    """
+
+    group: Group
+    row: Row
+    compared: Comparison | None
+    madds: tuple[float, Interval | None]
+
+
+def headline(report: Report, group: Group) -> Headline:
+    """What came out for one network on one data set; of equal means the one with fewer multiply-adds."""
+    highest = max(row.mean for row in group.rows)
+    row = min((r for r in group.rows if is_equal(r.mean, highest)), key=lambda r: r.madds)
+    return Headline(group, row, comparison_of(report, row), madds_change(group, row.method))
+
+
+def comparison_of(report: Report, row: Row) -> Comparison | None:
+    """The comparison of a row's method with the baseline."""
+    wanted = row.data, row.network, row.method
+    return next((c for c in report.summary.comparisons if (c.data, c.network, c.method) == wanted), None)
+
+
+def madds_change(group: Group, method: str) -> tuple[float, Interval | None]:
+    """Change of multiply-adds to before over a method's runs, in percent, with its t interval."""
+    trials = [run.trial for run in group.runs[method]]
+    changes = [100 * (t.madds - t.madds_before) / t.madds_before for t in trials]
+    mean = math.fsum(changes) / len(changes)
+    return mean, t_interval(changes) if len(set(changes)) > 1 else None
+
+
+def sentences(report: Report, group: Group) -> list[str]:
+    """Two sentences at most: the most accurate method, and the one with the fewest multiply-adds if it is another.
+
+    >>> spread((93.0, None)), spread((93.0, 0.25))
+    ('93.00', '93.00 ± 0.25')
+    """
+    first = headline(report, group)
+    row = first.row
+    seeds = f"n = {row.n}"
+    if len(group.rows) == 1:
+        return [f"{group.title}: {row.method} has {spread((row.mean, row.std))} % test accuracy ({seeds})."]
+    equal = [r.method for r in group.rows if r is not row and is_equal(r.mean, row.mean)]
+    tied = f", the same as {' and '.join(equal)}" if equal else ""
+    found = [
+        f"{group.title}: {row.method} has the highest mean test accuracy, {spread((row.mean, row.std))} % "
+        f"({seeds}){tied}{_against(first.compared, report.summary.significance)}."
+    ]
+    least = min(group.rows, key=lambda r: (r.madds, -r.mean))
+    if least is not row and least.madds < row.madds:
+        change = signed_interval(*madds_change(group, least.method), digits_after=1)
+        compared = comparison_of(report, least)
+        found.append(
+            f"{group.title}: {least.method} needs the fewest multiply-adds, {change} % to before, at "
+            f"{spread((least.mean, least.std))} %{_against(compared, report.summary.significance)}."
+        )
+    return found
+
+
+def is_equal(a: float, b: float) -> bool:
+    """Whether two mean accuracies in percent differ by rounding alone."""
+    return abs(a - b) < 1e-9
+
+
+def _against(compared: Comparison | None, level: float) -> str:
+    if compared is None:
+        return ""
+    change = signed_interval(compared.mean, compared.interval, digits_after=2)
+    return f": {change} points to {compared.baseline}, {verdict(compared, level)}"
+
+
+def verdict(compared: Comparison, level: float) -> str:
+    """What the test says, in words."""
+    if compared.p_holm is None or compared.least_p_holm is None:
+        return "not tested"
+    if compared.p_holm <= level:
+        return f"significant (p = {p_text(compared.p_holm)})".replace("= <", "<")
+    if compared.least_p_holm > level:
+        return "too few seeds to be significant"
+    return f"not significant (p = {p_text(compared.p_holm)})"
+
+
+def spread(value: tuple[float, float | None]) -> str:
+    """A mean with its deviation, where it has one."""
+    mean, std = value
+    return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+
+
+def signed_interval(mean: float, interval: Interval | None, digits_after: int) -> str:
+    """A change with its interval, where it has one; never "-0.0"."""
+    form = f"+z.{digits_after}f"
+    text = format(mean, form)
+    return text if interval is None else f"{text} [{format(interval[0], form)}, {format(interval[1], form)}]"
+
+
+def duration(hours: float) -> str:
+    """Hours in words: seconds and minutes where they are few.
+
+    >>> duration(0.005), duration(0.5), duration(41.2)
+    ('18 s', '30 min', '41.2 h')
+    """
+    if hours >= 1:
+        return f"{digits(hours)} h"
+    return f"{digits(60 * hours)} min" if hours >= 1 / 30 else f"{digits(3600 * hours)} s"

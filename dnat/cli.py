@@ -1,6 +1,7 @@
 """The command `dnat`. Each command parses, calls and prints; torch is imported only by those that need it."""
 
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -14,6 +15,8 @@ import click
 from . import __version__
 
 SOURCE = Path(__file__).resolve().parent
+FIRST = os.environ.get("RANK", "0") == "0"
+"""Whether this process is the only one, or the first of those that torchrun started."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -82,13 +85,25 @@ def make_job(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) ->
     return Job.from_flat(table)
 
 
+_WANDB = click.option(
+    "--wandb",
+    type=click.Choice(["off", "offline", "online"]),
+    default="off",
+    show_default=True,
+    help="Mirror the run to Weights & Biases: to files that can be uploaded later, or at once.",
+)
+
+
 @cli.command()
 @_job_options
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Run directory (default: runs/NETWORK-DATA-METHOD-seedS)."
 )
 @click.option("--download", is_flag=True, help="Fetch the data set if it is missing; nothing is fetched without.")
-def transform(out: Path | None, download: bool, file: str | None, pairs: tuple[str, ...], **flags: Any) -> None:
+@_WANDB
+def transform(
+    out: Path | None, download: bool, wandb: str, file: str | None, pairs: tuple[str, ...], **flags: Any
+) -> None:
     """Train a network, transform it, and train it on.
 
     The same command again goes on with an unfinished run, and says of a finished one that it is done.
@@ -99,14 +114,17 @@ def transform(out: Path | None, download: bool, file: str | None, pairs: tuple[s
     """
     job = make_job(file, pairs, flags)
     name = f"{job.network}-{job.data}-{job.method}-seed{job.config.seed}".replace(":", "-").replace("/", "-")
-    _run(job, out or Path("runs") / name, download)
+    _run(job, out or Path("runs") / name, download, wandb)
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data-root", help="Folder with the data set's files, if it moved.")
-def resume(run: Path, data_root: str | None) -> None:
+@_WANDB
+def resume(run: Path, data_root: str | None, wandb: str) -> None:
     """Go on with a run that was stopped; the result is the same, bit for bit.
+
+    With --wandb what Weights & Biases lacks of the run is brought up, also of one that is done.
 
     \b
     dnat resume runs/resnet20-cifar10-dnat-seed1
@@ -116,22 +134,24 @@ def resume(run: Path, data_root: str | None) -> None:
     from .records import read_job
 
     job = read_job(run)
-    _run(replace(job, data_root=data_root) if data_root else job, run, download=False)
+    _run(replace(job, data_root=data_root) if data_root else job, run, False, wandb)
 
 
-def _run(job: Any, directory: Path, download: bool) -> None:
+def _run(job: Any, directory: Path, download: bool, wandb: str) -> None:
     # Older torch refuses deterministic matrix products on CUDA without it, and only reads it at the start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from .runs import run
-    from .terminal import TerminalTracker, console
+    from .terminal import console
 
     screen = console()
+    if not FIRST:  # one of several processes is enough to tell and to track
+        screen.quiet, wandb = True, "off"
     screen.print(
         f"{job.method}: {job.network} on {job.data}, seed {job.config.seed}, {job.config.epochs} epochs",
         highlight=False,
     )
     done = (directory / "record.json").exists()
-    tracker = TerminalTracker(screen, job.config.epochs)
+    tracker = _tracker(job, directory, wandb, screen)
     try:
         with _stop_on_signals() as stop, _warnings_to(screen):
             record = run(
@@ -142,11 +162,32 @@ def _run(job: Any, directory: Path, download: bool) -> None:
                 download=download,
                 notify=lambda t: screen.print(f"note: {t}"),
             )
+        tracker.result(record)
+    except BaseException as error:
+        tracker.failed(130 if isinstance(error, KeyboardInterrupt) else exit_code(error))
+        raise
     finally:
         tracker.finish()
     if done:
         screen.print(f"{directory} is done already; this is its result.", highlight=False)
-    _show(screen, directory, record)
+    if FIRST:
+        _show(screen, directory, record)
+
+
+def _tracker(job: Any, directory: Path, wandb: str, screen: Any) -> Any:
+    from .terminal import TerminalTracker
+    from .tracking import Trackers, WandbTracker
+
+    terminal = TerminalTracker(screen, job.config.epochs)
+    if wandb == "off":
+        return terminal
+    from .summary import label
+
+    def notify(text: str) -> None:
+        screen.print(text, highlight=False, markup=False)
+
+    mode: Any = wandb
+    return Trackers(terminal, WandbTracker(job, directory, mode, label=label(job.flat()), notify=notify))
 
 
 def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
@@ -178,8 +219,12 @@ def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
 
 @contextmanager
 def _stop_on_signals() -> Iterator[Callable[[Any], bool]]:
-    """Within, SIGINT and SIGTERM only set a flag that the run asks for; a second SIGINT stops at once."""
+    """Within, SIGINT and SIGTERM only set a flag that the run asks for; a second SIGINT stops at once.
+
+    A trial of a sweep also stops when the process that started it is gone.
+    """
     asked: list[int] = []
+    parent = os.environ.pop("DNAT_PARENT", None)  # not for processes that this one starts
 
     def note(number: int, frame: Any) -> None:
         if number in asked and number == signal.SIGINT:
@@ -189,7 +234,7 @@ def _stop_on_signals() -> Iterator[Callable[[Any], bool]]:
 
     old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda progress: bool(asked)
+        yield lambda progress: bool(asked) or (parent is not None and os.getppid() != int(parent))
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
@@ -204,6 +249,140 @@ def _warnings_to(screen: Any) -> Iterator[None]:
         warnings.simplefilter("default", UserWarning)
         warnings.showwarning = lambda message, *rest, **more: screen.print(f"warning: {message}", highlight=False)
         yield
+
+
+def make_sweep(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) -> Any:
+    """The sweep that a file, --set and flags describe; later ones win, also over the file's tables."""
+    from .config import parse_setting, read_toml
+    from .sweep import Sweep
+
+    over: dict[str, Any] = {}
+    for key, value in map(parse_setting, pairs):
+        group, dot, option = key.partition(".")
+        if dot and group in ("network", "search"):
+            over.setdefault("network_options" if group == "network" else group, {})[option] = value
+        else:
+            over[key] = value
+    return Sweep.from_table(
+        read_toml(file) if file else {}, over | {k: v for k, v in flags.items() if v is not None}
+    )
+
+
+@cli.command()
+@click.option("--networks", help="Networks, separated by commas; see transform --network.")
+@click.option("--methods", help="Methods, separated by commas; METHOD@BUDGET is one with a budget: dnat-full@0.7.")
+@click.option("--seeds", help="How many (5: seeds 0 to 4), a list (0,3,7), or a range (1-5).")
+@_job_options
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The sweep's directory.")
+@click.option("--jobs", type=click.IntRange(1), help="Trials at a time (default: 1; with Ray as many as fit).")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    help="local: this machine (default); ray: Ray, here or at --address.",
+)
+@click.option("--address", help="A running Ray cluster: auto, HOST:6379. All its machines must see --out.")
+@click.option(
+    "--retry-failed", is_flag=True, help="Do failed trials again; without, only what was stopped goes on."
+)
+@click.option(
+    "--retries",
+    type=click.IntRange(0),
+    help="How often a trial that was stopped goes on in the same call (default: 0; with Ray 3).",
+)
+@click.option(
+    "--plan", "planning", is_flag=True, help="Start nothing: print a command for each trial that is left."
+)
+@click.option("--download", is_flag=True, help="Fetch the data set if it is missing; nothing is fetched without.")
+@click.option(
+    "--wandb",
+    type=click.Choice(["off", "offline", "online"]),
+    help="Weights & Biases for each trial: see transform --wandb.",
+)
+def sweep(out: Path, planning: bool, file: str | None, pairs: tuple[str, ...], **flags: Any) -> None:
+    """Train and transform networks by several methods, with several seeds each, and compare them.
+
+    Every trial is a run in a process of its own. The same command again goes on with what is unfinished; more
+    networks, methods and seeds may be given then. Exit code 70: some trials failed; 75: stopped, to be resumed.
+
+    \b
+    dnat sweep --networks resnet8,resnet20 --methods original,dnat-full,dnat-full@0.7 --seeds 5 --out runs/first
+    dnat sweep --config runs/first/sweep.toml --seeds 10 --jobs 2 --out runs/second
+    dnat sweep --out runs/first --retry-failed
+    dnat sweep --out runs/first --plan > commands.txt
+    """
+    from .sweep import Options
+
+    how = {k: flags.pop(k) for k in ("jobs", "engine", "address", "retries", "retry_failed", "download", "wandb")}
+    given = make_sweep(file, pairs, flags)
+    if planning:
+        _print_plan(given, out, Options(**how))
+    else:
+        _sweep(given, out, Options(**how))
+
+
+# A sweep has lists in their place.
+sweep.params = [p for p in sweep.params if p.name not in ("network", "method", "seed")]
+
+
+def _print_plan(given: Any, out: Path, options: Any) -> None:
+    from .sweep import commands, write_plan
+
+    standings, left = write_plan(given, out, options, notify=lambda text: click.echo(f"note: {text}", err=True))
+    for line in commands(left, download=options.download, wandb=options.wandb):
+        click.echo(line)
+    failed = sum(s.state == "failed" for s in standings if s not in left)
+    if failed:
+        click.echo(f"note: {failed} failed trials are left out; --retry-failed lists them, too", err=True)
+
+
+def _sweep(given: Any, out: Path, options: Any) -> None:
+    from .sweep import run_sweep
+    from .terminal import SweepScreen, console
+
+    def notify(text: str) -> None:
+        screen.print(f"note: {text}", highlight=False)
+
+    screen = console()
+    table = SweepScreen(screen)
+    try:
+        with _stop_on_signals() as stop:
+            found = run_sweep(given, out, options, watch=table.show, stop=lambda: stop(None), notify=notify)
+    finally:
+        table.finish()
+    _show_sweep(screen, out, found)
+
+
+def _show_sweep(screen: Any, out: Path, standings: Any) -> None:
+    """Print what a sweep found, and end with the exit code of what is missing."""
+    from .summary import markdown, summarize
+    from .terminal import troubles_text
+
+    done = [s for s in standings if s.state == "done"]
+    if done and not any(s.state in ("pending", "interrupted") for s in standings):
+        click.echo(markdown(summarize(s.record() for s in done)))
+    troubles = [s for s in standings if s.state in ("failed", "interrupted")]
+    if troubles:
+        screen.print(troubles_text(troubles), end="")
+    click.echo(f"files: {out}/ (a run directory for each trial, logs/, trials.json)")
+    failed = sum(s.state == "failed" for s in standings)
+    unfinished = len(standings) - len(done) - failed
+    again = f"dnat sweep --out {shlex.quote(str(out))}"
+    if unfinished:
+        raise SweepEnded(75, f"{len(done)} of {len(standings)} trials are done; `{again}` goes on")
+    if failed:
+        raise SweepEnded(
+            70, f"{failed} of {len(standings)} trials failed; once mended, type: {again} --retry-failed"
+        )
+    click.echo(f"all {len(done)} trials are done; a page about them: dnat report {shlex.quote(str(out))}")
+
+
+class SweepEnded(Exception):
+    """A sweep of which some trials have no result; they have been shown."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 @cli.command()
@@ -356,6 +535,83 @@ def networks(names: tuple[str, ...], image_size: int | None, pairs: tuple[str, .
 
 
 @cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Page to write (default: report.html)")
+@click.option("--markdown", "text", type=click.Path(path_type=Path), help="Markdown to write (default: report.md)")
+@click.option("--pictures", type=click.Path(path_type=Path), help="Folder for figures as PNG and SVG.")
+@click.option("--published", is_flag=True, help="Show the papers' own numbers below ours.")
+@click.option("--baseline", default="original", show_default=True, help="Method that others are compared with.")
+@click.option("--layout", default="both", show_default=True, help="Tables: papers, long or both.")
+@click.option(
+    "--wandb", "uploads", is_flag=True, help="Only print the commands that upload what was tracked offline."
+)
+@click.option("--wandb-report", "online", is_flag=True, help="Also make a report on Weights & Biases.")
+@click.option("--wandb-project", "project", help="Project of the runs there (default: $WANDB_PROJECT, then dnat).")
+@click.option("--wandb-entity", "entity", help="Its owner (default: $WANDB_ENTITY, then whom the key belongs to).")
+def report(
+    runs: tuple[Path, ...],
+    html: Path | None,
+    text: Path | None,
+    pictures: Path | None,
+    published: bool,
+    baseline: str,
+    layout: str,
+    **wandb: Any,
+) -> None:
+    """Report what runs came to: statistics over seeds, tables, figures, what is not finished.
+
+    RUNS are run directories, or directories of sweeps. The Markdown is printed, and written with the page into the
+    sweep's directory where exactly one is given, else into the current one.
+
+    \b
+    dnat report runs/sweep
+    dnat report runs/resnet8-* --html resnet8.html --pictures figures
+    dnat report runs/sweep --wandb
+    """
+    if wandb["uploads"]:
+        _print_uploads(runs)
+        return
+    from .records import atomic_write
+    from .report import gather, is_sweep, markdown, page
+
+    found = gather(runs, baseline)
+    folder = runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path()
+    words = markdown(found, with_published=published, layout=layout)
+    files = {
+        text or folder / "report.md": words,
+        html or folder / "report.html": page(found, with_published=published, layout=layout),
+    }
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, content.encode())
+    click.echo(words)
+    for path in files:
+        click.echo(path, err=True)
+    if pictures:
+        from .report import draw
+
+        for path in draw(found, pictures):
+            click.echo(path, err=True)
+    if wandb["online"]:
+        from .report.online import create
+        from .summary import markdown as table
+
+        project = wandb["project"] or os.environ.get("WANDB_PROJECT") or "dnat"
+        entity = wandb["entity"] or os.environ.get("WANDB_ENTITY") or ""
+        click.echo(create(found.summary, table(found.summary), project, entity), err=True)
+
+
+def _print_uploads(runs: tuple[Path, ...]) -> None:
+    from .report.online import upload_commands
+
+    commands = upload_commands(runs)
+    for command in commands:
+        click.echo(command)
+    if not commands:
+        click.echo("nothing that was tracked offline is left to be uploaded", err=True)
+
+
+@cli.command()
 def datasets() -> None:
     """List the data sets that can be loaded by name."""
     from .data import describe
@@ -365,7 +621,7 @@ def datasets() -> None:
 
 
 def exit_code(error: BaseException) -> int:
-    """0 done; 2 wrong use; 65 bad data or loss; 73 locked; 75 stopped, to be resumed; 1 our own bug."""
+    """0 done; 2 wrong use; 65 bad data or loss; 70 trials failed; 73 locked; 75 stopped, can be resumed; 1 bug."""
     code = getattr(error, "exit_code", None)
     if isinstance(code, int):
         return code
@@ -395,6 +651,11 @@ def main() -> None:
             traceback.print_exc()
             click.echo("dnat: this is a bug of dnat; please report it with the lines above", err=True)
         else:
-            hint = "; the same command goes on with it" if code == 75 else ""
-            click.echo(f"dnat: {error}{hint}", err=True)
+            hint = "; the same command goes on with it" if code == 75 and not isinstance(error, SweepEnded) else ""
+            which = "" if FIRST else f" (process {os.environ['RANK']})"
+            click.echo(f"dnat{which}: {error}{hint}", err=True)
         sys.exit(code)
+
+
+if __name__ == "__main__":  # python -m dnat.cli: how a sweep starts its trials
+    main()

@@ -1,10 +1,12 @@
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import dnat
 from dnat.cli import cli
@@ -13,6 +15,7 @@ from dnat.networks import Genotype
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+GUIDES = {path.name: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 
 
 def run_code(code, folder):
@@ -37,10 +40,40 @@ def test_every_command_stands_in_the_readme(name):
 def test_the_settings_that_are_named_exist():
     known = {*dnat.Config.__dataclass_fields__, *PRESETS["paper"]}
     assert set(PRESETS["paper"]) == set(PRESETS["improved"]) <= known
-    assert f"weight {PRESETS['improved']['cost_weight']}" in README
+    assert f"weight {PRESETS['improved']['cost_weight']}" in (ROOT / "docs" / "concepts.md").read_text()
     flags = {flag for command in cli.commands.values() for p in command.params for flag in p.opts}
-    for flag in set(re.findall(r"[ `](--[a-z][a-z-]+)", README)):
-        assert flag in flags, flag
+    flags |= {"--max-restarts", "--standalone", "--nproc-per-node", "--no-python", "--array", "--gres", "--signal"}
+    for path, text in GUIDES.items():
+        for flag in set(re.findall(r"[ `](--[a-z][a-z-]+)", text)):
+            assert flag in flags, f"{path}: {flag}"
+
+
+@pytest.mark.filterwarnings("ignore:lr_theta")
+def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
+    """The three jobs, as they stand there."""
+    monkeypatch.chdir(tmp_path)
+    lines = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S)).splitlines()
+    assert len(lines) == 7
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "dnat"
+        result = CliRunner().invoke(cli, words, catch_exceptions=False)
+        assert result.exit_code == 0, f"{line}\n{result.output}"
+    assert (tmp_path / "small.py").exists()
+    assert (tmp_path / "runs" / "first" / "report.html").stat().st_size > 1e6
+    assert "wandb sync" in result.output
+
+
+@pytest.mark.parametrize("path", [*sorted(p.name for p in (ROOT / "docs").glob("*.md")), "README.md"])
+def test_commands_that_are_shown_can_be_typed(path):
+    """Each has known flags, and values of the right type; `...` stands for something."""
+    for line in re.findall(r"^    (dnat .*)$", GUIDES[path], re.M):
+        words = shlex.split(line, comments=True)
+        if "..." in words or words[-1] in (">", "|"):
+            continue
+        words = words[: words.index(">")] if ">" in words else words
+        command = cli.commands[words[1]]
+        command.make_context(words[1], words[2:])  # raises what the user would see
 
 
 def test_the_code_of_the_guide_to_baselines_runs(tmp_path):
@@ -70,7 +103,12 @@ def test_the_genotype_of_the_guide():
 
 
 def test_files_that_are_named_exist():
-    for name in [*re.findall(r"`((?:docs|dnat|runs|benchmarks)/[\w./]+)`", README), "docs/demo.png", "LICENSE"]:
+    for name in [
+        *re.findall(r"`((?:docs|dnat|runs|benchmarks)/[\w./]+)`", README),
+        "docs/demo.png",
+        "docs/report.png",
+        "LICENSE",
+    ]:
         assert (ROOT / name).exists(), name
 
 

@@ -326,7 +326,7 @@ def test_words_say_what_the_statistics_say(report):
     equal = dataclasses.replace(group.rows[0], method="dnat-full", madds=2.0)
     least = dataclasses.replace(group.rows[0], method="nat", mean=50.0, std=None, madds=1.0)
     first, second = sentences(report, dataclasses.replace(group, rows=(group.rows[0], equal, least)))
-    assert "dnat-full has the highest mean test accuracy, 90.75 ± 1.32 % (n = 4), as original has: " in first
+    assert "dnat-full has the highest mean test accuracy, 90.75 ± 1.32 % (n = 4), the same as original: " in first
     assert "nat needs the fewest multiply-adds, -25.0 [" in second
     assert " % to before, at 50.00 %" in second
 

@@ -1,0 +1,690 @@
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from rich.console import Console
+
+from dnat import sweep as sweeps
+from dnat.cli import cli, exit_code
+from dnat.config import Job, read_toml
+from dnat.records import LockedError, check_name
+from dnat.runs import run
+from dnat.summary import label
+from dnat.sweep import Options, Standing, Sweep, View, parse_names, parse_seeds, plan, read, remaining, run_sweep
+from dnat.sweep import local as local_engine
+from dnat.sweep import trials as trial_module
+from dnat.sweep.directory import SweepDirectory
+from dnat.sweep.schedule import Live
+from dnat.sweep.settings import joined, resolve, trial_name
+from dnat.sweep.trials import Attempt, carry_out, is_held, judged, reason_in
+from dnat.terminal import SweepScreen, sweep_table
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def table(**settings):
+    return {"networks": ["resnet8"], "methods": ["original", "dnat-full"], "seeds": 2} | settings
+
+
+def planned(**settings):
+    return plan(resolve(Sweep.from_table(table(**settings))))
+
+
+# --- what a sweep is --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("5", (0, 1, 2, 3, 4)),
+        (2, (0, 1)),
+        ("0,3,7", (0, 3, 7)),
+        ("1-3", (1, 2, 3)),
+        ("7,", (7,)),
+        ([4, 2], (4, 2)),
+    ],
+)
+def test_seeds_are_a_number_a_list_or_a_range(text, seeds):
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "a", "1.5", "3,3", "1-3,2", "5-1", "4294967296,", [True], [-1], 0]
+)
+def test_other_seeds_are_refused(text):
+    with pytest.raises(ValueError, match="seed"):
+        parse_seeds(text)
+
+
+def test_names_are_a_list_without_doubles():
+    assert parse_names(" resnet8, torchvision:resnet18 ,") == ("resnet8", "torchvision:resnet18")
+    with pytest.raises(ValueError, match="name 'a' is given twice"):
+        parse_names("a,b,a")
+
+
+@pytest.mark.parametrize(
+    "network", ["../../etc:x", "a" * 300, "genotype:cells/my net.json", "..:..", "CON:x", "é:é"]
+)
+@pytest.mark.parametrize("method", ["nat++", "dnat-full@0.7"])
+def test_every_trial_has_a_name_that_a_run_may_have(network, method):
+    assert check_name(trial_name(network, method, 4294967295)).endswith("-seed4294967295")
+    assert trial_name("a" * 300, method, 0) != trial_name("a" * 301, method, 0)
+
+
+def test_a_trial_gets_common_settings_then_its_networks_then_its_methods():
+    settings = {
+        "lr": 0.1,
+        "epochs": 7,
+        "search": {"layers": 3},
+        "network": {"resnet20": {"lr": 0.2, "network_options": {"width": 8}}},
+        "method": {"dnat-full": {"lr": 0.3}, "dnat-full@0.7": {"epochs": 9}, "nat": {"search": {"samples": 2}}},
+        "network_options": {"skips": True},
+    }
+    methods = ["original", "dnat-full", "dnat-full@0.7", "nat"]
+    found = {
+        (t.network, t.method): t.job
+        for t in planned(networks=["resnet8", "resnet20"], methods=methods, seeds=1, **settings)
+    }
+    assert found["resnet8", "original"].config.lr == 0.1
+    assert found["resnet20", "original"].config.lr == 0.2
+    assert found["resnet20", "dnat-full"].config.lr == 0.3
+    assert found["resnet20", "dnat-full"].config.epochs == 7
+    assert (found["resnet20", "dnat-full@0.7"].config.lr, found["resnet20", "dnat-full@0.7"].config.epochs) == (
+        0.3,
+        9,
+    )
+    assert found["resnet20", "dnat-full"].network_options == {"skips": True, "width": 8}
+    assert found["resnet8", "dnat-full"].network_options == {"skips": True}
+    assert found["resnet8", "nat"].config.search.layers == 3
+    assert found["resnet8", "nat"].config.search.samples == 2
+    assert found["resnet8", "original"].config.search.layers == 8  # not for it
+
+
+def test_flags_beat_all_tables_of_a_file():
+    file = table(lr=0.1, network={"resnet8": {"lr": 0.2, "search": {"layers": 2, "samples": 3}}})
+    sweep = Sweep.from_table(file, {"lr": 0.5, "seeds": "3,", "search": {"layers": 5}})
+    assert (sweep.settings["lr"], sweep.seeds) == (0.5, (3,))
+    assert sweep.of_network == {"resnet8": {"search": {"samples": 3}}}
+
+
+def test_settings_without_use_are_not_given():
+    """So that the baseline's label is "original", whatever limits the others."""
+    jobs = {
+        (t.network, t.method): t.job
+        for t in planned(
+            networks=["resnet8", "darts_v2"],
+            methods=["original", "dnat-full", "dnat-cell@120M", "nat"],
+            seeds=1,
+            budget=0.7,
+            judge="loss",
+            edges=["layer1.*"],
+        )
+    }
+    assert {label(j.flat()) for (_, m), j in jobs.items() if m == "original"} == {"original"}
+    assert label(jobs["resnet8", "dnat-full"].flat()) == "dnat-full 0.7"
+    assert label(jobs["resnet8", "dnat-cell@120M"].flat()) == "dnat-cell 120M"
+    assert label(jobs["resnet8", "nat"].flat()) == "nat 0.7"  # on its edges
+    assert label(jobs["darts_v2", "nat"].flat()) == "nat"  # on its genotype there is no budget
+    assert jobs["darts_v2", "nat"].config.edges is None
+    assert jobs["darts_v2", "dnat-full"].config.edges == ("layer1.*",)
+
+
+def test_every_mistake_is_found_before_anything_is_started():
+    given = Sweep.from_table(
+        {
+            "networks": ["resent8", "proxyless_cpu", "nowhere.at.all:make", "darts_v2", "resnet8", "vgg16"],
+            "methods": ["original", "dnat-cell", "dnta", "original@0.5", "nat@0.5", "nat@much", "dnat"],
+            "seeds": 2,
+            "mode": "cell",
+            "method": {"nao": {"lr": 1}},
+            "network": {
+                "resnet20": {},
+                "vgg16": {"data": "digit"},
+                "darts_v2": {"network_options": {"wdith": 2}},
+            },
+        }
+    )
+    with pytest.raises(ValueError, match="nothing was started") as error:
+        plan(resolve(given))
+    for words in (
+        "unknown network 'resent8'; did you mean 'resnet8'?",
+        "there is no module 'nowhere'",
+        "unknown method 'dnta'; did you mean 'dnat'?",
+        "unknown data set 'digit'; did you mean 'digits'?",
+        "proxyless_cpu has no mode 'cell'",
+        "'original' changes nothing and keeps no budget",
+        "'much' is not a budget",
+        "darts_v2 has no option 'wdith'",
+        "[method.nao]: unknown method of this sweep 'nao'",
+        "[network.resnet20]: unknown network of this sweep",
+        "resnet8-dnat-cell-seed0 and resnet8-dnat-seed0 would be the same entry",
+    ):
+        assert words in str(error.value), words
+    with pytest.raises(ValueError, match="nat knows no budget on genotypes: leave it out for darts_v2"):
+        planned(networks=["darts_v2"], methods=["nat@0.5"])
+    for missing in ("networks", "methods", "seeds"):
+        with pytest.raises(ValueError, match=f"no {missing} given: add --{missing}"):
+            resolve(Sweep.from_table({k: v for k, v in table().items() if k != missing}))
+    for words, wrong in (("a list of networks", {"network": "resnet8"}), ("takes seeds", {"seed": 1})):
+        with pytest.raises(ValueError, match=words):
+            Sweep.from_table(table(**wrong))
+
+
+def test_a_sweeps_file_is_its_configuration_also_without_the_genotypes_file(tmp_path):
+    from dnat.networks.genotypes import published
+
+    file = tmp_path / "mine.json"
+    file.write_text(published("darts_v2").to_json())
+    sweep = resolve(
+        Sweep.from_table(table(networks=[f"genotype:{file}"], method={"dnat-full": {"lr": 0.2}}, lr=0.1)), jobs=2
+    )
+    file.unlink()
+    (tmp_path / "sweep.toml").write_text(sweep.to_toml())
+    again = resolve(Sweep.from_table(read_toml(tmp_path / "sweep.toml")), jobs=1)  # threads stay
+    assert again == sweep
+    assert plan(again) == plan(sweep)
+    assert [t.job.config.lr for t in plan(sweep)] == [0.1, 0.2, 0.1, 0.2]
+
+
+def test_threads_are_the_cores_of_a_trial_and_part_of_the_sweep(monkeypatch):
+    monkeypatch.setattr("dnat.sweep.settings.cores", lambda: 8)
+    for jobs, threads in ((1, 8), (3, 2), (100, 1)):
+        assert resolve(Sweep.from_table(table()), jobs).settings["threads"] == threads
+    assert resolve(Sweep.from_table(table(threads=5)), 4).settings["threads"] == 5
+
+
+def test_joined_tables_keep_what_they_do_not_share():
+    assert joined({"search": {"a": 1}, "x": 1}, {"search": {"b": 2}}, {"x": 2}) == {
+        "search": {"a": 1, "b": 2},
+        "x": 2,
+    }
+
+
+# --- GPUs, logs, times ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gpus", range(1, 9))
+@pytest.mark.parametrize("jobs", range(1, 9))
+def test_gpus_are_shared_evenly_and_none_is_idle(gpus, jobs):
+    names = [f"GPU-{i}" for i in range(gpus)]
+    shares = [share.split(",") for share in local_engine.gpu_shares(names, jobs)]
+    used = [name for share in shares for name in share]
+    assert len(shares) == jobs
+    assert set(used) == set(names)
+    assert max(used.count(n) for n in names) - min(used.count(n) for n in names) <= 1
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_visible_gpus_are_read_as_cuda_does():
+    for text, found in (
+        ("0,2", ["0", "2"]),
+        ("", []),
+        ("-1", []),
+        ("1,-1,2", ["1"]),
+        ("GPU-ab, MIG-1", ["GPU-ab", "MIG-1"]),
+    ):
+        assert local_engine.visible_gpus({"CUDA_VISIBLE_DEVICES": text}) == found
+    assert local_engine.visible_gpus({}) == [str(i) for i in range(torch.cuda.device_count())]
+    assert not torch.cuda.is_initialized()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("epoch 1\ndnat: loss is not finite\n", "loss is not finite"),
+        (
+            "Traceback\nKeyError: 'x'\ndnat: this is a bug of dnat; please report it with the lines above\n",
+            "KeyError: 'x'",
+        ),
+        ("dnat: stopped after epoch 1; the same command goes on with it\n", "stopped after epoch 1"),
+        ("\x1b[31mred\x1b[0m\x00\n\n  \n", "red"),
+        ("", ""),
+    ],
+)
+def test_the_reason_is_the_line_that_says_it(text, reason):
+    assert reason_in(text) == reason
+
+
+def standing(name, state="pending", network="a", method="m", seconds=0.0, **more):
+    return Standing(name, network, method, 0, Path(name), state, seconds=seconds, **more)
+
+
+def test_the_time_left_is_that_of_trials_alike():
+    done = [
+        standing("1", "done", seconds=10),
+        standing("2", "done", seconds=20),
+        standing("3", "done", "b", seconds=70),
+    ]
+    assert remaining(View((standing("x"),), {}, 1)) is None
+    assert remaining(View((*done,), {}, 1)) == 0
+    assert remaining(View((*done, standing("4")), {}, 1)) == 15  # its own network and method
+    assert remaining(View((*done, standing("4", network="b", method="n")), {}, 1)) == 70  # its network
+    assert remaining(View((*done, standing("4", network="c")), {}, 1)) == pytest.approx(100 / 3)  # all
+    some = (*done, standing("4"), standing("5"), standing("6"))
+    assert remaining(View(some, {}, 3)) == 15
+    assert remaining(View(some, {}, 2)) == 22.5
+    running = (*done, standing("4", "running"), standing("5", "running", network="b"))
+    live = {"4": Live(5.0, 9), "5": Live(99.0, 9)}
+    assert remaining(View(running, live, 2)) == 10  # the other is late already
+
+
+# --- trials in processes: a stand-in does in milliseconds what a trial does in seconds -------------------------
+
+
+STAND_IN = """
+import json, os, pathlib, signal, sys, time, tomllib
+assert sys.argv[1::2][:2] == ["transform", sys.argv[3]], sys.argv
+job = tomllib.loads(pathlib.Path(sys.argv[3]).read_text())
+out = pathlib.Path(sys.argv[5])
+out.mkdir(exist_ok=True)
+(out / "config.toml").touch()
+(out / "starts").open("a").write("x")
+kind, starts = job["network"].partition(":")[2], len((out / "starts").read_text())
+(out / "seen.json").write_text(json.dumps({"sid": os.getsid(0) == os.getpid(), **os.environ}))
+print("epoch 1/2", flush=True)
+(out / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "stage": "network", "test_accuracy": 0.5}) + "\\n")
+if kind == "nan":
+    sys.exit("dnat: the loss is not finite any more") if starts > 1 else (print("dnat: not finite"), sys.exit(65))
+if kind == "crash":
+    raise KeyError("what nobody thought of")
+if kind == "memory":
+    raise MemoryError
+if kind == "segv":
+    os.kill(os.getpid(), signal.SIGSEGV)
+if kind == "vanish":
+    sys.exit(0)
+if kind == "killed" and starts == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+if kind == "preempted" and starts == 1:
+    sys.exit(75)
+if kind == "slow":
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    (out / "ready").touch()
+    while not asked and os.getppid() == int(os.environ["DNAT_PARENT"]):
+        time.sleep(0.02)
+    print("dnat: stopped after epoch 1")
+    sys.exit(75)
+cost = {"params": 1, "madds": 1}
+results = {"test_accuracy": 0.5, "cost_before": cost, "cost_after": cost}
+(out / "record.json").write_text(json.dumps({"results": results, "job": job, "seconds": {"network": 1.0}}))
+"""
+
+HOLD = """
+import fcntl, sys, time
+with open(sys.argv[1] + "/.lock", "a+") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+KINDS = ("fine", "nan", "crash", "memory", "segv", "vanish", "killed", "preempted", "last")
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A folder with networks of one's own, in which every trial is a stand-in."""
+    (tmp_path / "stand_in.py").write_text(STAND_IN)
+    (tmp_path / "mine.py").write_text("raise RuntimeError('only trials import users modules')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial_module, "program", lambda: (sys.executable, "-SE", str(tmp_path / "stand_in.py")))
+    return tmp_path
+
+
+def of_kinds(*kinds, methods=("original",), seeds=(0,), **settings):
+    return Sweep(
+        networks=tuple(f"mine:{k}" for k in kinds),
+        methods=methods,
+        seeds=seeds,
+        settings={"threads": 1} | settings,
+    )
+
+
+def states(found):
+    return {s.network.partition(":")[2]: s.state for s in found}
+
+
+def starts(folder):
+    return {p.parent.name.split("-")[1]: len(p.read_text()) for p in sorted(folder.glob("*/starts"))}
+
+
+def test_each_kind_of_end_is_told_from_the_others_and_stops_no_other_trial(stand_in):
+    found = run_sweep(of_kinds(*KINDS), "s", Options(jobs=3))
+    went_wrong = dict.fromkeys(("nan", "crash", "memory", "segv", "vanish"), "failed")
+    assert (
+        states(found)
+        == {"fine": "done", "last": "done", "killed": "interrupted", "preempted": "interrupted"} | went_wrong
+    )
+    reasons = {s.network.partition(":")[2]: (s.exit_code, s.reason) for s in found}
+    assert reasons["nan"] == (65, "not finite")
+    assert reasons["crash"] == (1, "KeyError: 'what nobody thought of'")
+    assert reasons["memory"] == (1, "MemoryError")
+    assert reasons["segv"] == (-11, "killed by SIGSEGV after: epoch 1/2")
+    assert reasons["vanish"] == (0, "it ended without a result (exit code 0, no record.json)")
+    assert reasons["killed"][0] == -9
+    assert reasons["preempted"][0] == 75
+    assert read("s") == found
+    assert "epoch 1/2" in found[0].log.read_text()
+
+    before = {
+        k: (stand_in / "s" / f"mine-{k}-original-seed0" / "record.json").stat().st_mtime_ns
+        for k in ("fine", "last")
+    }
+    again = run_sweep(Sweep(), "s")  # goes on with what the directory holds
+    assert states(again) == dict.fromkeys(("fine", "last", "killed", "preempted"), "done") | went_wrong
+    assert starts(stand_in / "s") == {k: 2 if k in ("killed", "preempted") else 1 for k in KINDS}
+    assert [s.attempts for s in again] == [starts(stand_in / "s")[k] for k in KINDS]
+    for kind, when in before.items():
+        assert (stand_in / "s" / f"mine-{kind}-original-seed0" / "record.json").stat().st_mtime_ns == when
+    log = (stand_in / "s" / "logs" / "mine-killed-original-seed0.log").read_text()
+    assert [line.split(",")[0] for line in log.splitlines() if line.startswith("---")] == [
+        "--- attempt 1",
+        "--- attempt 2",
+    ]
+
+    third = run_sweep(Sweep(), "s", Options(retry_failed=True, jobs=2))
+    assert states(third) == states(again)
+    assert starts(stand_in / "s") == {k: 1 if k in ("fine", "last") else 2 for k in KINDS}
+    assert next(s for s in third if "nan" in s.name).reason == "the loss is not finite any more"
+    assert all(s.seconds > 0 for s in third)
+
+
+def test_what_was_interrupted_goes_on_at_once_if_asked(stand_in):
+    found = run_sweep(of_kinds("killed", "preempted", "vanish"), "s", Options(retries=1))
+    assert states(found) == {"killed": "done", "preempted": "done", "vanish": "failed"}
+    assert starts(stand_in / "s") == {"killed": 2, "preempted": 2, "vanish": 1}
+
+
+def test_a_sweep_grows_but_changes_in_nothing_else(stand_in, monkeypatch):
+    run_sweep(of_kinds("fine"), "s")
+    run_sweep(of_kinds("fine", "last", seeds=(0, 1), methods=("original", "dnat-full")), "s", Options(jobs=4))
+    assert len(read("s")) == 8
+    assert {s.state for s in read("s")} == {"done"}
+    assert set(starts(stand_in / "s").values()) == {1}
+    run_sweep(Sweep(seeds=(0, 1, 2)), "s")  # the rest is as it was
+    assert len(read("s")) == 12
+    files = {p: p.read_bytes() for p in (stand_in / "s").rglob("*") if p.is_file()}
+    for words, other in (
+        (
+            "lr 0.025 .there. / 0.5 .now.",
+            of_kinds("fine", "last", seeds=(0, 1, 2), methods=("original", "dnat-full"), lr=0.5),
+        ),
+        (
+            "threads 1 .there. / 2 .now.",
+            of_kinds("fine", "last", seeds=(0, 1, 2), methods=("original", "dnat-full"), threads=2),
+        ),
+        ("also has the seeds 2", Sweep(seeds=(0, 1))),
+        ("also has the networks mine:last", Sweep(networks=("mine:fine",))),
+        ("no such|unknown network", Sweep(networks=("mine:fine", "mine:last", "resent8"))),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run_sweep(other, "s")
+    assert {p: p.read_bytes() for p in (stand_in / "s").rglob("*") if p.is_file()} == files
+    monkeypatch.setattr("dnat.sweep.schedule.cores", lambda: 8)
+    notes = []
+    run_sweep(Sweep(settings={"data_root": "elsewhere"}), "s", Options(jobs=2), notify=notes.append)
+    assert notes == ["threads = 1 stays for each trial, as the sweep began with it: results depend on it"]
+    assert Job.from_flat(read_toml("s/trials/mine-fine-original-seed0.toml")).data_root == "elsewhere"
+
+
+def test_a_result_counts_whoever_made_it_and_a_lost_one_is_made_again(stand_in):
+    run_sweep(of_kinds("fine", "vanish"), "s")
+    (stand_in / "s/mine-fine-original-seed0/record.json").rename("record.json")
+    Path("record.json").rename("s/mine-vanish-original-seed0/record.json")
+    assert states(read("s")) == {"fine": "interrupted", "vanish": "done"}
+    assert states(run_sweep(Sweep(), "s")) == {"fine": "done", "vanish": "done"}
+    (stand_in / "s/trials.json").unlink()
+    assert states(read("s")) == {"fine": "done", "vanish": "done"}
+
+
+def test_a_directory_is_for_one_sweep_at_a_time(stand_in):
+    sweep = resolve(of_kinds("fine"))
+    with SweepDirectory.open("s", sweep, plan(sweep)):
+        assert read("s")[0].state == "pending"  # and looking does not give the lock back
+        code = "import sys; from dnat.sweep.trials import is_held; sys.exit(is_held('s'))"
+        assert (
+            subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+            == 1
+        )
+        with pytest.raises(LockedError, match="in use by this very process"):
+            run_sweep(Sweep(), "s")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, "s", "60"], stdout=subprocess.PIPE)
+    assert holder.stdout.readline()
+    with pytest.raises(LockedError, match="is in use by pid") as error:
+        run_sweep(Sweep(), "s")
+    assert exit_code(error.value) == 73
+    holder.kill()
+    holder.communicate()
+    (stand_in / "other").mkdir()
+    (stand_in / "other" / "file").touch()
+    with pytest.raises(ValueError, match="is not empty and not a sweep's directory"):
+        run_sweep(of_kinds("fine"), "other")
+    with pytest.raises(ValueError, match="cannot name a run"):
+        run_sweep(of_kinds("fine"), "a b")
+    with pytest.raises(ValueError, match="'ss'; did you mean 's'"):
+        read("ss")
+
+
+def test_a_trial_waits_for_its_directory(stand_in):
+    """As after a sweep that was killed: its trials end by themselves a moment later."""
+    Path("d").mkdir()
+    with subprocess.Popen([sys.executable, "-c", HOLD, "d", "0.7"], stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline()
+        assert is_held("d")
+        attempt = Attempt(("-c", "print('dnat: begun'); exit(65)"), ".", "d", "log", program=(sys.executable,))
+        outcome = carry_out(attempt, lambda: False)
+    assert (outcome.exit_code, outcome.reason) == (65, "begun")
+    assert outcome.seconds < 30
+    assert process.wait() == 0
+    assert judged(73, "d", "dnat: d is in use by pid 1\n").state == "interrupted"
+    assert judged(73, "d", "dnat: d cannot be written\n").state == "failed"
+    assert carry_out(attempt, lambda: True).reason == "stopped before it began"
+
+
+def test_stopped_trials_save_and_the_rest_waits(stand_in):
+    asked = threading.Event()
+    seen = []
+
+    def watch(view):
+        seen.append(view)
+        if len(list(stand_in.glob("s/*/ready"))) == 2:
+            asked.set()
+
+    found = run_sweep(
+        of_kinds("slow", seeds=(0, 1, 2, 3)), "s", Options(jobs=2, retries=5), watch=watch, stop=asked.is_set
+    )
+    assert [s.state for s in found] == ["interrupted", "interrupted", "pending", "pending"]
+    assert {s.reason for s in found[:2]} == {"stopped after epoch 1"}
+    assert max(len(view.live) for view in seen) == 2
+    environment = json.loads((found[0].directory / "seen.json").read_text())
+    assert environment["DNAT_PARENT"] == str(os.getpid())
+    assert environment["sid"]  # a terminal's Ctrl-C does not reach it
+
+
+def test_a_second_interrupt_ends_all_at_once(stand_in):
+    def watch(view):
+        if list(stand_in.glob("s/*/ready")):
+            raise KeyboardInterrupt
+
+    code = trial_module.program()
+    script = Path(code[-1])
+    script.write_text(script.read_text().replace("asked.append(1)", "None"))  # deaf
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(of_kinds("slow"), "s", watch=watch)
+    assert [s.state for s in read("s")] == ["interrupted"]
+    assert not is_held("s")
+
+
+def test_gpus_go_to_trials_by_slot(stand_in, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    sweep = of_kinds("fine", "slow", "last")
+    asked = threading.Event()
+
+    def watch(view):
+        if (stand_in / "s/mine-slow-original-seed0/ready").exists():
+            asked.set()
+
+    run_sweep(sweep, "s", Options(jobs=2), watch=watch, stop=asked.is_set)
+    given = {}
+    for kind in ("fine", "slow"):
+        given[kind] = json.loads((stand_in / f"s/mine-{kind}-original-seed0/seen.json").read_text())[
+            "CUDA_VISIBLE_DEVICES"
+        ]
+    assert given == {"fine": "4", "slow": "5"}
+    run_sweep(of_kinds("fine", device="cpu"), "t", Options(jobs=2))
+    seen = json.loads((stand_in / "t/mine-fine-original-seed0/seen.json").read_text())
+    assert seen["CUDA_VISIBLE_DEVICES"] == "4,5"
+
+
+def test_what_is_shown_without_a_terminal_and_with_one(stand_in):
+    plain = Console(file=io.StringIO(), width=120, soft_wrap=True)
+    screen = SweepScreen(plain)
+    run_sweep(of_kinds("fine", "nan"), "s", watch=screen.show)
+    screen.finish()
+    lines = plain.file.getvalue().splitlines()
+    assert [line.rstrip() for line in lines if "done" not in line] == [
+        "0/2  mine-fine-original-seed0: running",
+        "1/2  mine-nan-original-seed0: running",
+        "1/2  mine-nan-original-seed0: failed  not finite",
+    ]
+    assert any(line.startswith("1/2  mine-fine-original-seed0: done  accuracy 50.00%, ") for line in lines)
+
+    long = "a reason that is longer than the terminal is wide, which must not take a second line there"
+    view = View(
+        (*read("s"), standing("wide", "failed", reason=long), standing("x", "running")),
+        {"x": Live(75.0, 9, "network", 3, 0.25)},
+        1,
+    )
+    wide = Console(file=io.StringIO(), width=70, soft_wrap=True, force_terminal=True, color_system=None)
+    wide.print(sweep_table(view, {"mine-fine-original-seed0": 0.5}, 3.0))
+    shown = wide.file.getvalue().splitlines()
+    assert all(len(line.rstrip()) <= 70 for line in shown), shown
+    text = "\n".join(shown)
+    for words in (
+        "4 trials   1 done   1 running   2 failed",
+        "3/9",
+        "25.00%",
+        "1:15 min",
+        "1 of 1",
+        "a reason that is longer",
+    ):
+        assert words in text, words
+
+
+def test_options_are_checked():
+    for words, wrong in (
+        ("jobs must be at least 1", {"jobs": 0}),
+        ("retries must be at least 0", {"retries": -1}),
+        ("engine must be local or ray", {"engine": "slurm"}),
+        ("is for engine ray", {"address": "auto"}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            Options(**wrong)
+    assert (
+        Options().resumed_at_once,
+        Options(engine="ray").resumed_at_once,
+        Options(retries=2).resumed_at_once,
+    ) == (0, 3, 2)
+    with pytest.raises(AttributeError, match="no attribute 'raed'"):
+        _ = sweeps.raed
+
+
+def test_the_command_ends_with_the_code_of_what_is_missing(stand_in):
+    def command(*arguments):
+        return CliRunner().invoke(cli, ["sweep", "--out", "s", *arguments])
+
+    first = command(
+        "--networks",
+        "mine:fine,mine:vanish,mine:preempted",
+        "--methods",
+        "original",
+        "--seeds",
+        "0,",
+        "--set",
+        "threads=1",
+    )
+    assert exit_code(first.exception) == 75
+    assert "dnat sweep --out s" in str(first.exception)
+    second = command()
+    assert exit_code(second.exception) == 70
+    assert "log: s/logs/mine-vanish-original-seed0.log" in second.output
+    assert "--retry-failed" in str(second.exception)
+    assert "| mine:fine | original | 1 |" in second.output  # what there is, is summarized
+    other = command("--set", "lr=0.5")
+    assert exit_code(other.exception) == 2
+    assert "lr 0.025 (there) / 0.5 (now)" in str(other.exception)
+    fine = CliRunner().invoke(
+        cli,
+        ["sweep", "--networks", "mine:fine", "--methods", "original", "--seeds", "2", "--out", "t"],
+        catch_exceptions=False,
+    )
+    assert fine.exit_code == 0
+    assert "dnat report t" in fine.output
+
+
+# --- real trials ------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_sweep_goes_on_to_the_same_bits_and_its_plan_does_the_same(tmp_path, monkeypatch, quiet):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "given.toml").write_text(
+        'networks = ["resnet8"]\nmethods = ["original", "dnat-full"]\nseeds = [3]\nthreads = 1\nepochs = 12\n'
+        "architecture_epochs = 8\nbatch_size = 100\ntrain_limit = 100\ntest_limit = 50\nlr_theta = 0.5\n"
+        "[network_options]\nwidth = 2\n"
+    )
+    command = [sys.executable, ROOT / "cli.py", "sweep", "--config", "given.toml", "--out", "s"]
+    parent = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    first, end = tmp_path / "s" / "resnet8-original-seed3", time.monotonic() + 120
+    while not (first / "metrics.jsonl").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    while is_held(first):  # the trial notices by itself
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert json.loads((first / "status.json").read_text())["reason"].startswith("Interrupted: stopped after")
+    assert [s.state for s in read("s")] == ["interrupted", "pending"]
+
+    result = CliRunner().invoke(cli, ["sweep", "--out", "s", "--plan"], catch_exceptions=False)
+    lines = [shlex.split(line) for line in result.output.splitlines()]
+    assert [line[:3] for line in lines] == [["dnat", "transform", "--config"]] * 2
+    assert CliRunner().invoke(cli, lines[1][1:], catch_exceptions=False).exit_code == 0
+    assert [s.state for s in read("s")] == ["interrupted", "done"]
+
+    found = run_sweep(Sweep(), "s")
+    assert [(s.state, s.attempts) for s in found] == [("done", 2), ("done", 0)]  # the second is the plan's
+    undisturbed = run(Job.from_flat(read_toml(f"s/trials/{found[0].name}.toml")), "twin")
+    assert found[0].record()["results"] == undisturbed["results"]
+    rows = [[json.loads(line) for line in (s.directory / "metrics.jsonl").read_text().splitlines()] for s in found]
+    assert [row["epoch"] for row in rows[0]] == list(range(1, 13))
+    firsts = [rows[0][0], rows[1][0]]
+    # An epoch is one step here: its loss is that of the same images, cropped alike, through equal weights.
+    assert [row["step"] for row in firsts] == [1, 1]
+    assert firsts[0]["train_loss"] == firsts[1]["train_loss"]
+    assert [label(s.record()["job"]) for s in found] == ["original", "dnat-full"]
+
+
+def test_a_network_of_ones_own_that_fails_is_told_of_with_its_reason(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n\n"
+        "class Bad(nn.Linear):\n"
+        "    def forward(self, x):\n"
+        "        return super().forward(x.mean((2, 3))) * (torch.inf if self.training else 1.0)\n\n"
+        "def bad(num_classes):\n    return Bad(3, num_classes)\n"
+    )
+    (one,) = run_sweep(
+        Sweep(networks=("mine:bad",), methods=("original",), seeds=(0,), settings={"epochs": 1}), "s"
+    )
+    assert (one.state, one.exit_code) == ("failed", 65)
+    assert "not finite any more" in one.reason

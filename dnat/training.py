@@ -199,6 +199,20 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True  # type: ignore[assignment]
 
 
+def images_last(network: nn.Module, config: Config, device: torch.device) -> bool:
+    """Whether images and kernels are to be laid out channels last: if it is asked for, and safe.
+
+    On a CPU with more than one thread oneDNN (of torch 2.13) writes past its memory in the weights' gradient of a
+    1x1 convolution with a stride and fewer than 16 input channels, if they lie last, and the process dies.
+    Reductions of null edges and of cells hold such convolutions.
+    """
+    narrow = (
+        isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 16
+        for m in network.modules()
+    )
+    return config.channels_last and not (device.type == "cpu" and config.threads > 1 and any(narrow))
+
+
 class ArchitectureLoss:
     """What is added to the loss for theta's sake: `cost_weight * expected cost - zero_one_weight * distance`.
 
@@ -319,6 +333,9 @@ class Trainer:
         self._clipped = [p for p in (own, [p for p in self.weights.parameters() if id(p) in added]) if p]
         self.lesson: Tensor | None = None
         self.device = data.train_labels.device
+        self.channels_last = images_last(self.network, config, self.device)
+        if config.channels_last and not self.channels_last:
+            self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.world = world()
         # Apple's GPUs have no double precision.
         self.wide = torch.float32 if self.device.type == "mps" else torch.float64
@@ -349,8 +366,6 @@ class Trainer:
         with closing(batches):
             while progress.batch < self.batches:
                 images, labels = next(batches)
-                if not config.channels_last:
-                    images = images.contiguous()
                 rate = learning_rate(config, progress.step, self.steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
@@ -368,6 +383,7 @@ class Trainer:
             images: (N, C, H, W); of several processes each gives its own.
             labels: (N,) class numbers.
         """
+        images = images if self.channels_last else images.contiguous()
         share = self._share(labels)
         settling = self.settle(self.progress.step + 1)
         if self.relaxed and self.config.paths == "two":

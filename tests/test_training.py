@@ -1,6 +1,8 @@
 import copy
 import itertools
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from dnat.training import (
     batches_per_epoch,
     evaluate,
     frozen_statistics,
+    images_last,
     learning_rate,
     scores,
 )
@@ -249,3 +252,31 @@ def test_partly_frozen_weights_stay():
     assert torch.equal(network.stem.weight, before)
     assert not network.stem.weight.requires_grad
     assert isinstance(network.head, nn.Linear)
+
+
+@pytest.mark.parametrize("method", ["dnat", "nat"])
+def test_reductions_of_few_channels_do_not_end_the_process(method):
+    """With two threads and channels last oneDNN writes past its memory in them; see `images_last`."""
+    code = f"""if True:
+        import dnat, dnat.methods
+        network = dnat.build("resnet8", seed=0, width=8, skips=True)
+        data = dnat.load("digits", train_limit=100, test_limit=20)
+        search = dnat.config.Search(epochs=2, samples=1, batch_size=25)
+        config = dnat.Config(epochs=3, architecture_epochs=2, batch_size=25, threads=2, settle=0, search=search)
+        print(dnat.methods.METHODS[{method!r}](network, data, config).dead)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=200
+    )
+    assert done.stdout.strip() in ("True", "False"), (done.returncode, done.stderr[-500:])
+
+
+@pytest.mark.parametrize(
+    ("stride", "channels", "threads", "expected"),
+    [(2, 15, 2, False), (2, 16, 2, True), (1, 8, 2, True), (2, 8, 1, True)],
+)
+def test_images_lie_channels_last_where_it_is_safe(stride, channels, threads, expected):
+    network = nn.Sequential(nn.Conv2d(channels, 4, 1, stride=stride))
+    assert images_last(network, dnat.Config(threads=threads), torch.device("cpu")) is expected
+    assert not images_last(network, dnat.Config(threads=threads, channels_last=False), torch.device("cpu"))
+    assert images_last(network, dnat.Config(threads=threads), torch.device("cuda"))

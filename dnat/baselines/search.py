@@ -35,6 +35,7 @@ from ..training import (
     autocast,
     batches_per_epoch,
     frozen_statistics,
+    images_last,
     scores,
 )
 from ..transform import SAVE_SECONDS
@@ -145,7 +146,8 @@ class SearchRun(Generic[A]):
         )
         device = data.train_labels.device
         self.network: nn.Module = space.network.to(device)
-        if config.channels_last:
+        self.channels_last = images_last(self.network, config, data.device)
+        if self.channels_last:
             self.network = self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
             [p for p in self.network.parameters() if p.requires_grad],
@@ -193,7 +195,7 @@ class SearchRun(Generic[A]):
             with closing(batches):
                 while state.progress.batch < self.batches[state.phase]:
                     images, labels = next(batches)
-                    step(images if config.channels_last else images.contiguous(), labels)
+                    step(images if self.channels_last else images.contiguous(), labels)
                     state.progress.batch += 1
                     state.progress.step += 1
                     state.epoch_seconds = before + time.monotonic() - started

@@ -1,10 +1,12 @@
 """The data sets by name: where their files lie, how they are checked, how they are read."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -209,14 +211,12 @@ def _in_memory(data: Data) -> Data:
 
 def _digits(size: int) -> Data:
     """Scikit-learn's 1,797 digits of 8 x 8 pixels, up-sampled; a fixed 23 % of each class is the test split."""
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
+    table = torch.from_numpy(_digits_table(_digits_file()))
+    images = table[:, :64].reshape(-1, 1, 8, 8).float() * (255 / 16)
     if size != 8:
         images = torch.nn.functional.interpolate(images, (size, size), mode="bilinear", align_corners=False)
     pixels = images.round().to(torch.uint8).permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous()
-    labels = torch.from_numpy(bunch.target).long()
+    labels = table[:, 64].long()
     test = _every(labels, (2, 5, 8, 12, 15, 18, 22), 31)
     train = (~test).nonzero().flatten()
     scaled = pixels[train].double() / 255
@@ -232,6 +232,24 @@ def _digits(size: int) -> Data:
         std=(scaled.std().item(),) * 3,
         augmentation=Augmentation(pad=max(1, size // 8), flip=False),  # a flipped digit is no digit
     )
+
+
+def _digits_file() -> Path:
+    """Where scikit-learn keeps its digits; found without importing it, which takes over a second."""
+    found = importlib.util.find_spec("sklearn")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+
+
+def _digits_table(file: Path) -> np.ndarray:
+    """(1797, 65): 64 pixels from 0 to 16 and the label of each digit."""
+    if file.exists():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits  # a release that keeps them elsewhere
+
+    bunch = load_digits()
+    return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
 
 
 def _every(labels: Tensor, places: tuple[int, ...], period: int) -> Tensor:

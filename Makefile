@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: help demo test check format newest clean
 
 help:
-	@echo "make demo     a sweep over three methods and three seeds on the digits, and its report (about DEMO minutes)"
+	@echo "make demo     a sweep over three methods and three seeds on the digits, and its report (about two minutes)"
 	@echo "make test     the tests"
 	@echo "make check    format, lint, types, doctests"
 	@echo "make format   put the code into shape"

@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 GUIDES = {path.name: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 
+OTHER_PROGRAMS = {  # flags of torchrun, sbatch, `wandb sync` and benchmarks
+    *("--standalone", "--nproc-per-node", "--max-restarts", "--no-python", "--array", "--gres", "--signal"),
+    *("--include-online", "--json", "--random"),
+}
+
 
 def run_code(code, folder):
     """Run code in a process of its own."""
@@ -42,7 +47,7 @@ def test_the_settings_that_are_named_exist():
     assert set(PRESETS["paper"]) == set(PRESETS["improved"]) <= known
     assert f"weight {PRESETS['improved']['cost_weight']}" in (ROOT / "docs" / "concepts.md").read_text()
     flags = {flag for command in cli.commands.values() for p in command.params for flag in p.opts}
-    flags |= {"--max-restarts", "--standalone", "--nproc-per-node", "--no-python", "--array", "--gres", "--signal"}
+    flags |= OTHER_PROGRAMS
     for path, text in GUIDES.items():
         for flag in set(re.findall(r"[ `](--[a-z][a-z-]+)", text)):
             assert flag in flags, f"{path}: {flag}"

@@ -26,6 +26,8 @@ def cli() -> None:
 
     \b
     dnat transform --network resnet8 --epochs 40      the main job, on the data that come along
+    dnat sweep --networks resnet8 --methods original,dnat-full --seeds 5 --out runs/five
+    dnat report runs/five                             what came out, as tables and a page
     dnat edges --network resnet20                     where a network may change
     dnat networks, dnat datasets                      what there is by name
     """
@@ -67,22 +69,29 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def make_job(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) -> Any:
     """The job that a file, --set and flags describe; later ones win."""
-    from .config import Job, parse_setting, read_toml
+    from .config import Job, read_toml
     from .networks import genotype_of, is_genotype
 
     table = read_toml(file) if file else {}
-    for key, value in map(parse_setting, pairs):
-        group, dot, option = key.partition(".")
-        if dot and group in ("network", "search"):
-            table.setdefault("network_options" if group == "network" else group, {})[option] = value
-        else:
-            table[key] = value
+    _add_settings(table, pairs)
     table |= {key: value for key, value in flags.items() if value is not None}
     if is_genotype(str(table.get("network"))):
         # The run holds the genotype itself: it means the same wherever the file goes.
         options = table.setdefault("network_options", {})
         options["genotype"] = options.get("genotype") or genotype_of(table["network"])
     return Job.from_flat(table)
+
+
+def _add_settings(table: dict[str, Any], pairs: tuple[str, ...]) -> None:
+    """Add what --set says; network.NAME and search.NAME stand in tables of their own."""
+    from .config import parse_setting
+
+    for key, value in map(parse_setting, pairs):
+        group, dot, option = key.partition(".")
+        if dot and group in ("network", "search"):
+            table.setdefault("network_options" if group == "network" else group, {})[option] = value
+        else:
+            table[key] = value
 
 
 _WANDB = click.option(
@@ -253,16 +262,11 @@ def _warnings_to(screen: Any) -> Iterator[None]:
 
 def make_sweep(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) -> Any:
     """The sweep that a file, --set and flags describe; later ones win, also over the file's tables."""
-    from .config import parse_setting, read_toml
+    from .config import read_toml
     from .sweep import Sweep
 
     over: dict[str, Any] = {}
-    for key, value in map(parse_setting, pairs):
-        group, dot, option = key.partition(".")
-        if dot and group in ("network", "search"):
-            over.setdefault("network_options" if group == "network" else group, {})[option] = value
-        else:
-            over[key] = value
+    _add_settings(over, pairs)
     return Sweep.from_table(
         read_toml(file) if file else {}, over | {k: v for k, v in flags.items() if v is not None}
     )

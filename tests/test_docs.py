@@ -81,6 +81,14 @@ def test_commands_that_are_shown_can_be_typed(path):
         command.make_context(words[1], words[2:])  # raises what the user would see
 
 
+def test_the_code_of_the_guide_to_any_network_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", GUIDES["any_network.md"], re.S)
+    exec(compile(code, "any_network.md", "exec"), {"__name__": "guide"})
+    printed = capsys.readouterr().out
+    assert "blocks.0.conv1>blocks.0.norm1" in printed
+    assert any(choice in printed for choice in (" none ", " identity "))
+
+
 def test_the_code_of_the_guide_to_baselines_runs(tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "baselines.md").read_text(), re.S))
     result = run_code(code, tmp_path)

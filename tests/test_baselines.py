@@ -51,8 +51,13 @@ def untimed(result):
 GIVEN = {"cells": cell_network, "edges": dropping}
 
 
-@pytest.mark.parametrize("given", GIVEN)
-@pytest.mark.parametrize("method", LEARNERS)
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        *(("nat", "cells"), ("nat", "edges"), ("nat++", "cells"), ("lstm", "cells")),
+        *(("random", "edges"), ("max-gcn", "edges"), ("nao", "cells"), ("nao", "edges")),
+    ],
+)
 def test_the_same_seed_gives_the_same_bits(method, given):
     torch.manual_seed(17)
     before = torch.get_rng_state()
@@ -77,9 +82,7 @@ def test_the_same_seed_gives_the_same_bits(method, given):
     assert (result.genotype is not None) == (given == "cells")
 
 
-@pytest.mark.parametrize(
-    ("method", "given"), [("nat", "cells"), ("nat", "edges"), ("nao", "cells"), ("lstm", "edges")]
-)
+@pytest.mark.parametrize(("method", "given"), [("nat", "cells"), ("nao", "cells"), ("lstm", "edges")])
 def test_stopped_at_every_batch_and_after_every_judgement_gives_the_same_bits(method, given, tmp_path):
     """Each attempt takes three batches, or judges three architectures, and stops."""
     c = settings()

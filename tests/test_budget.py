@@ -110,11 +110,10 @@ def test_any_weights_of_operations_can_be_budgeted():
         Costs(edges, [1.0, 2.0])
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small", "densenet121", "googlenet", "vit_b_16"])
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3_small", "densenet121", "vit_b_16"])
 def test_budgets_of_real_networks_are_kept(name):
     size = 224 if "vit" in name else 64
-    options = {"init_weights": False} if name == "googlenet" else {}
-    network = dnat.build(f"torchvision:{name}", seed=0, **options)
+    network = dnat.build(f"torchvision:{name}", seed=0)
     edges = dnat.find_edges(dnat.trace(network, torch.zeros(2, 3, size, size)))
     groups, costs = groups_of(edges), Costs(edges)
     legal = legal_of(groups)

@@ -57,7 +57,7 @@ def test_the_settings_that_are_named_exist():
 def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
     """The three jobs, as they stand there."""
     monkeypatch.chdir(tmp_path)
-    lines = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S)).splitlines()
+    lines = "".join(re.findall(r"```sh\n(.*?)```", README, re.S)).splitlines()
     assert len(lines) == 7
     for line in lines:
         program, *words = shlex.split(line)

@@ -312,10 +312,18 @@ def same_function(network, space, architecture, data):
     return torch.allclose(network.eval()(x), twin(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [PRESSED, {"budget": 0.7}, {"preset": "paper", "lr_theta": 0.3}])
+FROM_201 = ("nasbench201", ["333333", written("301420"), "342043"])
+FROM_MACRO = ("nasbench_macro", ["12212112", "01201210"])
+
+
 @pytest.mark.parametrize(
-    ("space", "inputs"),
-    [("nasbench201", ["333333", written("301420"), "342043"]), ("nasbench_macro", ["12212112", "01201210"])],
+    ("space", "inputs", "options"),
+    [
+        (*FROM_201, PRESSED),
+        (*FROM_201, {"budget": 0.7}),
+        (*FROM_MACRO, {"budget": 0.7}),
+        (*FROM_MACRO, {"preset": "paper", "lr_theta": 0.3}),
+    ],
 )
 def test_what_dnat_makes_is_the_architecture_that_is_looked_up(space, inputs, options):
     """The network that dnat trained has the weights of the looked-up architecture, and computes what it does."""

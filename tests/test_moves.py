@@ -112,7 +112,9 @@ def test_the_start_changes_nothing(name, mode, gate):
     assert relaxed.detached().state_dict().keys() == keys
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name", [name for name in NETWORKS if name != "resnet8"]
+)  # which is in the one with skips
 def test_every_operation_of_every_edge_alone(name):
     """Discretized = one-hot relaxed, in both modes, and its multiply-adds are those that were promised."""
     made, x = NETWORKS[name](), images(2, 8)

@@ -25,7 +25,6 @@ def transform(folder, words):
     "network",
     [
         "resnet20 --set network.width=8",
-        "resnet20 --set network.width=8 --preset paper --mode cell",
         "mobilenet_v2 --set network.width=0.25",
         "darts --set network.channels=6 --set network.layers=4 --mode cell",
         "proxyless_mobile --set network.width=0.25",

@@ -10,9 +10,6 @@ from math import hypot
 from pathlib import Path
 from typing import Any
 
-from matplotlib.patches import Circle, PathPatch
-from matplotlib.path import Path as Curve
-
 from ..networks.genotypes import CellGenotype, Genotype
 from .changes import Change, cell_edges, short_name
 from .layout import BOX_HEIGHT, END, NODE, Layout, Place, Point, Wire, lay_out
@@ -255,6 +252,9 @@ def _curve(start: Point, bend: Point, end: Point) -> list[Point]:
 
 def _line(axes: Any, points: Sequence[Point], colour: str, style: Any, width: float) -> None:
     """A straight line (two points) or a curve (four) with a straight piece behind it."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Curve
+
     codes = [Curve.MOVETO, Curve.LINETO]
     if len(points) > 2:
         codes = [Curve.MOVETO, *[Curve.CURVE4] * 3, Curve.LINETO]
@@ -300,6 +300,8 @@ def _arrow(axes: Any, start: Point, end: Point, colour: str, style: Any, width: 
 
 def _node(axes: Any, panel: _Panel, node: int, point: Point) -> None:
     """A node with its number; one that only null edges lead to is faint, since it is zero."""
+    from matplotlib.patches import Circle
+
     if node < 2:
         _end(axes, "$c_{k-2}$" if node == 0 else "$c_{k-1}$", point)
         return

@@ -1,18 +1,12 @@
 """What all pictures share: a page whose unit is an inch, the looks of each state, boxes and text.
 
 Colours are those of Okabe and Ito, and every state has a line style of its own, so that nothing is lost in grey.
+matplotlib takes a second to import, so that it is when something is drawn: most commands draw nothing.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyBboxPatch
-from matplotlib.textpath import text_to_path
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -42,6 +36,9 @@ def check_formats(formats: Sequence[str]) -> None:
 
 def page(width: float, height: float) -> Any:
     """The axes of an empty page of so many inches; y grows downwards, as one reads."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=150, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
@@ -53,6 +50,8 @@ def page(width: float, height: float) -> Any:
 
 def save(axes: Any, path: str | Path, formats: Sequence[str]) -> list[Path]:
     """Write a page in some formats, with the same bytes every time; `path` has no suffix."""
+    from matplotlib import rc_context
+
     files = []
     with rc_context({"svg.hashsalt": "dnat", "svg.fonttype": "none"}):
         for name in formats:
@@ -67,6 +66,8 @@ def rounded(
     axes: Any, x: float, y: float, width: float, height: float, colour: str, fill: str, style: Any, line: float
 ) -> Any:
     """A box with round corners; x and y are its corner at the top left."""
+    from matplotlib.patches import FancyBboxPatch
+
     box = FancyBboxPatch(
         (x, y),
         width,
@@ -100,6 +101,9 @@ def text(
 
 def text_width(words: str, size: float, weight: str = "normal") -> float:
     """How many inches a line of text takes."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
     font = FontProperties(size=size, weight=weight)
     width, _, _ = text_to_path.get_text_width_height_descent(words, font, ismath=False)
     return width / 72

@@ -24,7 +24,6 @@ import json
 import os
 import platform
 import re
-import socket
 import struct
 import subprocess
 import time
@@ -39,12 +38,9 @@ from torch import Tensor
 from . import __version__
 from .config import Job, read_toml
 from .distributed import world
+from .locks import THERE_ARE_LOCKS, Lock
+from .locks import LockedError as LockedError
 from .naming import unknown
-
-try:
-    import fcntl
-except ImportError:  # Windows: no locks of this kind
-    fcntl = None  # type: ignore[assignment]
 
 MAGIC = b"DNATCK01"
 FORMAT = 1
@@ -53,15 +49,6 @@ KEEP = 2
 
 _CHECKPOINT = re.compile(r"([a-z]+)-(\d{9,})\.ckpt$")
 _HEADER_LIMIT = 1 << 20
-
-
-class LockedError(OSError):
-    """A run directory that another process works in, or that cannot be written."""
-
-    exit_code = 73
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class CorruptError(ValueError):
@@ -196,7 +183,7 @@ class Records:
         self.directory, self.job = directory, job
         self.stage = "checkpoint"
         self.notices: list[str] = []
-        self._lock: Any = None
+        self._lock: Lock | None = None
 
     @classmethod
     def open(cls, directory: str | Path, job: Job) -> "Records":
@@ -217,7 +204,7 @@ class Records:
         records = cls(directory, job)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            records._acquire()
+            records._lock = Lock(directory)
             records._begin()
         except LockedError:
             raise
@@ -226,27 +213,9 @@ class Records:
             raise LockedError(f"{directory} cannot be written: {error.strerror or error}") from error
         return records
 
-    def _acquire(self) -> None:
-        self._lock = open(self.directory / ".lock", "a+")  # noqa: SIM115 (held as long as the records are open)
-        if fcntl is None:
-            self.notices.append("this system has no file locks: do not run two processes in one directory")
-            return
-        try:
-            # lockf, not flock: worker processes do not inherit it, so it ends with this process, even by kill -9.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            holder = self._lock.read()
-            self._lock.close()
-            self._lock = None
-            raise LockedError(f"{self.directory} is in use by {_holder(holder)}") from None
-        self._lock.seek(0)
-        self._lock.truncate()
-        mine = {"pid": os.getpid(), "host": socket.gethostname(), "since": _now()}
-        self._lock.write(json.dumps(mine))
-        self._lock.flush()
-
     def _begin(self) -> None:
+        if not THERE_ARE_LOCKS:
+            self.notices.append("this system has no file locks: do not run two processes in one directory")
         for stray in self.directory.glob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
         if not (self.directory / "config.toml").exists():
@@ -432,14 +401,6 @@ def _refuse_other(directory: Path, job: Job) -> None:
         raise ValueError(
             f"{directory} holds a run with other settings: {listed}; choose another directory (--out)"
         )
-
-
-def _holder(text: str) -> str:
-    try:
-        who = json.loads(text)
-        return f"pid {who['pid']} on {who['host']} since {who['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
 
 
 def _now() -> str:

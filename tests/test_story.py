@@ -20,6 +20,7 @@ ORDER = [
     "seeds",
     "config",
     "distributed",
+    "locks",
     "operations",
     "networks",
     "transitions",

@@ -11,20 +11,18 @@ Files of the trials themselves win over trials.json: what has a record.json is d
 """
 
 import json
-import os
 import shlex
-import socket
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..config import WHERE, Job, read_toml
+from ..locks import Lock, LockedError, is_held
 from ..naming import unknown
-from ..records import LockedError, atomic_write, check_name
+from ..records import atomic_write, check_name
 from .settings import Sweep, Trial, grid
-from .trials import Outcome, State, fcntl, holder, is_held, mine, trial_command
+from .trials import Outcome, State, trial_command
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ class SweepDirectory:
     def __init__(self, path: Path, sweep: Sweep, trials: tuple[Trial, ...]) -> None:
         self.path, self.sweep, self.trials = path, sweep, trials
         self.entries: dict[str, dict[str, Any]] = {}
-        self._lock: Any = None
+        self._lock: Lock | None = None
 
     @classmethod
     def open(cls, path: str | Path, sweep: Sweep, trials: tuple[Trial, ...]) -> "SweepDirectory":
@@ -167,7 +165,7 @@ class SweepDirectory:
         found._check()
         try:
             found.path.mkdir(parents=True, exist_ok=True)
-            found._acquire()
+            found._lock = Lock(found.path)
             found._check()  # another process may have made it in between
             found._write()
         except BaseException as error:
@@ -193,24 +191,6 @@ class SweepDirectory:
                     "name them, too, or choose another directory (--out)"
                 )
         refuse_others(self.path, self.trials)
-
-    def _acquire(self) -> None:
-        path = self.path.resolve() / ".lock"
-        if path in mine:
-            raise LockedError(f"{self.path} is in use by this very process")
-        self._lock = open(path, "a+")  # noqa: SIM115 (held as long as the directory is open)
-        if fcntl is not None:
-            try:
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                self._lock.close()
-                self._lock = None
-                raise LockedError(f"{self.path} is in use by {holder(self.path)}") from None
-        mine.add(path)
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._lock.truncate(0)
-        self._lock.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
-        self._lock.flush()
 
     def _write(self) -> None:
         for folder in ("trials", "logs"):
@@ -240,7 +220,6 @@ class SweepDirectory:
         """Give the directory back."""
         if self._lock is not None:
             self.stop_file.unlink(missing_ok=True)
-            mine.discard(self.path.resolve() / ".lock")
             self._lock.close()
             self._lock = None
 

@@ -17,10 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-try:
-    import fcntl
-except ImportError:  # Windows: no locks of this kind
-    fcntl = None  # type: ignore[assignment]
+from ..locks import holder, is_held
 
 State = Literal["pending", "running", "done", "failed", "interrupted"]
 
@@ -35,9 +32,6 @@ _GOES_ON = {75, 130, -signal.SIGINT, -signal.SIGTERM, getattr(signal, "SIGKILL",
 
 _LOCKED = 73
 _NOT_REASONS = re.compile(r"dnat: this is a bug of dnat|files: |--- attempt ")
-
-mine: set[Path] = set()
-"""Lock files that this process holds. It must not open them again: closing any copy would give the lock back."""
 
 
 @dataclass(frozen=True)
@@ -219,30 +213,6 @@ def _tail(path: str, start: int, most: int = 1 << 16) -> str:
         end = file.seek(0, os.SEEK_END)
         file.seek(max(start, end - most))
         return file.read().decode("utf-8", errors="replace")
-
-
-def is_held(directory: str | Path) -> bool:
-    """Whether another process works in a run directory, or in a sweep's."""
-    path = Path(directory).resolve() / ".lock"
-    if path in mine:
-        return True
-    if fcntl is None or not path.exists():
-        return False
-    with open(path, "rb") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
-
-
-def holder(directory: str | Path) -> str:
-    """Who works in a directory, as its lock file says."""
-    try:
-        who = json.loads((Path(directory) / ".lock").read_text())
-        return f"pid {who['pid']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
 
 
 def progress(directory: str | Path) -> tuple[str, int, float | None] | None:

@@ -1,0 +1,84 @@
+"""The lock of a directory in which one process at a time may work: a run's, or a sweep's. Needs no torch."""
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks of this kind
+    fcntl = None  # type: ignore[assignment]
+
+THERE_ARE_LOCKS = fcntl is not None
+
+_mine: set[Path] = set()
+"""Lock files that this process holds. It must not open them again: closing any copy would give the lock back."""
+
+
+class LockedError(OSError):
+    """A directory that another process works in, or that cannot be written."""
+
+    exit_code = 73
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Lock:
+    """Holds the file .lock of a directory until it is closed, or its process ends, however it does.
+
+    Raises:
+        LockedError: another process holds it, or this one.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory.resolve() / ".lock"
+        if self._path in _mine:
+            raise LockedError(f"{directory} is in use by this very process")
+        self._file: IO[Any] | None = open(self._path, "a+")  # noqa: SIM115 (held as long as the lock is)
+        if fcntl is not None:
+            try:
+                # lockf, not flock: workers do not inherit it, so that it ends with this process, even by kill -9.
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                self._file.close()
+                raise LockedError(f"{directory} is in use by {holder(directory)}") from None
+        _mine.add(self._path)
+        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._file.truncate(0)
+        self._file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Give the directory back."""
+        if self._file is not None:
+            _mine.discard(self._path)
+            self._file.close()
+            self._file = None
+
+
+def is_held(directory: str | Path) -> bool:
+    """Whether a process works in a run directory, or in a sweep's."""
+    path = Path(directory).resolve() / ".lock"
+    if path in _mine:
+        return True
+    if fcntl is None or not path.exists():
+        return False
+    with open(path, "rb") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def holder(directory: str | Path) -> str:
+    """Who works in a directory, as its lock file says."""
+    try:
+        who = json.loads((Path(directory) / ".lock").read_text())
+        return f"pid {who['pid']} on {who['host']} since {who['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"

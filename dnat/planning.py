@@ -9,6 +9,7 @@ from .budget import Costs, Groups, InfeasibleError, cheapest
 from .config import Amount, Config, parse_amount
 from .cost import operation_seconds
 from .discretization import rewritable
+from .distributed import from_first
 from .edges import Edge, find_edges
 from .naming import unknown
 from .tracing import Program
@@ -70,7 +71,7 @@ def make_plan(
     if config.latency_budget is not None:
         asked = parse_amount(config.latency_budget, seconds=True)
         batch = example[:1].expand(config.latency_batch, *example.shape[1:]).contiguous()
-        seconds = seconds or operation_seconds(network, batch, program)
+        seconds = seconds or from_first(lambda: operation_seconds(network, batch, program))
     elif config.budget is not None:
         asked = parse_amount(config.budget)
     costs = Costs(edges, seconds)

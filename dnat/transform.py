@@ -431,8 +431,6 @@ class _Run:
         """The plan; times of operations are measured once in a run and kept with it."""
         known = from_first(lambda: self.records.read_json(LATENCIES) if self.records else None)
         seconds = known["seconds"] if known else None
-        if seconds is None and self.config.latency_budget is not None:
-            seconds = from_first(lambda: make_plan(original, program, example, self.config).seconds)
         plan = make_plan(original, program, example, self.config, seconds)
         if self.records and plan.seconds and not known:
             self.records.write_json(LATENCIES, {"seconds": plan.seconds})

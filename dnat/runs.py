@@ -29,6 +29,7 @@ from .networks import (
     Size,
     accepts,
     build,
+    check_mode,
     definition,
     genotype_of,
     load_weights,
@@ -96,11 +97,7 @@ def build_network(
         ValueError: an unknown network or option, a mode that it does not have, weights that do not fit.
     """
     known = definition(job.network)
-    if known is not None and job.config.mode not in known.modes:
-        raise ValueError(
-            f"{job.network} has no mode {job.config.mode!r}: none of its blocks is repeated (as in the paper); "
-            f"use mode {known.modes[0]!r}"
-        )
+    check_mode(job.network, job.config.mode)
     options = _options(job, classes, image_shape) | job.network_options
     network = build(job.network, seed=job.config.seed, **options)
     if job.weights is not None:

@@ -20,6 +20,7 @@ from .catalogue import FAMILIES as FAMILIES
 from .catalogue import NETWORKS as NETWORKS
 from .catalogue import Definition as Definition
 from .catalogue import Size as Size
+from .catalogue import check_mode as check_mode
 from .catalogue import definition as definition
 from .catalogue import sizes as sizes
 from .catalogue import usual_size as usual_size

@@ -160,6 +160,20 @@ def usual_size(name: str) -> int:
     return known.image_size if known else 224
 
 
+def check_mode(name: str, mode: str) -> None:
+    """Find out whether a network has a mode, as far as its name tells.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = definition(name)
+    if known is not None and mode not in known.modes:
+        raise ValueError(
+            f"{name} has no mode {mode!r}: none of its blocks is repeated (as in the paper); "
+            f"use mode {known.modes[0]!r}"
+        )
+
+
 def definition(name: str) -> Definition | None:
     """The definition behind a network's name; None where it is not one of ours."""
     family, colon, _ = name.partition(":")

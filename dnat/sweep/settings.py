@@ -19,6 +19,7 @@ import tomli_w
 from ..config import ALIASES, METHODS, SEARCHING, Job, cores
 from ..naming import unknown
 from ..seeds import check_seed
+from ..summary import label
 
 Table = dict[str, Any]
 
@@ -243,7 +244,7 @@ def plan(sweep: Sweep) -> tuple[Trial, ...]:
         except (ValueError, TypeError) as error:
             mistakes.setdefault(str(error), []).append(name)
             continue
-        first = rows.setdefault(_label(job), name)
+        first = rows.setdefault((job.network, label(job.flat()), job.config.seed), name)
         if first != name:
             mistakes.setdefault(f"{first} and {name} would be the same entry of a table: leave one out", [])
         trials.append(Trial(name, network, method, seed, job))
@@ -337,13 +338,12 @@ def check_job(job: Job) -> None:
     """
     from ..baselines import configured
     from ..data import describe
-    from ..networks import definition
+    from ..networks import check_mode
 
-    known, config = definition(job.network), job.config
+    config = job.config
     if job.method == "original" and (config.budget is not None or config.latency_budget is not None):
         raise ValueError("method 'original' changes nothing and keeps no budget: leave it out there")
-    if known is not None and config.mode not in known.modes:
-        raise ValueError(f"{job.network} has no mode {config.mode!r}: none of its blocks is repeated")
+    check_mode(job.network, config.mode)
     if job.method in SEARCHING:
         configured(job.method, config)
         on_genotype = config.search.graph != "edges" and has_genotype(job.network)
@@ -385,12 +385,3 @@ def check_network(network: str, options: Iterable[str] = ()) -> None:
 
 def _is_found(module: str) -> bool:
     return importlib.machinery.PathFinder.find_spec(module, [str(Path.cwd()), *sys.path]) is not None
-
-
-def _label(job: Job) -> tuple[Any, ...]:
-    """What stands for a job's row and seed in a table: see `dnat.summary.label`."""
-    config = job.config
-    mode = config.mode if job.method == "dnat" else ""
-    official = job.method in SEARCHING and config.search.official
-    limits = str(config.budget), str(config.latency_budget)
-    return job.network, job.method, mode, official, limits, config.seed

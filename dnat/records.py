@@ -171,6 +171,11 @@ def read_job(directory: str | Path) -> Job:
     return Job.from_flat(read_toml(directory / "config.toml"))
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with one in each line; none where it is missing."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 class Records:
     """An open run directory, locked for this process. Use it as a context manager.
 
@@ -325,8 +330,7 @@ class Records:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl, or of search.jsonl."""
-        path = self._metrics
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_rows(self._metrics)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file, atomically."""

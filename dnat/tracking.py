@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .config import SEARCHING, WHERE, Job
-from .records import atomic_write
+from .records import atomic_write, read_rows
 from .training import Burden, Progress
 
 STATE = "wandb.json"
@@ -287,8 +287,8 @@ class WandbTracker(Tracker):
     def _mirror(self) -> None:
         """Bring up the rows that the W&B run lacks."""
         self._begin()
-        searched = [("search/", row) for row in _rows(self.directory / "search.jsonl")]
-        trained = [("", row) for row in _rows(self.directory / "metrics.jsonl")]
+        searched = [("search/", row) for row in read_rows(self.directory / "search.jsonl")]
+        trained = [("", row) for row in read_rows(self.directory / "metrics.jsonl")]
         rows = [*searched, *trained]
         for number, (prefix, row) in enumerate(rows, start=1):
             if number > self._state()["rows"]:
@@ -375,10 +375,6 @@ def _line(error: BaseException) -> str:
     """An error in one line, without what might be a key."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return re.sub(r"\b\w{40,}\b", "...", text)[:200].rstrip(" :")
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _values(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:

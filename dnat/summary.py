@@ -492,6 +492,11 @@ class Summary:
     baseline: str
     confidence: float
 
+    def comparison(self, row: Row) -> Comparison | None:
+        """The comparison of a row's method with the baseline; None of the baseline, or where there is none."""
+        wanted = row.data, row.network, row.method
+        return next((c for c in self.comparisons if (c.data, c.network, c.method) == wanted), None)
+
     @property
     def significance(self) -> float:
         """The largest corrected p that is called significant."""
@@ -554,7 +559,7 @@ def _refuse_duplicates(trials: Sequence[Trial], records: Sequence[Mapping[str, A
             first[key] = i
             continue
         both = [first[key], i]
-        settings = [_settings(records[j]["job"]) for j in both]
+        settings = [settings_of(records[j]["job"]) for j in both]
         names = sorted({k for s in settings for k in s} - WHERE)
         differing = [k for k in names if settings[0].get(k) != settings[1].get(k)]
         shown = "; ".join(f"{k} {' and '.join(s.get(k, 'not set') for s in settings)}" for k in differing)
@@ -570,12 +575,14 @@ def _ended(record: Mapping[str, Any]) -> str:
     return f"finished {record['finished']}" if record.get("finished") else "time unknown"
 
 
-def _settings(job: Mapping[str, Any]) -> dict[str, str]:
-    """Settings as text, with those of tables inside as `table.name`."""
+def settings_of(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings as text, with those of tables inside as `table.name`; without those that are not set."""
     found: dict[str, str] = {}
     for key, value in job.items():
-        inside = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
-        found |= {k: str(v) for k, v in inside.items() if v is not None}
+        if isinstance(value, Mapping):
+            found |= settings_of(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = str(value)
     return found
 
 
@@ -748,7 +755,7 @@ def _power_notes(compared: Sequence[Comparison], level: float) -> list[str]:
 def _setting_notes(group: Sequence[_Pair]) -> list[str]:
     """Settings that should be the same and are not: of training for all methods, all others for each."""
     notes = []
-    settings = [(trial.method, _settings(record["job"])) for trial, record in group]
+    settings = [(trial.method, settings_of(record["job"])) for trial, record in group]
     for key in sorted({k for _, s in settings for k in s if k.partition(".")[0] in _RECIPE}):
         holders = _holders(settings, key)
         if len(holders) > 1:
@@ -817,14 +824,13 @@ def markdown(summary: Summary) -> str:
     stand below one another, since there are more of them, with more columns. One trial has no deviation. `*` marks
     what is significant, `?` what cannot be with so few seeds.
     """
-    compared = {(c.data, c.network, c.method): c for c in summary.comparisons}
     parts = []
     for data in dict.fromkeys(row.data for row in summary.rows):
         rows = [row for row in summary.rows if row.data == data]
         lines = [HEADERS, ("---", "---", *["---:"] * (len(HEADERS) - 2))]
         last = None
         for row in rows:
-            found = cells(row, compared.get((row.data, row.network, row.method)), summary.significance)
+            found = cells(row, summary.comparison(row), summary.significance)
             lines.append((row.network if row.network != last else "", *found))
             last = row.network
         table = "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)
@@ -851,7 +857,7 @@ def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...
     return (
         row.method,
         str(row.n),
-        f"{row.mean:.2f}" + ("" if row.std is None else f" ± {row.std:.2f}"),
+        spread(row.mean, row.std),
         _difference(compared, row.n),
         _verdict(compared, level),
         f"{count(row.params)} ({row.params_change:+z.1f} %)",
@@ -865,9 +871,7 @@ def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...
 def _difference(compared: Comparison | None, n: int) -> str:
     if compared is None:
         return "-"
-    text = f"{compared.mean:+z.2f}"
-    if compared.interval is not None:
-        text += f" [{compared.interval[0]:+z.2f}, {compared.interval[1]:+z.2f}]"
+    text = signed_interval(compared.mean, compared.interval, digits_after=2)
     return text if compared.n == n else f"{text} (n = {compared.n})"
 
 
@@ -876,6 +880,22 @@ def _verdict(compared: Comparison | None, level: float) -> str:
         return "-"
     mark = " *" if compared.p_holm <= level else " ?" if compared.least_p_holm > level else ""
     return p_text(compared.p_holm) + mark
+
+
+def spread(mean: float, std: float | None) -> str:
+    """A mean with its deviation, where it has one.
+
+    >>> spread(93.0, None), spread(93.0, 0.25)
+    ('93.00', '93.00 ± 0.25')
+    """
+    return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+
+
+def signed_interval(mean: float, interval: Interval | None, digits_after: int) -> str:
+    """A change with its interval, where it has one; never "-0.0"."""
+    form = f"+z.{digits_after}f"
+    text = format(mean, form)
+    return text if interval is None else f"{text} [{format(interval[0], form)}, {format(interval[1], form)}]"
 
 
 def legend(summary: Summary) -> str:

@@ -3,9 +3,9 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..config import WHERE
+from ..summary import settings_of
 from .gather import Report, Run
 
 _NOT_SHOWN = WHERE | {"seed", "network", "data", "method"}
@@ -53,7 +53,7 @@ def settings(report: Report) -> Settings:
     for group in report.groups:
         for method, runs in group.runs.items():
             column = f"{method}, {group.title}" if many else method
-            tables.setdefault(column, []).extend(_flat(run.record["job"]) for run in runs)
+            tables.setdefault(column, []).extend(settings_of(run.record["job"]) for run in runs)
     return _compared(tables, _NOT_SHOWN)
 
 
@@ -94,7 +94,7 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs whose settings differ in nothing but the seed stand together."""
     kinds: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
-        table = {k: v for k, v in _flat(run.record["job"]).items() if k not in WHERE | {"seed"}}
+        table = {k: v for k, v in settings_of(run.record["job"]).items() if k not in WHERE | {"seed"}}
         kinds.setdefault(tuple(sorted(table.items())), []).append(run)
     return list(kinds.values())
 
@@ -127,17 +127,6 @@ def _compared(tables: Mapping[str, Sequence[Mapping[str, str]]], left_out: froze
     folded = {name for table in own.values() if len(table) >= _MANY for name in table}
     differing = {name: row for name, row in values.items() if name not in same and name not in folded}
     return Settings(columns, same, differing, {c: table for c, table in own.items() if len(table) >= _MANY})
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings as text; those of tables inside as `table.name`."""
-    found: dict[str, str] = {}
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = _ABSENT if value is None else str(value)
-    return found
 
 
 def _named(names: Sequence[str]) -> str:

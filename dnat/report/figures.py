@@ -33,6 +33,12 @@ from .series import (
 METHOD_COLOURS = 8
 """Methods beyond so many take the colours but the baseline's again, with other markers and lines."""
 
+
+def _of_methods(*colours: str) -> dict[str, str]:
+    """The colours of the methods by name."""
+    return {f"m{i}": colour for i, colour in zip(range(METHOD_COLOURS), colours, strict=True)}
+
+
 LIGHT = {
     "page": "#ffffff",
     "text": "#1b1f24",
@@ -42,13 +48,7 @@ LIGHT = {
     "search": "#c98500",
     "training": "#0072b2",
     # The baseline's, then Okabe and Ito's, darkened where they would be too faint on white.
-    **dict(
-        zip(
-            (f"m{i}" for i in range(METHOD_COLOURS)),
-            ("#5c6570", "#0072b2", "#d55e00", "#008a64", "#b3538a", "#a97500", "#3f8fc4", "#7b4fb0"),
-            strict=True,
-        )
-    ),
+    **_of_methods("#5c6570", "#0072b2", "#d55e00", "#008a64", "#b3538a", "#a97500", "#3f8fc4", "#7b4fb0"),
 }
 DARK = {
     "page": "#14171b",
@@ -58,13 +58,7 @@ DARK = {
     "pair": "#545d68",
     "search": "#e6b042",
     "training": "#56a8e0",
-    **dict(
-        zip(
-            (f"m{i}" for i in range(METHOD_COLOURS)),
-            ("#a2abb5", "#56a8e0", "#ff8a47", "#3cc79b", "#e695c3", "#e6b042", "#9fd0f2", "#b99aeb"),
-            strict=True,
-        )
-    ),
+    **_of_methods("#a2abb5", "#56a8e0", "#ff8a47", "#3cc79b", "#e695c3", "#e6b042", "#9fd0f2", "#b99aeb"),
 }
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hexagon", "triangle-down")
 _DASHES = ("solid", "dash", "dot", "dashdot")

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from ..summary import Comparison, Interval, Row, digits, p_text, t_interval
+from ..summary import Comparison, Interval, Row, digits, p_text, signed_interval, spread, t_interval
 from .gather import Group, Report
 
 
@@ -28,13 +28,7 @@ def headline(report: Report, group: Group) -> Headline:
     """What came out for one network on one data set; of equal means the one with fewer multiply-adds."""
     highest = max(row.mean for row in group.rows)
     row = min((r for r in group.rows if is_equal(r.mean, highest)), key=lambda r: r.madds)
-    return Headline(group, row, comparison_of(report, row), madds_change(group, row.method))
-
-
-def comparison_of(report: Report, row: Row) -> Comparison | None:
-    """The comparison of a row's method with the baseline."""
-    wanted = row.data, row.network, row.method
-    return next((c for c in report.summary.comparisons if (c.data, c.network, c.method) == wanted), None)
+    return Headline(group, row, report.summary.comparison(row), madds_change(group, row.method))
 
 
 def madds_change(group: Group, method: str) -> tuple[float, Interval | None]:
@@ -46,29 +40,25 @@ def madds_change(group: Group, method: str) -> tuple[float, Interval | None]:
 
 
 def sentences(report: Report, group: Group) -> list[str]:
-    """Two sentences at most: the most accurate method, and the one with the fewest multiply-adds if it is another.
-
-    >>> spread((93.0, None)), spread((93.0, 0.25))
-    ('93.00', '93.00 ± 0.25')
-    """
+    """Two sentences at most: the most accurate method, and that with the fewest multiply-adds if it is another."""
     first = headline(report, group)
     row = first.row
     seeds = f"n = {row.n}"
     if len(group.rows) == 1:
-        return [f"{group.title}: {row.method} has {spread((row.mean, row.std))} % test accuracy ({seeds})."]
+        return [f"{group.title}: {row.method} has {spread(row.mean, row.std)} % test accuracy ({seeds})."]
     equal = [r.method for r in group.rows if r is not row and is_equal(r.mean, row.mean)]
     tied = f", the same as {' and '.join(equal)}" if equal else ""
     found = [
-        f"{group.title}: {row.method} has the highest mean test accuracy, {spread((row.mean, row.std))} % "
+        f"{group.title}: {row.method} has the highest mean test accuracy, {spread(row.mean, row.std)} % "
         f"({seeds}){tied}{_against(first.compared, report.summary.significance)}."
     ]
     least = min(group.rows, key=lambda r: (r.madds, -r.mean))
     if least is not row and least.madds < row.madds:
         change = signed_interval(*madds_change(group, least.method), digits_after=1)
-        compared = comparison_of(report, least)
+        compared = report.summary.comparison(least)
         found.append(
             f"{group.title}: {least.method} needs the fewest multiply-adds, {change} % to before, at "
-            f"{spread((least.mean, least.std))} %{_against(compared, report.summary.significance)}."
+            f"{spread(least.mean, least.std)} %{_against(compared, report.summary.significance)}."
         )
     return found
 
@@ -94,19 +84,6 @@ def verdict(compared: Comparison, level: float) -> str:
     if compared.least_p_holm > level:
         return "too few seeds to be significant"
     return f"not significant (p = {p_text(compared.p_holm)})"
-
-
-def spread(value: tuple[float, float | None]) -> str:
-    """A mean with its deviation, where it has one."""
-    mean, std = value
-    return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
-
-
-def signed_interval(mean: float, interval: Interval | None, digits_after: int) -> str:
-    """A change with its interval, where it has one; never "-0.0"."""
-    form = f"+z.{digits_after}f"
-    text = format(mean, form)
-    return text if interval is None else f"{text} [{format(interval[0], form)}, {format(interval[1], form)}]"
 
 
 def duration(hours: float) -> str:

@@ -12,11 +12,11 @@ from typing import Any
 
 from .. import __version__
 from ..naming import unknown
-from ..summary import legend
+from ..summary import legend, signed_interval, spread
 from .configuration import environments, recipes, settings
 from .figures import DARK, LIGHT, Figure, Look, cost_figure, curve_figure, strip_figure, tradeoff_figure
 from .gather import Report, Run
-from .headline import Headline, duration, headline, sentences, signed_interval, spread, verdict
+from .headline import Headline, duration, headline, sentences, verdict
 from .series import SEED_CURVES, Choices, Gates, agreement, choices, gates
 from .table import LAYOUTS, LONG_HEADERS, long_lines, papers_legend, papers_tables
 
@@ -193,7 +193,7 @@ def _tile(found: Headline, level: float) -> Tile:
         change = signed_interval(found.compared.mean, found.compared.interval, digits_after=2)
         notes.append(f"{change} points to {found.compared.baseline}; {verdict(found.compared, level)}")
     notes.append(f"multiply-adds {signed_interval(*found.madds, digits_after=1)} %")
-    return Tile(f"highest mean accuracy, {found.group.title}", f"{spread((row.mean, row.std))} %", tuple(notes))
+    return Tile(f"highest mean accuracy, {found.group.title}", f"{spread(row.mean, row.std)} %", tuple(notes))
 
 
 def _sections(report: Report, look: Look) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..naming import unknown
-from ..summary import HEADERS, cells, digits, escaped
+from ..summary import HEADERS, cells, digits, escaped, spread
 from ..summary import markdown as long_table
 from .gather import Group, Report, Unfinished
 from .headline import is_equal, sentences
@@ -80,7 +80,7 @@ def _ours(group: Group, methods: Sequence[str]) -> Line:
         hours = digits(row.training_hours)
         if row.search_hours:
             hours = f"{digits(row.search_hours)} + {hours}"
-        found.append((_accuracy(row.mean, row.std), hours))
+        found.append((spread(row.mean, row.std), hours))
     return Line(group.network, None, tuple(found), _best([rows[m].mean if m in rows else None for m in methods]))
 
 
@@ -90,13 +90,9 @@ def _theirs(network: str, quoted: Sequence[Published], methods: Sequence[str], n
     for method in methods:
         p = known.get(method)
         hours = "-" if p is None or p.hours is None else digits(p.hours)
-        found.append(("-" if p is None else _accuracy(p.accuracy, p.std), hours))
+        found.append(("-" if p is None else spread(p.accuracy, p.std), hours))
     means = [known[m].accuracy if m in known else None for m in methods]
     return Line(network, number, tuple(found), _best(means))
-
-
-def _accuracy(mean: float, std: float | None) -> str:
-    return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
 
 
 def _best(means: Sequence[float | None]) -> tuple[int, ...]:
@@ -188,10 +184,9 @@ class LongLine:
 
 def long_lines(report: Report, data: str) -> list[LongLine]:
     """The rows of the long table of one data set; `LONG_HEADERS` names the columns."""
-    compared = {(c.data, c.network, c.method): c for c in report.summary.comparisons}
     level, found = report.summary.significance, []
     for row in (r for r in report.summary.rows if r.data == data):
-        c = compared.get((row.data, row.network, row.method))
+        c = report.summary.comparison(row)
         significant = c is not None and c.p_holm is not None and c.p_holm <= level
         found.append(LongLine(row.network, cells(row, c, level), significant))
     return found

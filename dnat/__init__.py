@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .discretization import discretize as discretize
     from .edges import Edge as Edge
     from .edges import find_edges as find_edges
+    from .errors import DnatError as DnatError
     from .export import export as export
     from .ground_truth import compare_with_table as compare_with_table
     from .networks import build as build
@@ -62,6 +63,7 @@ _HOME = {
     "Transformation": "transform",
     "compare_with_table": "ground_truth",
     "Records": "records",
+    "DnatError": "errors",
 }
 __all__ = list(_HOME)
 __version__ = "0.1.0"

@@ -18,13 +18,14 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from .edges import NONE, ORIGINAL, Edge, problems, replacements
+from .errors import UsageError
 from .tracing import State
 
 Groups = Mapping[str, Sequence[Edge]]
 """Edges by the group that shares a choice."""
 
 
-class InfeasibleError(ValueError):
+class InfeasibleError(UsageError):
     """No legal set of choices keeps the budget."""
 
 
@@ -44,7 +45,7 @@ class Costs:
         """Whether costs are multiply-adds, which are known of operations that are not there yet, too."""
         self.weights = [op.madds / batch for op in self.trace.operations] if weights is None else list(weights)
         if len(self.weights) != len(self.trace.operations):
-            raise ValueError(f"{len(self.weights)} weights for {len(self.trace.operations)} operations")
+            raise UsageError(f"{len(self.weights)} weights for {len(self.trace.operations)} operations")
         # Another operation has multiply-adds of its own, and so has a reduction that stands in for an identity.
         self.added = {(e, c): e.added(c) for e in self.edges for c in e.modules if self.counted and e.added(c)}
         self.total = sum(self.weights)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from . import __version__
+from .errors import DnatError, UsageError
 
 SOURCE = Path(__file__).resolve().parent
 FIRST = os.environ.get("RANK", "0") == "0"
@@ -381,7 +382,7 @@ def _show_sweep(screen: Any, out: Path, standings: Any) -> None:
     click.echo(f"all {len(done)} trials are done; a page about them: dnat report {shlex.quote(str(out))}")
 
 
-class SweepEnded(Exception):
+class SweepEnded(DnatError):
     """A sweep of which some trials have no result; they have been shown."""
 
     def __init__(self, exit_code: int, message: str) -> None:
@@ -453,7 +454,7 @@ def edges(
     built = build(network, seed=0, **options).to(place)
     found = survey(built, torch.zeros(2, 3, size, size, device=place), batch_size if measure else None, space)
     if not found.edges and not everything:
-        raise ValueError(f"{network} has no operation that could be changed; --all tells why")
+        raise UsageError(f"{network} has no operation that could be changed; --all tells why")
     for table in survey_tables(network, found, everything):
         console().print(table)
 
@@ -475,7 +476,7 @@ def draw(what: str, after: str | None, formats: tuple[str, ...], out: Path | Non
 
     if Path(what).is_dir():
         if after or out:
-            raise ValueError("--after and --out are for genotypes; a run is drawn into its own directory")
+            raise UsageError("--after and --out are for genotypes; a run is drawn into its own directory")
         files = redraw(what, formats)
     else:
         files = draw_named(what, after, out, formats)
@@ -626,15 +627,7 @@ def datasets() -> None:
 
 def exit_code(error: BaseException) -> int:
     """0 done; 2 wrong use; 65 bad data or loss; 70 trials failed; 73 locked; 75 stopped, can be resumed; 1 bug."""
-    code = getattr(error, "exit_code", None)
-    if isinstance(code, int):
-        return code
-    if isinstance(error, ValueError | TypeError):
-        # What we raise ourselves is meant for users; the same from deep inside a library is a bug of ours.
-        last = traceback.extract_tb(error.__traceback__)[-1].filename
-        if Path(last).resolve().is_relative_to(SOURCE):
-            return 2
-    return 1
+    return error.exit_code if isinstance(error, DnatError) else 1
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import tomli_w
 
+from .errors import UsageError, WrongTypeError
 from .naming import unknown
 from .seeds import check_seed
 
@@ -70,7 +71,7 @@ def parse_amount(text: str | float, *, seconds: bool = False) -> Amount:
         if not whole and 0 < value < math.inf and (not relative or value <= 1):
             return Amount(value, relative)
     examples = '0.7, 70%, "5ms", "0.2s"' if seconds else '0.7, 70%, "120M", "1.2G"'
-    raise ValueError(f"{text!r} is not a budget: give a share of the original or an amount ({examples})")
+    raise UsageError(f"{text!r} is not a budget: give a share of the original or an amount ({examples})")
 
 
 # Stands for "not given"; typed as anything, since __post_init__ replaces it before anyone reads the field.
@@ -195,7 +196,7 @@ class Search:
             ValueError: an unknown key, with the nearest known one.
         """
         if not isinstance(table, dict):
-            raise TypeError(f"search must be a table of settings, not {_show(table)}")
+            raise WrongTypeError(f"search must be a table of settings, not {_show(table)}")
         known = {f.name for f in fields(cls)}
         for key in table:
             if key not in known:
@@ -336,7 +337,7 @@ class Config:
         _check_budgets(self)
         _check_moves(self)
         if self.judge == "loss" and self.budget is None and self.latency_budget is None:
-            raise ValueError("judge 'loss' needs a budget: without one nothing is worth a higher loss")
+            raise UsageError("judge 'loss' needs a budget: without one nothing is worth a higher loss")
         for name in ("epochs", "batch_size", "threads", "latency_batch", "trial_batches"):
             _check(self, name, "at least 1", lambda v: v >= 1)
         if self.architecture_epochs is None:
@@ -431,7 +432,7 @@ class Job:
             named = [f.name for f in fields(Search) if f.name != "epochs"]
             differing = [n for n in named if getattr(self.config.search, n) != getattr(Search(), n)]
             if differing:
-                raise ValueError(
+                raise UsageError(
                     f"method {self.method!r} does not search: search.{differing[0]} is for {', '.join(SEARCHING)}"
                 )
 
@@ -461,14 +462,14 @@ class Job:
             if key not in own | method:
                 raise unknown("setting", key, own | method)
         if "network" not in table:
-            raise ValueError("no network given: add --network NAME (`dnat networks` lists them)")
+            raise UsageError("no network given: add --network NAME (`dnat networks` lists them)")
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
         if "search" in values:
             values["search"] = Search.from_table(values["search"])
         if values.get("method") in ALIASES:
             method_name, mode = ALIASES[values["method"]]
             if values.get("mode", mode) != mode:
-                raise ValueError(f"method {values['method']!r} has mode {mode!r}, not {values['mode']!r}")
+                raise UsageError(f"method {values['method']!r} has mode {mode!r}, not {values['mode']!r}")
             values |= {"method": method_name, "mode": mode}
         if values.get("weights") is not None:
             values.setdefault("preset", "fine-tune")
@@ -501,9 +502,9 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a TOML file: {error}") from error
+        raise UsageError(f"{path}: not a TOML file: {error}") from error
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -516,7 +517,7 @@ def parse_setting(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ValueError(f"--set takes key=value, not {text!r}")
+        raise UsageError(f"--set takes key=value, not {text!r}")
     key, value = key.strip(), value.strip()
     try:
         return key, tomllib.loads(f"value = {value}")["value"]
@@ -533,25 +534,25 @@ def cores() -> int:
 def _check(config: object, name: str, wanted: str, holds: Callable[[Any], bool]) -> None:
     value = getattr(config, name)
     if not holds(value):
-        raise ValueError(f"{name} must be {wanted}, not {value!r}")
+        raise UsageError(f"{name} must be {wanted}, not {value!r}")
 
 
 def _check_budgets(config: Config) -> None:
     if config.latency_budget is not None and config.space != "dnat":
-        raise ValueError(f"space {config.space!r} knows multiply-adds alone: give a budget, not a latency_budget")
+        raise UsageError(f"space {config.space!r} knows multiply-adds alone: give a budget, not a latency_budget")
     if config.budget is not None:
         parse_amount(config.budget)
     if config.latency_budget is not None:
         parse_amount(config.latency_budget, seconds=True)
         if config.budget is not None:
-            raise ValueError("budget and latency_budget cannot be combined: give one of them")
+            raise UsageError("budget and latency_budget cannot be combined: give one of them")
 
 
 def _check_moves(config: Config) -> None:
     if config.transitions is not None and config.space == "dnat":
-        raise ValueError("a table of transitions needs space 'nat++'")
+        raise UsageError("a table of transitions needs space 'nat++'")
     if config.edges == ():
-        raise ValueError("edges is empty, so nothing could change: name some, or leave it out to let all change")
+        raise UsageError("edges is empty, so nothing could change: name some, or leave it out to let all change")
 
 
 def _check_types(config: Any) -> None:
@@ -565,7 +566,7 @@ def _check_types(config: Any) -> None:
         wanted = options[0]
         problem = _type_problem(value, wanted)
         if problem and not any(not _type_problem(value, other) for other in options[1:]):
-            raise (ValueError if get_origin(wanted) is Literal else TypeError)(
+            raise (UsageError if get_origin(wanted) is Literal else WrongTypeError)(
                 f"{f.name} must be {problem}, not {_show(value)}"
             )
         if wanted is float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from .errors import UsageError
 from .tracing import Example, Program, examples_of, in_mode, timed
 
 
@@ -118,7 +119,7 @@ def operation_seconds(network: nn.Module, example: Example, program: Program, *,
     """
     names, runs = timed(network, example, repeats)
     if names != tuple(op.name for op in program.traces[0].operations):
-        raise ValueError(
+        raise UsageError(
             "on a batch of this size the network does other operations than on the example that was traced: "
             "trace it with that batch"
         )

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges, problems, replacements
+from .errors import UsageError
 from .merging import merge
 from .naming import unknown
 from .operations import NullEdge, copying_identity, forgiving_identity
@@ -149,11 +150,11 @@ def _checked(choices: Mapping[str, str], edges: Sequence[Edge]) -> dict[Edge, st
             raise unknown("edge", key, by_key)
         if choice not in by_key[key].choices:
             legal = ", ".join(by_key[key].choices)
-            raise ValueError(f"{key} cannot become {choice!r}; legal: {legal}")
+            raise UsageError(f"{key} cannot become {choice!r}; legal: {legal}")
     wanted = {edge: choices.get(edge.key, ORIGINAL) for edge in edges}
     found = problems(wanted)
     if found:
-        raise ValueError(f"these choices cannot be made together: {'; '.join(found)}")
+        raise UsageError(f"these choices cannot be made together: {'; '.join(found)}")
     return wanted
 
 

@@ -24,10 +24,12 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.overrides import TorchFunctionMode
 
+from .errors import DnatError, UsageError
+
 T = TypeVar("T")
 
 
-class LostError(RuntimeError):
+class LostError(DnatError, RuntimeError):
     """Another process of the run has ended, or cannot be reached."""
 
     exit_code = 75
@@ -74,11 +76,11 @@ def joined(device: str) -> Iterator[World]:
         return
     gpus = device != "cpu" and torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"{size} processes cannot share the device {device!r}: use --device auto, cuda or cpu")
+        raise UsageError(f"{size} processes cannot share the device {device!r}: use --device auto, cuda or cpu")
     if gpus:
         mine, here = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if mine >= here:
-            raise ValueError(f"there are {here} GPUs for more processes: start {here} (--nproc-per-node {here})")
+            raise UsageError(f"there are {here} GPUs for more processes: start {here} (--nproc-per-node {here})")
         torch.cuda.set_device(mine)
     store, rank, size = next(distributed.rendezvous("env://"))
     # After a restart torchrun's store (of torch 2.13) still has the addresses of the processes that are gone.

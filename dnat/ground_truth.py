@@ -39,6 +39,7 @@ from .config import Config
 from .cost import cost
 from .data import Data, load
 from .edges import IDENTITY, NONE, ORIGINAL
+from .errors import UsageError, WrongTypeError
 from .naming import unknown
 from .networks import build
 from .networks.nasbench import EDGES, LAYERS, NAMES, OPERATIONS, Cell201, NASBenchMacro, parse_cell, parse_layers
@@ -96,7 +97,7 @@ def live_form(space: str, architecture: str) -> str:
     digits = read_architecture(space, architecture)
     found = _live(space, digits)
     if found is None:
-        raise ValueError(f"{architecture!r} is a dead cell: no path leads from its input to its output")
+        raise UsageError(f"{architecture!r} is a dead cell: no path leads from its input to its output")
     return found
 
 
@@ -129,7 +130,7 @@ def _others(moves: Moves) -> dict[str, tuple[str, ...]]:
         targets = [t for t in table[name] if t not in (name, "skip_connect", "null")]
         outside = [t for t in targets if t not in _FIELD]
         if own and outside:
-            raise ValueError(
+            raise UsageError(
                 f"the table of transitions lets {name} become {outside[0]}, which is none of NAS-Bench-201's "
                 f"operations ({', '.join(_FIELD)})"
             )
@@ -160,7 +161,7 @@ def reachable(space: str, architecture: str, moves: Moves = "dnat") -> tuple[str
     options: list[tuple[str, ...]]
     if space == "nasbench_macro":
         if moves != "dnat":
-            raise ValueError(f"nasbench_macro has the moves of the space 'dnat' alone, not {moves!r}")
+            raise UsageError(f"nasbench_macro has the moves of the space 'dnat' alone, not {moves!r}")
         options = [(d, "0") if i in _KEPT else (d,) for i, d in enumerate(start)]
     else:
         others = _others(moves)
@@ -233,13 +234,13 @@ def read_table(path: str | Path, space: str) -> dict[str, float]:
     _check_space(space)
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".json"):
-        raise ValueError(f"{path}: a table is a file .csv or .json, not {path.suffix or 'one without a suffix'!r}")
+        raise UsageError(f"{path}: a table is a file .csv or .json, not {path.suffix or 'one without a suffix'!r}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not UTF-8 text: {error}") from error
+        raise UsageError(f"{path}: is not UTF-8 text: {error}") from error
     return _checked(
         _rows_of_json(path, text) if path.suffix.lower() == ".json" else _rows_of_csv(path, text), space
     )
@@ -250,18 +251,18 @@ def _rows_of_csv(path: Path, text: str) -> list[tuple[str, str, Any]]:
     lines = csv.reader(text.splitlines())
     header = [cell.strip() for cell in next(lines, [])]
     if header != ["architecture", "accuracy"]:
-        raise ValueError(f"{path}, line 1: the header must be 'architecture,accuracy', not {','.join(header)!r}")
+        raise UsageError(f"{path}, line 1: the header must be 'architecture,accuracy', not {','.join(header)!r}")
     rows: list[tuple[str, str, Any]] = []
     for cells in lines:
         where = f"{path}, line {lines.line_num}"
         if not any(cell.strip() for cell in cells):
             continue
         if len(cells) != 2:
-            raise ValueError(f"{where}: an architecture and an accuracy are needed, not {len(cells)} cells")
+            raise UsageError(f"{where}: an architecture and an accuracy are needed, not {len(cells)} cells")
         try:
             accuracy = float(cells[1])
         except ValueError:
-            raise ValueError(f"{where}: the accuracy must be a number, not {cells[1]!r}") from None
+            raise UsageError(f"{where}: the accuracy must be a number, not {cells[1]!r}") from None
         rows.append((where, cells[0].strip(), accuracy))
     return rows
 
@@ -271,9 +272,9 @@ def _rows_of_json(path: Path, text: str) -> list[tuple[str, str, Any]]:
     try:
         table = json.loads(text, object_pairs_hook=list)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
+        raise UsageError(f"{path}: not JSON: {error}") from error
     if not text.lstrip().startswith("{"):
-        raise ValueError(f"{path}: must be an object {{architecture: accuracy}}, not {type(table).__name__}")
+        raise UsageError(f"{path}: must be an object {{architecture: accuracy}}, not {type(table).__name__}")
     return [(f"{path}, key {key!r}", key, value) for key, value in table]
 
 
@@ -283,22 +284,22 @@ def _checked(rows: Iterable[tuple[str, Any, Any]], space: str) -> dict[str, floa
     first: dict[str, str] = {}
     for where, text, accuracy in rows:
         if not isinstance(text, str):
-            raise TypeError(f"{where}: an architecture is a text, not {type(text).__name__}")
+            raise WrongTypeError(f"{where}: an architecture is a text, not {type(text).__name__}")
         try:
             architecture = read_architecture(space, text)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise UsageError(f"{where}: {error}") from None
         if architecture in found:
-            raise ValueError(f"{where}: {architecture} is there already ({first[architecture]})")
+            raise UsageError(f"{where}: {architecture} is there already ({first[architecture]})")
         number = isinstance(accuracy, int | float) and not isinstance(accuracy, bool)
         if not number or not 0 <= accuracy <= 100:
-            raise ValueError(f"{where}: the accuracy must be a number of percent, from 0 to 100, not {accuracy!r}")
+            raise UsageError(f"{where}: the accuracy must be a number of percent, from 0 to 100, not {accuracy!r}")
         found[architecture], first[architecture] = float(accuracy), where
     if not found:
-        raise ValueError("the table of accuracies is empty")
+        raise UsageError("the table of accuracies is empty")
     if max(found.values()) <= 1:
         largest = max(found.values())
-        raise ValueError(f"accuracies must be in percent, but the largest is {largest:g}: multiply them by 100")
+        raise UsageError(f"accuracies must be in percent, but the largest is {largest:g}: multiply them by 100")
     return found
 
 
@@ -416,7 +417,9 @@ def compare_with_table(
     config = config or Config()
     data = load(data) if isinstance(data, str) else data
     if not isinstance(table, Mapping):
-        raise TypeError(f"a table must be a mapping of accuracies (see read_table), not {type(table).__name__}")
+        raise WrongTypeError(
+            f"a table must be a mapping of accuracies (see read_table), not {type(table).__name__}"
+        )
     accuracies = _checked(((f"key {key!r}", key, value) for key, value in table.items()), space)
     starts = _starts(space, inputs, accuracies)
     settings = [_settings(config, space, start) for start in starts]
@@ -443,34 +446,34 @@ def _check_space(space: str) -> None:
 def _starts(space: str, inputs: Iterable[str], table: Mapping[str, float]) -> list[str]:
     """The inputs' live forms, all of which the table has."""
     if isinstance(inputs, str):
-        raise TypeError(f"inputs must be a list of architectures, not the text {inputs!r}")
+        raise WrongTypeError(f"inputs must be a list of architectures, not the text {inputs!r}")
     found: dict[str, str] = {}
     for text in inputs:
         start = live_form(space, text)
         form = "" if start == text else f", in its live form {start},"
         if start in found:
-            raise ValueError(f"the input {text!r}{form} is there already ({found[start]!r})")
+            raise UsageError(f"the input {text!r}{form} is there already ({found[start]!r})")
         if start not in table:
-            raise ValueError(f"the input {text!r}{form} is not in the table of accuracies")
+            raise UsageError(f"the input {text!r}{form} is not in the table of accuracies")
         if len(reachable(space, start)) < 2:
-            raise ValueError(f"the input {text!r} has nothing that may change: no layer that keeps its shape")
+            raise UsageError(f"the input {text!r} has nothing that may change: no layer that keeps its shape")
         found[start] = text
     if not found:
-        raise ValueError("no inputs are given: name at least one architecture to transform")
+        raise UsageError("no inputs are given: name at least one architecture to transform")
     return list(found)
 
 
 def _settings(config: Config, space: str, start: str) -> Config:
     """The configuration under which a method changes only what is legal."""
     if config.edges is not None:
-        raise ValueError(f"edges must not be set here, but is {config.edges!r}: {space} says what may change")
+        raise UsageError(f"edges must not be set here, but is {config.edges!r}: {space} says what may change")
     if space == "nasbench_macro":
         if config.mode != "full":
-            raise ValueError(
+            raise UsageError(
                 f"nasbench_macro needs mode 'full', not {config.mode!r}: each layer changes by itself"
             )
         if config.space != "dnat":
-            raise ValueError(
+            raise UsageError(
                 f"nasbench_macro needs space 'dnat', not {config.space!r}: layers have no other moves"
             )
         return config
@@ -645,7 +648,7 @@ def summary(outcomes: Iterable[Outcome]) -> Summary:
     counted = [(o, after, standing) for o, after, standing in triples if after and standing]
     if not counted:
         first = f": {outcomes[0].problem}" if outcomes else ""
-        raise ValueError(f"none of {len(outcomes)} outcomes has a result{first}")
+        raise UsageError(f"none of {len(outcomes)} outcomes has a result{first}")
     wins = sum(_above(after.accuracy, s.mean) for _, after, s in counted)
     losses = sum(_above(s.mean, after.accuracy) for _, after, s in counted)
     chances = [s.better for _, _, s in counted]

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from .errors import DnatError
+
 try:
     import fcntl
 except ImportError:  # Windows: no locks of this kind
@@ -18,7 +20,7 @@ _mine: set[Path] = set()
 """Lock files that this process holds. It must not open them again: closing any copy would give the lock back."""
 
 
-class LockedError(OSError):
+class LockedError(DnatError, OSError):
     """A directory that another process works in, or that cannot be written."""
 
     exit_code = 73

@@ -3,8 +3,10 @@
 import difflib
 from collections.abc import Iterable
 
+from .errors import UsageError
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list.
 
     Args:
@@ -13,7 +15,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
         known: the names that exist.
 
     Returns:
-        A `ValueError` to be raised by the caller.
+        A `UsageError` to be raised by the caller.
 
     >>> print(unknown("network", "resent20", ["resnet20", "resnet56"]))
     unknown network 'resent20'; did you mean 'resnet20'? Known: resnet20, resnet56
@@ -21,4 +23,4 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> ValueError:
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     hint = f"; did you mean {close[0]!r}?" if close else ";"
-    return ValueError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")
+    return UsageError(f"unknown {kind} {name!r}{hint} Known: {', '.join(names)}")

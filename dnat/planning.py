@@ -11,6 +11,7 @@ from .cost import operation_seconds
 from .discretization import rewritable
 from .distributed import from_first
 from .edges import Edge, find_edges
+from .errors import UsageError
 from .naming import unknown
 from .tracing import Program
 
@@ -59,11 +60,11 @@ def make_plan(
         if not any(fnmatchcase(edge.key, pattern) for edge in edges):
             raise _no_such_edge(pattern, network, program, example, config)
     if not edges:
-        raise ValueError(
+        raise UsageError(
             f"{type(network).__name__} has no operation that could be changed; `dnat edges --all` tells why"
         )
     if config.space != "dnat" and not any(edge.others for edge in edges):
-        raise ValueError(
+        raise UsageError(
             f"space {config.space!r} offers {type(network).__name__} nothing beyond identity and none: it has no "
             "operations of searched cells and no plain 2d convolutions larger than 1x1; use space 'dnat'"
         )

@@ -38,6 +38,7 @@ from torch import Tensor
 from . import __version__
 from .config import Job, read_toml
 from .distributed import world
+from .errors import DnatError, UsageError
 from .locks import THERE_ARE_LOCKS, Lock
 from .locks import LockedError as LockedError
 from .naming import unknown
@@ -51,7 +52,7 @@ _CHECKPOINT = re.compile(r"([a-z]+)-(\d{9,})\.ckpt$")
 _HEADER_LIMIT = 1 << 20
 
 
-class CorruptError(ValueError):
+class CorruptError(DnatError, ValueError):
     """A checkpoint that is not what was written."""
 
     exit_code = 65
@@ -131,7 +132,7 @@ def _verified(path: Path) -> tuple[dict[str, Any], bytes]:
         raise CorruptError(f"{path}: its header is damaged")
     header = json.loads(content[start:end])
     if header["format"] > FORMAT:
-        raise ValueError(f"{path} was written by format {header['format']}, this is {FORMAT}: update dnat")
+        raise UsageError(f"{path} was written by format {header['format']}, this is {FORMAT}: update dnat")
     payload = content[end + 32 :]
     if len(payload) != header["length"]:
         raise CorruptError(f"{path}: cut off, {len(payload)} of {header['length']} bytes")
@@ -149,7 +150,7 @@ def check_name(name: str) -> str:
     reserved = {"con", "prn", "aux", "nul", *(f"{d}{i}" for d in ("com", "lpt") for i in range(10))}
     fine = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._=+-]{0,99}", name) and ".." not in name
     if not fine or name.endswith(".") or name.lower().split(".")[0] in reserved:
-        raise ValueError(
+        raise UsageError(
             f"{name!r} cannot name a run: take up to 100 letters, digits and . _ = + -, beginning with one of the "
             "first two"
         )
@@ -167,7 +168,7 @@ def read_job(directory: str | Path) -> Job:
         near = [p.parent.name for p in directory.parent.glob("*/config.toml")]
         if near and not directory.exists():
             raise unknown(f"run in {directory.parent}", directory.name, near)
-        raise ValueError(f"{directory} is not a run directory: it has no config.toml")
+        raise UsageError(f"{directory} is not a run directory: it has no config.toml")
     return Job.from_flat(read_toml(directory / "config.toml"))
 
 
@@ -205,7 +206,7 @@ class Records:
         elif directory.exists() and any(
             p.name != ".lock" and not p.name.endswith(".tmp") for p in directory.iterdir()
         ):
-            raise ValueError(f"{directory} is not empty and not a run directory: choose another one")
+            raise UsageError(f"{directory} is not empty and not a run directory: choose another one")
         records = cls(directory, job)
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -402,7 +403,7 @@ def _refuse_other(directory: Path, job: Job) -> None:
     differences = there.differences(job)
     if differences:
         listed = ", ".join(f"{k} {a!r} (there) / {b!r} (now)" for k, (a, b) in differences.items())
-        raise ValueError(
+        raise UsageError(
             f"{directory} holds a run with other settings: {listed}; choose another directory (--out)"
         )
 

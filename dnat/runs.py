@@ -22,6 +22,7 @@ from .data import Augmentation, Data, load
 from .discretization import discretization, rewritable
 from .distributed import from_first, joined, world
 from .edges import Edge, find_edges, in_order, units
+from .errors import UsageError
 from .methods import METHODS, check_method
 from .networks import (
     GENOTYPES,
@@ -157,7 +158,7 @@ def run(
     """
     with joined(job.config.device) as here:
         if here.size > 1 and job.method in SEARCHING:
-            raise ValueError(f"method {job.method!r} trains in one process: start it without torchrun")
+            raise UsageError(f"method {job.method!r} trains in one process: start it without torchrun")
         return _run(job, Path(directory), tracker, stop, download, notify)
 
 
@@ -440,7 +441,7 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
     """
     job, record, architecture = _read(directory)
     if "image_shape" not in record:
-        raise ValueError(f"{directory} was written by an older dnat, which did not note what its network takes")
+        raise UsageError(f"{directory} was written by an older dnat, which did not note what its network takes")
     shape = record["image_shape"]
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     network = build_network(replace(job, weights=None), len(record["classes"]), shape)  # its own weights follow
@@ -462,6 +463,6 @@ def _read(directory: str | Path) -> tuple[Job, dict[str, Any], dict[str, Any]]:
     job = read_job(directory)
     folder = Path(directory)
     if not (folder / "record.json").exists():
-        raise ValueError(f"{folder} holds a run that is not finished: `dnat resume {folder}` goes on with it")
+        raise UsageError(f"{folder} holds a run that is not finished: `dnat resume {folder}` goes on with it")
     record = json.loads((folder / "record.json").read_text())
     return job, record, json.loads((folder / "architecture.json").read_text())

@@ -12,6 +12,8 @@ from enum import IntEnum
 import numpy as np
 import torch
 
+from .errors import UsageError
+
 
 class Stream(IntEnum):
     """What a stream is drawn for. The numbers are part of every run's identity: never renumber."""
@@ -37,7 +39,7 @@ def check_seed(seed: object) -> int:
         ValueError: for anything else (torch would take -1, 1.5 and True, each in its own way).
     """
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
-        raise ValueError(f"seed must be an integer from 0 to {2**32 - 1}, not {seed!r}")
+        raise UsageError(f"seed must be an integer from 0 to {2**32 - 1}, not {seed!r}")
     return seed
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from .config import ALIASES, METHODS, WHERE
+from .errors import UsageError, WrongTypeError
 from .naming import unknown
 from .seeds import check_seed
 
@@ -109,7 +110,7 @@ def bootstrap_interval(
     drawn = np.sort(_finite(values, "values", least=2))
     tail = (1 - _confidence(confidence)) / 2
     if isinstance(resamples, bool) or not isinstance(resamples, int) or resamples < 1:
-        raise ValueError(f"resamples must be an integer of at least 1, not {resamples!r}")
+        raise UsageError(f"resamples must be an integer of at least 1, not {resamples!r}")
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(check_seed(seed))))
     means = drawn[generator.integers(0, len(drawn), (resamples, len(drawn)))].mean(axis=1)
     low, high = np.clip(np.quantile(means, [tail, 1 - tail]), drawn[0], drawn[-1])
@@ -134,7 +135,7 @@ def sign_flip(differences: Sequence[float]) -> float:
     """
     values = _finite(differences, "differences", least=1)
     if len(values) > MOST_FLIPS:
-        raise ValueError(
+        raise UsageError(
             f"signs of at most {MOST_FLIPS} differences can be flipped in all ways, not of {len(values)}: "
             "use the paired t test"
         )
@@ -191,7 +192,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     values = _finite(p_values, "p values", least=0)
     for value in values:
         if not 0 <= value <= 1:
-            raise ValueError(f"p values must be from 0 to 1, not {value!r}")
+            raise UsageError(f"p values must be from 0 to 1, not {value!r}")
     corrected, largest = [0.0] * len(values), 0.0
     for place, i in enumerate(sorted(range(len(values)), key=values.__getitem__)):
         largest = max(largest, min(1.0, (len(values) - place) * values[i]))
@@ -203,20 +204,20 @@ def _finite(values: Sequence[float], name: str, least: int) -> tuple[float, ...]
     """The values as floats, if they are enough and all are finite numbers."""
     found = tuple(values)
     if len(found) < least:
-        raise ValueError(f"{name}: at least {least} {'is' if least == 1 else 'are'} needed, not {len(found)}")
+        raise UsageError(f"{name}: at least {least} {'is' if least == 1 else 'are'} needed, not {len(found)}")
     for value in found:
         if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-            raise TypeError(f"{name} must be numbers, not {type(value).__name__} {value!r}")
+            raise WrongTypeError(f"{name} must be numbers, not {type(value).__name__} {value!r}")
         if not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, not {value!r}")
+            raise UsageError(f"{name} must be finite, not {value!r}")
     return tuple(map(float, found))
 
 
 def _confidence(confidence: float) -> float:
     if isinstance(confidence, bool) or not isinstance(confidence, int | float):
-        raise TypeError(f"confidence must be a number, not {type(confidence).__name__} {confidence!r}")
+        raise WrongTypeError(f"confidence must be a number, not {type(confidence).__name__} {confidence!r}")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1 (0.95 for 95 %), not {confidence!r}")
+        raise UsageError(f"confidence must be between 0 and 1 (0.95 for 95 %), not {confidence!r}")
     return float(confidence)
 
 
@@ -291,16 +292,16 @@ def trial_from(record: Mapping[str, Any]) -> Trial:
         TypeError: the record is no table.
     """
     if not isinstance(record, Mapping):
-        raise TypeError(f"a record must be a table as in record.json, not {type(record).__name__} {record!r}")
+        raise WrongTypeError(f"a record must be a table as in record.json, not {type(record).__name__} {record!r}")
     job = _table(record, "job")
     results = _table(record, "results")
     before, after = (_table(results, f"results.{name}") for name in ("cost_before", "cost_after"))
     seconds = _table(record, "seconds")
     taken = {stage: _number(seconds, f"seconds.{stage}") for stage in seconds}
     if "seed" not in job:
-        raise ValueError(_lacks("job.seed"))
+        raise UsageError(_lacks("job.seed"))
     if results.get("dead") not in (None, True, False):
-        raise ValueError(f"results.dead of a record must be true or false, not {results['dead']!r}")
+        raise UsageError(f"results.dead of a record must be true or false, not {results['dead']!r}")
     times, device = _latencies(record)
     return Trial(
         network=_text(job, "job.network"),
@@ -340,38 +341,38 @@ def _get(table: Mapping[str, Any], where: str) -> Any:
     """The entry that the last part of `where` names; the whole is for the message."""
     key = where.rpartition(".")[2]
     if key not in table:
-        raise ValueError(_lacks(where))
+        raise UsageError(_lacks(where))
     return table[key]
 
 
 def _table(table: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     found = _get(table, where)
     if not isinstance(found, Mapping):
-        raise ValueError(f"{where} of a record must be a table, not {found!r}")
+        raise UsageError(f"{where} of a record must be a table, not {found!r}")
     return found
 
 
 def _text(table: Mapping[str, Any], where: str) -> str:
     found = _get(table, where)
     if not isinstance(found, str) or not found:
-        raise ValueError(f"{where} of a record must be a name, not {found!r}")
+        raise UsageError(f"{where} of a record must be a name, not {found!r}")
     return found
 
 
 def _number(table: Mapping[str, Any], where: str, most: float = math.inf) -> float:
     found = _get(table, where)
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found):
-        raise ValueError(f"{where} of a record must be a finite number, not {found!r}")
+        raise UsageError(f"{where} of a record must be a finite number, not {found!r}")
     if not 0 <= found <= most:
         limits = "at least 0" if most == math.inf else f"from 0 to {most:g}"
-        raise ValueError(f"{where} of a record must be {limits}, not {found!r}")
+        raise UsageError(f"{where} of a record must be {limits}, not {found!r}")
     return float(found)
 
 
 def _whole(table: Mapping[str, Any], where: str, least: int) -> int:
     found = _get(table, where)
     if isinstance(found, bool) or not isinstance(found, int) or found < least:
-        raise ValueError(f"{where} of a record must be an integer of at least {least}, not {found!r}")
+        raise UsageError(f"{where} of a record must be an integer of at least {least}, not {found!r}")
     return found
 
 
@@ -522,7 +523,7 @@ def summarize(
     records = list(records)
     _confidence(confidence)
     if not records:
-        raise ValueError("there are no records to summarize")
+        raise UsageError("there are no records to summarize")
     trials = [_numbered(i, record) for i, record in enumerate(records)]
     _refuse_duplicates(trials, records)
     methods = {t.method for t in trials}
@@ -564,7 +565,7 @@ def _refuse_duplicates(trials: Sequence[Trial], records: Sequence[Mapping[str, A
         differing = [k for k in names if settings[0].get(k) != settings[1].get(k)]
         shown = "; ".join(f"{k} {' and '.join(s.get(k, 'not set') for s in settings)}" for k in differing)
         which = " and ".join(f"{j + 1} ({_ended(records[j])})" for j in both)
-        raise ValueError(
+        raise UsageError(
             f"records {which} are both of {trial.method} with {trial.network} on {trial.data} "
             f"at seed {trial.seed}: "
             + (f"they differ in {shown}; summarize them apart" if differing else "leave one of them out")

@@ -29,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from .errors import UsageError, WrongTypeError
 from .operations import CONVOLUTIONS, CellOperation, Geometry, NullEdge, geometry, is_norm, operation_name
 
 Example: TypeAlias = Any
@@ -322,8 +323,8 @@ def examples_of(example: Example) -> list[tuple[tuple[Any, ...], dict[str, Any]]
         found = [arguments for item in example for arguments in examples_of(item)]
         if found:
             return found
-        raise TypeError("the example is empty: at least one batch is needed")
-    raise TypeError(
+        raise WrongTypeError("the example is empty: at least one batch is needed")
+    raise WrongTypeError(
         f"an example must be a tensor, a tuple, a dict or an iterable of such, not {type(example).__name__}"
     )
 
@@ -350,11 +351,11 @@ def trace(network: nn.Module, example: Example) -> Program:
     [('conv2d', 7776), ('relu', 0)]
     """
     if not isinstance(network, nn.Module):
-        raise TypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
+        raise WrongTypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
     arguments = examples_of(example)
     lazy = [n for n, p in network.named_parameters() if torch.nn.parameter.is_lazy(p)]
     if lazy:
-        raise ValueError(f"{lazy[0]} is not initialized yet: call the network once on a batch, then trace it")
+        raise UsageError(f"{lazy[0]} is not initialized yet: call the network once on a batch, then trace it")
     twin = copied(network)
     traces = []
     devices = sorted({t.device.index for t in _state(network) if t.device.type == "cuda"})
@@ -382,7 +383,7 @@ def copied(network: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(network)
     except Exception as error:
-        raise ValueError(f"{type(network).__name__} cannot be copied: {error}") from error
+        raise UsageError(f"{type(network).__name__} cannot be copied: {error}") from error
 
 
 @contextmanager
@@ -464,7 +465,7 @@ def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T
             twice = tree_map_only(Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() else t, (args, kwargs))
             return _Recorder(network).run(*twice)
         shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        raise ValueError(
+        raise UsageError(
             f"{type(network).__name__}'s forward failed on the example of shape {shapes}: {error}"
         ) from error
 

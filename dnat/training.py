@@ -25,6 +25,7 @@ from .config import Config
 from .data import Data
 from .distributed import SyncedNorms, sum_gradients, summed, world
 from .edges import NONE, ORIGINAL
+from .errors import DnatError, UsageError, WrongTypeError
 from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
@@ -38,7 +39,7 @@ CHECK_EVERY = 8
 """Steps between two looks at whether the loss is finite: each look waits for the device."""
 
 
-class NonFiniteError(ArithmeticError):
+class NonFiniteError(DnatError, ArithmeticError):
     """The loss or the state of a training is no longer finite."""
 
     exit_code = 65
@@ -76,7 +77,7 @@ def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         name = type(network).__name__
-        raise ValueError(f"{name} has no parameters to train (all are frozen, or there are none)")
+        raise UsageError(f"{name} has no parameters to train (all are frozen, or there are none)")
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
 
 
@@ -128,7 +129,7 @@ def batches_per_epoch(images: int, config: Config) -> int:
         ValueError: fewer images than one batch holds.
     """
     if config.batch_size > images:
-        raise ValueError(f"batch_size {config.batch_size} is larger than the {images} training images")
+        raise UsageError(f"batch_size {config.batch_size} is larger than the {images} training images")
     if config.batch_size == 1:
         return images
     return images // config.batch_size + (images % config.batch_size > 1)
@@ -144,7 +145,7 @@ def scores(output: object) -> Tensor:
     if isinstance(output, Tensor) and output.dim() == 2:
         return output
     what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise TypeError(f"the network must return class scores, a tensor (images, classes), but returns {what}")
+    raise WrongTypeError(f"the network must return class scores, a tensor (images, classes), but returns {what}")
 
 
 def auxiliary_scores(output: object) -> list[Tensor]:
@@ -289,7 +290,7 @@ class ArchitectureLoss:
         return (self.shares * kept).sum() + (self.added * chances).sum()
 
 
-class Interrupted(Exception):
+class Interrupted(DnatError):
     """A run was asked to stop and has saved where it stands."""
 
     exit_code = 75

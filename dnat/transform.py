@@ -23,6 +23,7 @@ from .data import Data, load
 from .discretization import Discretization, discretization
 from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge
+from .errors import UsageError, WrongTypeError
 from .networks import Genotype, accepts, build
 from .planning import Plan, make_plan
 from .records import Records
@@ -258,12 +259,14 @@ def named(network: nn.Module | str, data: Data | str, config: Config | None) -> 
     data = load(data) if isinstance(data, str) else data
     if not isinstance(data, Data):
         kind = type(data).__name__
-        raise TypeError(f"data must be a dnat.Data or a name, not {kind}: see dnat.load and Data.from_tensors")
+        raise WrongTypeError(
+            f"data must be a dnat.Data or a name, not {kind}: see dnat.load and Data.from_tensors"
+        )
     if isinstance(network, str):
         classes = {"num_classes": data.num_classes} if accepts(network, "num_classes") else {}
         network = build(network, seed=config.seed, **classes)
     if not isinstance(network, nn.Module):
-        raise TypeError(f"a network must be a torch.nn.Module or a name, not {type(network).__name__}")
+        raise WrongTypeError(f"a network must be a torch.nn.Module or a name, not {type(network).__name__}")
     return network, data, config
 
 
@@ -288,7 +291,7 @@ def check_training(network: nn.Module, data: Data, config: Config, example: Tens
     with torch.no_grad():
         classes = scores(copied(network).eval()(example)).shape[1]
     if classes < data.num_classes:
-        raise ValueError(f"the network tells {classes} classes apart, but {data.name} has {data.num_classes}")
+        raise UsageError(f"the network tells {classes} classes apart, but {data.name} has {data.num_classes}")
     weight_optimizer(network, config)
 
 
@@ -312,14 +315,14 @@ def choose_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"device {name!r} is not one that torch knows: auto, cpu, cuda, cuda:1, mps") from error
+        raise UsageError(f"device {name!r} is not one that torch knows: auto, cpu, cuda, cuda:1, mps") from error
     there = {
         "cpu": True,
         "cuda": (device.index or 0) < torch.cuda.device_count(),
         "mps": torch.backends.mps.is_available(),
     }
     if not there.get(device.type, False):
-        raise ValueError(f"there is no device {name!r} here; use --device cpu or auto")
+        raise UsageError(f"there is no device {name!r} here; use --device cpu or auto")
     return device
 
 
@@ -453,13 +456,13 @@ class _Run:
         newest = from_first(lambda: self.records.newest() if self.records else None)
         state = newest[1] if newest else None
         if state and state["fingerprint"] != program.fingerprint:
-            raise ValueError("the run directory holds a run of another network; choose another directory")
+            raise UsageError("the run directory holds a run of another network; choose another directory")
         if state and state["given"] != self.given_digest:
-            raise ValueError(
+            raise UsageError(
                 "the run directory holds a run that began with other weights; choose another directory"
             )
         if state and state["data"] != self.data.identity():
-            raise ValueError(
+            raise UsageError(
                 "the run directory holds a run on other images (classes, labels or sizes differ); point "
                 "--data-root to those that it began with, or choose another directory"
             )

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import UsageError
 from .naming import unknown
 from .networks.genotypes import OPERATIONS, CellGenotype, Genotype
 
@@ -95,10 +96,10 @@ def cost_of(
         raise unknown("operation", operation, _KNOWN)
     c, d = channels, channels if channels_out is None else channels_out
     if min(c, d, height, width, stride) < 1:
-        raise ValueError(f"channels, sizes and stride must be at least 1, not {(c, d, height, width, stride)}")
+        raise UsageError(f"channels, sizes and stride must be at least 1, not {(c, d, height, width, stride)}")
     kind, k = _anatomy(operation) or (operation, 1)
     if (kind.endswith("pool") or kind == "dwconv") and c != d:
-        raise ValueError(f"{operation} keeps the channels: {c} cannot become {d}")
+        raise UsageError(f"{operation} keeps the channels: {c} cannot become {d}")
     reduces = kind == "skip_connect" and (c != d or stride > 1)  # it is an operations.FactorizedReduce
     weights = {
         "conv": c * d * k * k,
@@ -187,9 +188,9 @@ def read_transitions(data: str | Mapping[str, Sequence[str]]) -> Table:
         try:
             data = json.loads(data, object_pairs_hook=_once)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"a table of transitions must be JSON: {error}") from error
+            raise UsageError(f"a table of transitions must be JSON: {error}") from error
     if not isinstance(data, Mapping):
-        raise ValueError(f"a table of transitions must be an object of lists, not {type(data).__name__}")
+        raise UsageError(f"a table of transitions must be an object of lists, not {type(data).__name__}")
     for operation, targets in data.items():
         _check_row(operation, targets)
     return _table(data)
@@ -200,26 +201,26 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name} is there already")
+            raise UsageError(f"{name} is there already")
         found[name] = value
     return found
 
 
 def _check_row(operation: object, targets: object) -> None:
     if operation not in _KNOWN:
-        raise ValueError(f"{operation}: {unknown('operation', operation, _KNOWN)}")
+        raise UsageError(f"{operation}: {unknown('operation', operation, _KNOWN)}")
     if not isinstance(targets, list | tuple):
-        raise ValueError(
+        raise UsageError(
             f"{operation} must be a list of operations, not {type(targets).__name__} ({targets!r:.40})"
         )
     for i, target in enumerate(targets):
         path = f"{operation}[{i}]"
         if target not in _KNOWN:
-            raise ValueError(f"{path}: {unknown('operation', target, _KNOWN)}")
+            raise UsageError(f"{path}: {unknown('operation', target, _KNOWN)}")
         if target in targets[:i]:
-            raise ValueError(f"{path}: {target} is there already")
+            raise UsageError(f"{path}: {target} is there already")
         if operation == "null" and target not in ("skip_connect", "null"):
-            raise ValueError(f"{path}: null may become skip_connect and nothing else, not {target}")
+            raise UsageError(f"{path}: null may become skip_connect and nothing else, not {target}")
 
 
 def mask_of(current: str | Sequence[str], table: Table, operations: Sequence[str] = PRIMITIVES) -> Tensor:
@@ -241,7 +242,7 @@ def mask_of(current: str | Sequence[str], table: Table, operations: Sequence[str
         if name not in table:
             raise unknown("operation", name, table)
         if name not in operations:
-            raise ValueError(f"{name} could not stay: it is not among {', '.join(operations)}")
+            raise UsageError(f"{name} could not stay: it is not among {', '.join(operations)}")
     rows = [[operation in table[name] for operation in operations] for name in names]
     mask = torch.tensor(rows, dtype=torch.bool).reshape(len(names), len(operations))
     return mask[0] if isinstance(current, str) else mask
@@ -268,7 +269,7 @@ def masked_softmax(logits: Tensor, mask: Tensor, dim: int = -1, *, official: boo
     """
     illegal = ~mask.bool().expand_as(logits)
     if illegal.all(dim).any():
-        raise ValueError("the mask has a place where no operation is legal")
+        raise UsageError("the mask has a place where no operation is legal")
     p = logits.masked_fill(illegal, -torch.inf).softmax(dim)
     # These zeros are there already: filled in, they keep an infinite gradient from becoming 0 * inf.
     return (p + 1e-5 if official else p).masked_fill(illegal, 0.0)

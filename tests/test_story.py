@@ -16,6 +16,7 @@ PACKAGE = Path(dnat.__file__).parent
 # What a module may import stands before it.
 ORDER = [
     "__init__",
+    "errors",
     "naming",
     "seeds",
     "config",

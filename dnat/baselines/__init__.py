@@ -19,6 +19,7 @@ from ..cost import cost, latency
 from ..data import Data
 from ..discretization import discretization
 from ..edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges
+from ..errors import UsageError
 from ..networks import Genotype
 from ..networks.cells import Cell, CellNetwork, regrown
 from ..networks.genotypes import CellEdge
@@ -78,7 +79,7 @@ def works_on_genotype(network: nn.Module, config: Config) -> bool:
     """
     has = isinstance(network, CellNetwork)
     if config.search.graph == "genotype" and not has:
-        raise ValueError(
+        raise UsageError(
             f"search.graph 'genotype' needs a network of cells, not {type(network).__name__}: leave it on 'auto'"
         )
     return has and config.search.graph != "edges"
@@ -117,11 +118,11 @@ def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> G
         return EdgeSpace(network, make_plan(network, trace(network, example), example, config), config)
     assert isinstance(network, CellNetwork)
     if config.budget is not None or config.latency_budget is not None:
-        raise ValueError(
+        raise UsageError(
             "NAT and the methods beside it know no budget on genotypes: leave it out, or take search.graph='edges'"
         )
     if config.edges is not None:
-        raise ValueError("a search on genotypes changes any edge: leave 'edges' out, or take search.graph='edges'")
+        raise UsageError("a search on genotypes changes any edge: leave 'edges' out, or take search.graph='edges'")
     table = None
     if config.space != "dnat":
         table = transitions(config.space) if config.transitions is None else read_transitions(config.transitions)

@@ -42,6 +42,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -82,18 +84,18 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("embedding", "hidden", "predictor_hidden", "epochs", "batch_size", "etas"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "grad_clip", "nearest"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, not {getattr(self, name)}")
+                raise UsageError(f"{name} must be positive and finite, not {getattr(self, name)}")
         if not 0 <= self.trade_off <= 1:
-            raise ValueError(f"trade_off must be from 0 to 1, not {self.trade_off}")
+            raise UsageError(f"trade_off must be from 0 to 1, not {self.trade_off}")
         if not self.nearest <= self.farthest < math.inf:
-            raise ValueError(f"farthest must be finite and at least nearest ({self.nearest}), not {self.farthest}")
+            raise UsageError(f"farthest must be finite and at least nearest ({self.nearest}), not {self.farthest}")
         if self.steps < 0:
-            raise ValueError(f"steps must not be negative, not {self.steps}")
+            raise UsageError(f"steps must not be negative, not {self.steps}")
         if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"weight_decay must not be negative and be finite, not {self.weight_decay}")
+            raise UsageError(f"weight_decay must not be negative and be finite, not {self.weight_decay}")
 
 
 PAPER = Settings()
@@ -114,10 +116,10 @@ class Nao(nn.Module):
     def __init__(self, legal: Tensor, settings: Settings = PAPER) -> None:
         super().__init__()
         if legal.dim() != 2 or not legal.numel() or legal.dtype != torch.bool:
-            raise ValueError(f"legal must be a bool table (T, V), not {_kind(legal)}")
+            raise UsageError(f"legal must be a bool table (T, V), not {_kind(legal)}")
         empty = (~legal.any(1)).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f"no token is legal at position {empty[0]}")
+            raise UsageError(f"no token is legal at position {empty[0]}")
         self.settings = settings
         self.register_buffer("legal", legal.detach().clone())
         self.legal: Tensor
@@ -192,7 +194,7 @@ class Nao(nn.Module):
         self._check_states(states)
         check_sequences(sequences, self.legal)
         if len(states) != len(sequences):
-            raise ValueError(f"{len(states)} representations, but {len(sequences)} sequences")
+            raise UsageError(f"{len(states)} representations, but {len(sequences)} sequences")
         past = torch.cat([sequences.new_full((len(sequences), 1), self.start), sequences[:, :-1]], 1)
         outputs, _ = self.decoder(self.previous(past), self._initial(states))
         return self._answers(outputs, states, self.legal)
@@ -234,20 +236,20 @@ class Nao(nn.Module):
     def _check_states(self, states: Tensor) -> None:
         length, hidden = len(self.legal), self.settings.hidden
         if states.dim() != 3 or states.shape[1:] != (length, hidden) or states.dtype != torch.float32:
-            raise ValueError(f"states must be float32 (N, {length}, {hidden}), not {_kind(states)}")
+            raise UsageError(f"states must be float32 (N, {length}, {hidden}), not {_kind(states)}")
 
 
 def check_sequences(sequences: Tensor, legal: Tensor) -> None:
     """Raise ValueError unless `sequences` is int64 (N, T) and every token is one that `legal` (T, V) allows."""
     length, tokens = legal.shape
     if sequences.dim() != 2 or sequences.shape[1] != length or sequences.dtype != torch.int64:
-        raise ValueError(f"sequences must be int64 (N, {length}), not {_kind(sequences)}")
+        raise UsageError(f"sequences must be int64 (N, {length}), not {_kind(sequences)}")
     known = (sequences >= 0) & (sequences < tokens)
     allowed = known & legal[torch.arange(length), sequences.clamp(0, tokens - 1)]
     if not allowed.all():
         row, position = (~allowed).nonzero()[0].tolist()
         token = int(sequences[row, position])
-        raise ValueError(f"token {token} is not legal at position {position} (sequence {row})")
+        raise UsageError(f"token {token} is not legal at position {position} (sequence {row})")
 
 
 def fit(
@@ -327,9 +329,9 @@ def improved(
         ValueError: for another shape or type, an illegal token, or a negative count.
     """
     if sequence.dim() != 1:
-        raise ValueError(f"sequence must be int64 ({len(model.legal)},), not {_kind(sequence)}")
+        raise UsageError(f"sequence must be int64 ({len(model.legal)},), not {_kind(sequence)}")
     if count < 0:
-        raise ValueError(f"count must not be negative, not {count}")
+        raise UsageError(f"count must not be negative, not {count}")
     with torch.no_grad():
         states = model.encode(sequence.unsqueeze(0))
     seen = {tuple(sequence.tolist())}
@@ -369,7 +371,7 @@ def pairwise_accuracy(model: Nao, sequences: Tensor, scores: Tensor) -> float:
         predicted = model.predict(model.encode(sequences))
     better = scores.unsqueeze(1) > scores
     if not better.any():
-        raise ValueError("all scores are equal: no pair of them has an order")
+        raise UsageError("all scores are equal: no pair of them has an order")
     return float((predicted.unsqueeze(1) > predicted)[better].double().mean())
 
 
@@ -424,12 +426,12 @@ def _step(model: Nao, optimizer: torch.optim.Optimizer, sequences: Tensor, targe
 
 def _check_scores(scores: Tensor, wanted: int) -> None:
     if scores.shape != (wanted,) or not scores.is_floating_point():
-        raise ValueError(f"scores must be floating ({wanted},), as many as sequences, not {_kind(scores)}")
+        raise UsageError(f"scores must be floating ({wanted},), as many as sequences, not {_kind(scores)}")
     if wanted < 2:
-        raise ValueError(f"at least 2 pairs are needed, not {wanted}")
+        raise UsageError(f"at least 2 pairs are needed, not {wanted}")
     if not scores.isfinite().all():
         first = int((~scores.isfinite()).nonzero()[0])
-        raise ValueError(f"score {first} is not finite: {float(scores[first])}")
+        raise UsageError(f"score {first} is not finite: {float(scores[first])}")
 
 
 def _kind(tensor: Tensor) -> str:

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from ..config import Config
 from ..data import Data, taken
+from ..errors import UsageError
 from ..records import Records
 from ..seeds import Stream, numpy_generator
 from ..tracking import Tracker
@@ -458,7 +459,7 @@ def check_identity(found: Mapping[str, Any], identity: str) -> None:
         ValueError: it does not.
     """
     if found["identity"] != identity:
-        raise ValueError(
+        raise UsageError(
             "the run directory holds a search for another network, with other weights, or on other images; "
             "choose another directory"
         )
@@ -476,7 +477,7 @@ def divided(data: Data, config: Config) -> tuple[Data, Data]:
     first = round(search.split * count)
     for name, part in (("shared weights", first), ("the policy", count - first)):
         if part < search.batch_size:
-            raise ValueError(
+            raise UsageError(
                 f"search.batch_size {search.batch_size} is larger than the {part} training images that "
                 f"search.split {search.split:g} leaves for {name}"
             )

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..config import Amount, Config
 from ..edges import NONE, ORIGINAL, Edge
+from ..errors import UsageError
 from ..networks.cells import CellNetwork
 from ..networks.genotypes import CellEdge, CellGenotype, Genotype, is_alive
 from ..planning import Plan
@@ -124,7 +125,7 @@ class GenotypeSpace:
         for kind, cell in zip(("normal", "reduce"), cells, strict=True):
             for number, node in enumerate(cell.nodes, 2):
                 if len(node) != 2:
-                    raise ValueError(
+                    raise UsageError(
                         f"{kind} cell, node {number}: NAT's policy reads two edges a node, not {len(node)}; "
                         "write null edges into the genotype for those that are missing"
                     )

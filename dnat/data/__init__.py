@@ -1,6 +1,6 @@
 """Data sets by name, in memory or in files, and their batches with keyed augmentation."""
 
-from .errors import DataError as DataError
+from ..errors import DataError as DataError
 from .files import ImageFiles as ImageFiles
 from .images import Augmentation as Augmentation
 from .images import Data as Data

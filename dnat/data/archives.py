@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError, UsageError
 
 MEMBER_LIMIT = 256 * 2**20
 """Bytes that one member may have when it is unpacked: more is no picture."""
@@ -104,14 +104,14 @@ def read_member(path: Path, name: str, place: np.ndarray) -> bytes:
             file.seek(offset)
             fields = _HEADER.unpack(_exactly(file.read(_HEADER.size), _HEADER.size))
             if fields[0] != b"PK\x03\x04":
-                raise ValueError("its header is not where the table of contents says")
+                raise UsageError("its header is not where the table of contents says")
             file.seek(fields[-2] + fields[-1], os.SEEK_CUR)
             content = _exactly(file.read(packed), packed)
         if place["method"] == zipfile.ZIP_DEFLATED:
             # One byte more than promised is enough to know that the promise was false.
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, size + 1)
         if len(content) != size:
-            raise ValueError(f"it unpacks to {len(content):,} bytes or more instead of {size:,}")
+            raise UsageError(f"it unpacks to {len(content):,} bytes or more instead of {size:,}")
     except OSError as error:
         raise DataError(f"{path}: {name} cannot be read: {error.strerror or error}") from error
     except (ValueError, zlib.error) as error:
@@ -126,5 +126,5 @@ def read_member(path: Path, name: str, place: np.ndarray) -> bytes:
 
 def _exactly(content: bytes, size: int) -> bytes:
     if len(content) != size:
-        raise ValueError(f"the archive ends {size - len(content):,} bytes too early")
+        raise UsageError(f"the archive ends {size - len(content):,} bytes too early")
     return content

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import DataError
+from ..errors import DataError
 from .images import Augmentation, Data
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DataError
 from .archives import contents, is_hidden, read_member
-from .errors import DataError
 from .pictures import SUFFIXES, decode
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import DataError
+from ..errors import DataError
 from .files import Tree
 from .images import Augmentation, Data
 from .pictures import SUFFIXES

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DataError as DataError
 from ..seeds import Stream, numpy_generator
 from .augmentation import Augmentation as Augmentation
 from .augmentation import augmented, cut, normalized, pad
-from .errors import DataError as DataError
 from .files import ImageFiles
 from .streaming import Decoder, Task
 from .tensors import balanced, kind, labels_of, pixels_of

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from PIL import ExifTags, Image
 
-from .errors import DataError
+from ..errors import DataError, UsageError
 
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
 """Formats that are read, as Pillow names them; no other of Pillow's readers is ever run."""
@@ -61,7 +61,7 @@ def decode(
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
-                raise ValueError(f"{image.width} x {image.height} pixels; Pillow's limit is {limit:,}")
+                raise UsageError(f"{image.width} x {image.height} pixels; Pillow's limit is {limit:,}")
             return _square(image, side, margin, draws)
     except MemoryError:
         raise
@@ -141,7 +141,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of 32 bits (mode {image.mode}); save it with 8 bits a channel")
+        raise UsageError(f"pixels of 32 bits (mode {image.mode}); save it with 8 bits a channel")
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")  # Pillow warns of the direct way
     return image.convert("RGB")

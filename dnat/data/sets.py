@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..config import cores
+from ..errors import UsageError
 from ..naming import unknown
 from . import cifar, folders
 from .files import ImageFiles
@@ -155,7 +156,7 @@ def load(
     if name not in _SETS:
         raise unknown("data set", name, _SETS)
     if workers is not None and workers < 0:
-        raise ValueError(f"workers must be at least 0, not {workers}")
+        raise UsageError(f"workers must be at least 0, not {workers}")
     place = Path(root or os.environ.get("DNAT_DATA") or "data")
     if name in _IN_FILES:
         find, largest = _IN_FILES[name]
@@ -163,12 +164,12 @@ def load(
         data = find(place, size, augmentation).subset(train_limit, test_limit)
         return _streamed(data, workers) if _streams(data, streaming) else _in_memory(data)
     if streaming:
-        raise ValueError(f"{name} is small and always held in memory: leave streaming out")
+        raise UsageError(f"{name} is small and always held in memory: leave streaming out")
     if name == "digits":
         data = _digits(_size(name, image_size, 64))
     else:
         if image_size not in (None, _SETS[name].size):
-            raise ValueError(f"images of {name} are {_SETS[name].size} pixels wide, not {image_size}")
+            raise UsageError(f"images of {name} are {_SETS[name].size} pixels wide, not {image_size}")
         data = cifar.load(place, name, download=download)
     data = replace(data, augmentation=augmentation) if augmentation else data
     return data.subset(train_limit, test_limit)
@@ -177,7 +178,7 @@ def load(
 def _size(name: str, size: int | None, largest: int) -> int:
     size = _SETS[name].size if size is None else size
     if not 8 <= size <= largest:
-        raise ValueError(f"{name} can be 8 to {largest} pixels wide, not {size}")
+        raise UsageError(f"{name} can be 8 to {largest} pixels wide, not {size}")
     return size
 
 
@@ -185,7 +186,7 @@ def _streams(data: Data, streaming: bool | None) -> bool:
     """Whether pictures stay in their files."""
     if data.augmentation.resized:
         if streaming is False:
-            raise ValueError(
+            raise UsageError(
                 f"{data.name}: crops that are resized are taken from the original pictures, which are decoded "
                 "each time: leave streaming out, or take another augmentation"
             )

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .errors import DataError
+from ..errors import DataError
 from .files import ImageFiles
 
 PREFETCH = 2

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .errors import DataError
+from ..errors import DataError, UsageError
 
 
 def balanced(labels: Tensor, limit: int, classes: int, what: str) -> Tensor:
@@ -13,13 +13,13 @@ def balanced(labels: Tensor, limit: int, classes: int, what: str) -> Tensor:
         ValueError: fewer images than classes, or more of a class than there are.
     """
     if limit < classes:
-        raise ValueError(f"{what}: {limit} images are too few for {classes} classes")
+        raise UsageError(f"{what}: {limit} images are too few for {classes} classes")
     chosen = []
     for label in range(classes):
         found = (labels == label).nonzero().flatten()
         wanted = limit // classes + (label < limit % classes)
         if wanted > len(found):
-            raise ValueError(
+            raise UsageError(
                 f"{what}: {limit} would take {wanted} images of class {label}, which has {len(found)}"
             )
         chosen.append(found[:wanted])

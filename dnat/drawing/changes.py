@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..errors import UsageError
 from ..networks.genotypes import Genotype
 
 
@@ -80,7 +81,7 @@ def cell_edges(cell: str, before: Genotype, after: Genotype) -> tuple[Change, ..
 def _same(path: str, before: object, after: object, what: str = "") -> None:
     if before != after:
         words = f"{path}: {before}{what} before, {after}{what} after"
-        raise ValueError(f"the genotypes differ in more than their operations: {words}")
+        raise UsageError(f"the genotypes differ in more than their operations: {words}")
 
 
 def short_name(operation: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
+
 FORMATS = ("png", "svg", "pdf")
 
 STYLES = {
@@ -31,7 +33,7 @@ def check_formats(formats: Sequence[str]) -> None:
     """
     for name in formats:
         if name not in FORMATS:
-            raise ValueError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
+            raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
 
 
 def page(width: float, height: float) -> Any:

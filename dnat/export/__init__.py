@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
+from ..errors import UsageError, WrongTypeError
 from ..naming import unknown
 from ..records import atomic_write
 from ..relaxation import RelaxedNetwork
@@ -83,14 +84,14 @@ def export(network: nn.Module, example: Example, to: str, path: str | Path, *, v
     if to not in FORMATS:
         raise unknown("form", to, FORMATS)
     if not isinstance(network, nn.Module):
-        raise TypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
+        raise WrongTypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
     if isinstance(network, RelaxedNetwork):
-        raise ValueError("a relaxed network is not plain yet: make its choices with dnat.discretize first")
+        raise UsageError("a relaxed network is not plain yet: make its choices with dnat.discretize first")
     target = Path(path)
     if target.suffix != f".{to}":
         target = target.with_name(f"{target.name}.{to}")
     if target.is_dir():
-        raise ValueError(f"{target} is a folder: name the file")
+        raise UsageError(f"{target} is a folder: name the file")
     twin = copied(network).cpu().eval()
     for ours, theirs in zip(network.modules(), twin.modules(), strict=True):
         if isinstance(ours, fx.GraphModule):  # each has a class of its own, and a copy forgets its name
@@ -133,7 +134,7 @@ def _write_py(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         recording = record(network, args, kwargs)
         text = source(network, recording, (args, kwargs))
     except RefusedError as error:
-        raise ValueError(
+        raise UsageError(
             f"{type(network).__name__} cannot be written as one Python file: {error}. The forms 'pt2', 'onnx' and "
             "'safetensors' may do"
         ) from error

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
+from ..errors import UsageError
 from .recording import batch_size, doubled
 
 
@@ -41,7 +42,7 @@ def exported(
             try:
                 return torch.export.export(network, *fresh((args, kwargs)), strict=False), False
             except Exception as error:
-                raise ValueError(
+                raise UsageError(
                     f"torch.export cannot export {type(network).__name__}: {_first_line(error)}"
                 ) from error
 
@@ -67,7 +68,7 @@ def check_onnx() -> None:
     """
     missing = [n for n in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(n) is None]
     if missing:
-        raise ValueError(f"the form 'onnx' needs {' and '.join(missing)}: pip install dnat[onnx]")
+        raise UsageError(f"the form 'onnx' needs {' and '.join(missing)}: pip install dnat[onnx]")
 
 
 def write_onnx(path: Path, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -84,7 +85,7 @@ def write_onnx(path: Path, network: nn.Module, args: tuple[Any, ...], kwargs: di
             torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False)
             onnx.checker.check_model(path)
     except Exception as error:
-        raise ValueError(f"{type(network).__name__} cannot be written as ONNX: {_first_line(error)}") from error
+        raise UsageError(f"{type(network).__name__} cannot be written as ONNX: {_first_line(error)}") from error
     return dynamic
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import UsageError, WrongTypeError
 from ..naming import unknown
 from ..seeds import Stream, torch_seed
 from .catalogue import FAMILIES as FAMILIES
@@ -61,9 +62,9 @@ def build(name: str, *, seed: int | None = None, **options: Any) -> nn.Module:
         try:
             network = factory(**arguments, **options)
         except Exception as error:
-            raise ValueError(f"network {name!r} cannot be built with {options}: {error}") from error
+            raise UsageError(f"network {name!r} cannot be built with {options}: {error}") from error
     if not isinstance(network, nn.Module):
-        raise TypeError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
+        raise WrongTypeError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
     return network
 
 
@@ -97,9 +98,9 @@ def _factory(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
     try:
         factory = getattr(importlib.import_module(source), rest)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"network {name!r} cannot be imported: {error}") from error
+        raise UsageError(f"network {name!r} cannot be imported: {error}") from error
     if not callable(factory):
-        raise TypeError(f"{name} is not a function that makes a network but {type(factory).__name__}")
+        raise WrongTypeError(f"{name} is not a function that makes a network but {type(factory).__name__}")
     return factory, {}
 
 
@@ -119,11 +120,11 @@ def genotype_of(name: str) -> str:
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the genotype {file} cannot be read: {error}") from error
+        raise UsageError(f"the genotype {file} cannot be read: {error}") from error
     try:
         return Genotype.from_json(text).to_json()
     except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise UsageError(f"{file}: {error}") from error
 
 
 def _timm() -> Any:
@@ -131,7 +132,7 @@ def _timm() -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError as error:
-        raise ValueError(f"timm's networks need timm: pip install 'dnat[timm]' ({error})") from error
+        raise UsageError(f"timm's networks need timm: pip install 'dnat[timm]' ({error})") from error
 
 
 def _options(factory: Callable[..., nn.Module]) -> list[str] | None:

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 from torch import nn
 
+from ..errors import UsageError
 from . import imagenet
 from .cells import IMAGENET, CellNetwork
 from .genotypes import GENOTYPES
@@ -168,7 +169,7 @@ def check_mode(name: str, mode: str) -> None:
     """
     known = definition(name)
     if known is not None and mode not in known.modes:
-        raise ValueError(
+        raise UsageError(
             f"{name} has no mode {mode!r}: none of its blocks is repeated (as in the paper); "
             f"use mode {known.modes[0]!r}"
         )

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..naming import unknown
 from ..operations import CellOperation, FactorizedReduce, NullEdge
 from ..seeds import Stream, torch_seed
@@ -356,7 +357,7 @@ def regrown(network: CellNetwork, genotype: Genotype, seed: int) -> CellNetwork:
     """
     for kind, old, new in zip(("normal", "reduce"), network.genotype.cells, genotype.cells, strict=True):
         if (len(old.nodes), old.concat) != (len(new.nodes), new.concat):
-            raise ValueError(f"{kind}: the genotype must have {len(old.nodes)} nodes and the output {old.concat}")
+            raise UsageError(f"{kind}: the genotype must have {len(old.nodes)} nodes and the output {old.concat}")
     twin = copy.deepcopy(network)
     twin.genotype = genotype
     for i, cell in enumerate(cast(list[Cell], twin.cells)):
@@ -394,15 +395,15 @@ def _regrow(cell: Cell, before: CellGenotype, after: CellGenotype, seed: int, nu
 
 def _check_sizes(channels: int, layers: int, drop_path: float) -> None:
     if channels < 2 or layers < 1:
-        raise ValueError(f"a network of cells needs channels >= 2 and layers >= 1, not {channels} and {layers}")
+        raise UsageError(f"a network of cells needs channels >= 2 and layers >= 1, not {channels} and {layers}")
     if not 0 <= drop_path < 1:
-        raise ValueError(f"drop_path must be from 0 to below 1, not {drop_path}")
+        raise UsageError(f"drop_path must be from 0 to below 1, not {drop_path}")
 
 
 def _stems(in_channels: int, channels: int, stride: int) -> tuple[nn.Module, nn.Module | None, int]:
     """The layers before the cells (the second stem is what cell 0 reads as node 1), and their channels."""
     if stride not in (1, 2, 8):
-        raise ValueError(f"stem_stride must be 1, 2 or 8, not {stride}")
+        raise UsageError(f"stem_stride must be 1, 2 or 8, not {stride}")
     if stride < 8:
         width = 3 * channels
         conv = nn.Conv2d(in_channels, width, 3, stride, 1, bias=False)

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from types import MappingProxyType
 from typing import Any
 
+from ..errors import UsageError
 from ..naming import unknown
 
 # NAT++'s thirteen (reference: methods B1) and those that its code and the published genotypes have beside them.
@@ -109,7 +110,7 @@ class Genotype:
         try:
             data = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ValueError(f"a genotype must be JSON: {error}") from error
+            raise UsageError(f"a genotype must be JSON: {error}") from error
         normal, reduce = _fields(data, "", ("normal", "reduce"))
         return cls(_cell_from(normal, "normal"), _cell_from(reduce, "reduce"))
 
@@ -123,7 +124,7 @@ def _check_node(path: str, value: object, least: int, end: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise _wrong(path, "a node's number", value)
     if not least <= value < end:
-        raise ValueError(f"{path}: there is no node {value} here, only {least} to {end - 1}")
+        raise UsageError(f"{path}: there is no node {value} here, only {least} to {end - 1}")
 
 
 def _check_edge(path: str, edge: CellEdge, node: int) -> None:
@@ -132,9 +133,9 @@ def _check_edge(path: str, edge: CellEdge, node: int) -> None:
     if not isinstance(edge.operation, str):
         raise _wrong(f"{path}.operation", "a string", edge.operation)
     if edge.operation not in OPERATIONS:
-        raise ValueError(f"{path}.operation: {unknown('operation', edge.operation, OPERATIONS)}")
+        raise UsageError(f"{path}.operation: {unknown('operation', edge.operation, OPERATIONS)}")
     if isinstance(edge.input, int) and edge.input >= node:
-        raise ValueError(
+        raise UsageError(
             f"{path}.input: node {node} cannot read node {edge.input}: only earlier nodes, or a cycle arises"
         )
     _check_node(f"{path}.input", edge.input, 0, node)
@@ -150,7 +151,7 @@ def _check_cell(path: str, cell: CellGenotype) -> None:
         if not isinstance(node, tuple):
             raise _wrong(f"{path}.nodes[{i}]", "a tuple", node)
         if not node:
-            raise ValueError(f"{path}.nodes[{i}]: node {i + 2} has no edges")
+            raise UsageError(f"{path}.nodes[{i}]: node {i + 2} has no edges")
         for j, edge in enumerate(node):
             _check_edge(f"{path}.nodes[{i}][{j}]", edge, i + 2)
     _check_concat(f"{path}.concat", cell)
@@ -158,11 +159,11 @@ def _check_cell(path: str, cell: CellGenotype) -> None:
 
 def _check_concat(path: str, cell: CellGenotype) -> None:
     if not cell.concat:
-        raise ValueError(f"{path}: a cell's output needs at least one node")
+        raise UsageError(f"{path}: a cell's output needs at least one node")
     for i, node in enumerate(cell.concat):
         _check_node(f"{path}[{i}]", node, 2, len(cell.nodes) + 2)
         if node in cell.concat[:i]:
-            raise ValueError(f"{path}[{i}]: node {node} is there already")
+            raise UsageError(f"{path}[{i}]: node {node} is there already")
 
 
 def _fields(data: Any, path: str, names: tuple[str, ...]) -> list[Any]:
@@ -172,10 +173,10 @@ def _fields(data: Any, path: str, names: tuple[str, ...]) -> list[Any]:
     prefix = f"{path}." if path else ""
     for name in data:
         if name not in names:
-            raise ValueError(f"{prefix}{name}: {unknown('key', name, names)}")
+            raise UsageError(f"{prefix}{name}: {unknown('key', name, names)}")
     for name in names:
         if name not in data:
-            raise ValueError(f"{prefix}{name} is missing")
+            raise UsageError(f"{prefix}{name} is missing")
     return [data[name] for name in names]
 
 
@@ -208,7 +209,7 @@ def concat_nodes(nodes: Iterable[tuple[CellEdge, ...]], rule: str, path: str = "
         ValueError: an unknown rule.
     """
     if rule not in ("all", "loose-end"):
-        raise ValueError(f"{path}: {unknown('rule', rule, ('all', 'loose-end'))}")
+        raise UsageError(f"{path}: {unknown('rule', rule, ('all', 'loose-end'))}")
     nodes = tuple(nodes)
     read = {edge.input for node in nodes for edge in node} if rule == "loose-end" else set()
     return tuple(i for i in range(2, len(nodes) + 2) if i not in read)
@@ -498,7 +499,7 @@ def transformed(genotype: Genotype, choices: Mapping[tuple[str, int, int], str])
         if choice not in operations:
             raise unknown("choice", choice, operations)
         if not (cell in cells and 0 <= node < len(cells[cell]) and 0 <= edge < len(cells[cell][node])):
-            raise ValueError(f"the genotype has no edge {cell}.nodes[{node}][{edge}]")
+            raise UsageError(f"the genotype has no edge {cell}.nodes[{node}][{edge}]")
         operation = operations[choice] or cells[cell][node][edge].operation
         cells[cell][node][edge] = CellEdge(operation, cells[cell][node][edge].input)
     nodes = {name: tuple(tuple(edges) for edges in found) for name, found in cells.items()}

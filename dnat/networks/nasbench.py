@@ -19,6 +19,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..naming import unknown
 from ..operations import CellOperation, NullEdge
 from .cells import operation
@@ -54,7 +55,7 @@ def parse_cell(text: str) -> tuple[str, ...]:
             raise _malformed(text, position, f"an operation and '~' for the edge {source} -> {target}")
         if match[1] not in OPERATIONS:
             error = unknown("operation of NAS-Bench-201", match[1], OPERATIONS)
-            raise ValueError(f"cell {text!r}, position {position}: {error}")
+            raise UsageError(f"cell {text!r}, position {position}: {error}")
         found.append(match[1])
         position = _expect(text, f"{source}|", match.end())
     if position < len(text):
@@ -87,9 +88,9 @@ def _malformed(text: str, position: int, wanted: str) -> ValueError:
 def _digits(text: str, length: int, kinds: int) -> list[int]:
     for position, digit in enumerate(text):
         if digit not in "0123456789"[:kinds]:
-            raise ValueError(f"code {text!r}, position {position}: {digit!r} is not a digit from 0 to {kinds - 1}")
+            raise UsageError(f"code {text!r}, position {position}: {digit!r} is not a digit from 0 to {kinds - 1}")
     if len(text) != length:
-        raise ValueError(f"code {text!r} has {len(text)} digits; {length} are needed")
+        raise UsageError(f"code {text!r} has {len(text)} digits; {length} are needed")
     return [int(digit) for digit in text]
 
 

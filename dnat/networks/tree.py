@@ -26,6 +26,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..operations import CellOperation
 from .initial import kaiming
 
@@ -268,7 +269,7 @@ class ProxylessTree(nn.Module):
     ) -> None:
         super().__init__()
         if not 1 <= depth <= len(STAGES[0]):
-            raise ValueError(f"depth is the number of blocks a stage, from 1 to {len(STAGES[0])}, not {depth}")
+            raise UsageError(f"depth is the number of blocks a stage, from 1 to {len(STAGES[0])}, not {depth}")
         channels = max(1, round(16 * width))
         self.stem = nn.Conv2d(in_channels, channels, 3, stem_stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(channels)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..naming import unknown
 from .torchvision import import_torchvision
 
@@ -43,7 +44,7 @@ def load_weights(network: nn.Module, source: str, name: str = "", *, download: b
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ValueError(f"there is no file of weights at {path}")
+        raise UsageError(f"there is no file of weights at {path}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -51,12 +52,12 @@ def _read(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+        raise UsageError(f"{path} cannot be read as weights: {error}") from error
     for key in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
     if not isinstance(found, Mapping) or not all(isinstance(t, Tensor) for t in found.values()):
-        raise ValueError(f"{path} holds no state_dict (a table of tensors), but {type(found).__name__}")
+        raise UsageError(f"{path} holds no state_dict (a table of tensors), but {type(found).__name__}")
     return dict(found)
 
 
@@ -68,7 +69,7 @@ def _published(name: str, source: str, download: bool) -> dict[str, Tensor]:
     weights = known[source]
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     if not path.exists() and not download:
-        raise ValueError(f"{path} is missing: put {weights.url} there, or add --download")
+        raise UsageError(f"{path} is missing: put {weights.url} there, or add --download")
     return dict(weights.get_state_dict(progress=False, check_hash=True))
 
 
@@ -80,13 +81,13 @@ def _fit(network: nn.Module, state: dict[str, Tensor], source: str) -> list[str]
     foreign = [k for k in state if k not in own]
     if missing or foreign:
         lists = (f"{what}: {_some(keys)}" for what, keys in (("missing", missing), ("unknown", foreign)) if keys)
-        raise ValueError(f"the weights of {source} are not those of this network; {'; '.join(lists)}")
+        raise UsageError(f"the weights of {source} are not those of this network; {'; '.join(lists)}")
     other = [k for k in own if k in state and own[k].shape != state[k].shape]
     head = _classifier(network)
     strange = [k for k in other if k.rpartition(".")[0] != head]
     if strange:
         shapes = ", ".join(f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in strange[:3])
-        raise ValueError(f"the weights of {source} have other shapes: {shapes}")
+        raise UsageError(f"the weights of {source} have other shapes: {shapes}")
     network.load_state_dict(own | {k: v for k, v in state.items() if k not in other})
     if not other:
         return []

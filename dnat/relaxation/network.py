@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..candidates import begin, candidate
 from ..edges import IDENTITY, NONE, ORIGINAL, Edge
+from ..errors import UsageError
 from ..naming import unknown
 from ..networks.cells import operation
 from ..operations import CellOperation, NullEdge
@@ -227,13 +228,13 @@ def relax(
 
 def _check_edges(network: nn.Module, edges: Sequence[Edge]) -> None:
     if not edges:
-        raise ValueError(f"no edges to relax: {type(network).__name__} has no operation that could change")
+        raise UsageError(f"no edges to relax: {type(network).__name__} has no operation that could change")
     if len({e.key for e in edges}) < len(edges):
-        raise ValueError("an edge is listed twice")
+        raise UsageError("an edge is listed twice")
     paths = {path for path, _ in network.named_modules(remove_duplicate=False)}
     for edge in edges:
         if edge.entry not in paths or edge.exit not in paths:
-            raise ValueError(
+            raise UsageError(
                 f"{type(network).__name__} has no {edge.key}: were the edges found in another network?"
             )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..naming import unknown
 from ..summary import Row, Summary, Trial, summarize, trial_from
 from ..sweep import read as standings_of
@@ -159,7 +160,7 @@ def gather(paths: Iterable[str | Path], baseline: str = "original") -> Report:
     runs = [run for run in found.values() if isinstance(run, Run)]
     unfinished = [run for run in found.values() if isinstance(run, Unfinished)]
     if not runs:
-        raise ValueError(_no_result(unfinished))
+        raise UsageError(_no_result(unfinished))
     _refuse_duplicates(runs)
     summary = summarize([run.record for run in runs], baseline)
     order = {(r.data, r.network, r.method): i for i, r in enumerate(summary.rows)}
@@ -218,7 +219,7 @@ def _check_run(path: Path) -> None:
         near = [p.name for p in path.parent.glob("*") if is_sweep(p) or (p / "config.toml").exists()]
         if near:
             raise unknown(f"run or sweep in {path.parent}", path.name, near)
-    raise ValueError(
+    raise UsageError(
         f"{path} is neither a run directory (it has no config.toml) nor a sweep's (it has no run in it): name one "
         "that `dnat transform` or `dnat sweep` has written"
     )
@@ -263,7 +264,7 @@ def _refuse_duplicates(runs: Iterable[Run]) -> None:
         trial = run.trial
         known = first.setdefault((trial.data, trial.network, trial.method, trial.seed), run)
         if known is not run:
-            raise ValueError(
+            raise UsageError(
                 f"{known.directory} and {run.directory} both hold {trial.method} with {trial.network} on "
                 f"{trial.data} at seed {trial.seed}: leave one of them out, or report of them apart"
             )
@@ -305,9 +306,9 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
+        raise UsageError(f"{path.name} cannot be read: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path.name} holds no table")
+        raise UsageError(f"{path.name} holds no table")
     return found
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..errors import UsageError
 from ..summary import Row, Summary
 
 TITLE = "dnat: methods compared"
@@ -42,7 +43,7 @@ def _runs(directory: Path) -> list[Path]:
     if not configs[0].exists():
         configs = sorted(directory.glob("*/config.toml"))
     if not configs:
-        raise ValueError(f"{directory} holds no run: it has no config.toml, nor do the directories in it")
+        raise UsageError(f"{directory} holds no run: it has no config.toml, nor do the directories in it")
     return [config.parent for config in configs]
 
 
@@ -91,7 +92,7 @@ def create(summary: Summary, markdown: str, project: str, entity: str) -> str:
         report.save()
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(
+        raise UsageError(
             f"W&B did not take the report: {why}; is there a key (`wandb login`), and are project {project!r} and "
             f"entity {entity!r} right?"
         ) from error
@@ -106,7 +107,7 @@ def _workspaces() -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)  # of its own use of pydantic
             import wandb_workspaces.reports.v2 as reports
     except ImportError as error:
-        raise ValueError("a report on W&B needs wandb-workspaces: pip install 'dnat[workspaces]'") from error
+        raise UsageError("a report on W&B needs wandb-workspaces: pip install 'dnat[workspaces]'") from error
     return reports
 
 

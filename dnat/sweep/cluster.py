@@ -17,16 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..errors import DnatError
 from .trials import Attempt, Outcome, carry_out
 
 _PASSED_ON = ("DNAT_", "WANDB_", "OMP_", "MKL_", "OPENBLAS_", "KMP_", "TORCH_", "PYTHON", "CUBLAS_", "COLUMNS")
 """Beginnings of the variables that trials take from where the sweep was started, and not from Ray's worker."""
 
 
-class RayError(RuntimeError):
+class RayError(DnatError, RuntimeError):
     """Ray is not installed, or cannot be reached."""
-
-    exit_code = 2
 
 
 def import_ray() -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import WHERE, Job, read_toml
+from ..errors import UsageError
 from ..locks import Lock, LockedError, is_held
 from ..naming import unknown
 from ..records import atomic_write, check_name
@@ -87,7 +88,7 @@ def read_sweep(directory: str | Path) -> Sweep:
         near = [p.parent.name for p in directory.parent.glob("*/sweep.toml")]
         if near and not directory.exists():
             raise unknown(f"sweep in {directory.parent}", directory.name, near)
-        raise ValueError(f"{directory} is not a sweep's directory: it has no sweep.toml")
+        raise UsageError(f"{directory} is not a sweep's directory: it has no sweep.toml")
     return Sweep.from_table(read_toml(directory / "sweep.toml"))
 
 
@@ -178,7 +179,7 @@ class SweepDirectory:
     def _check(self) -> None:
         if not (self.path / "sweep.toml").exists():
             if self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
-                raise ValueError(
+                raise UsageError(
                     f"{self.path} is not empty and not a sweep's directory: choose another one (--out)"
                 )
             return
@@ -186,7 +187,7 @@ class SweepDirectory:
         for kind in ("networks", "methods", "seeds"):
             missing = [str(v) for v in getattr(there, kind) if v not in getattr(self.sweep, kind)]
             if missing:
-                raise ValueError(
+                raise UsageError(
                     f"{self.path} also has the {kind} {', '.join(missing)}: a sweep may grow, not shrink; "
                     "name them, too, or choose another directory (--out)"
                 )
@@ -278,7 +279,7 @@ def refuse_others(directory: Path, trials: Iterable[Trial]) -> None:
             for key, (there, now) in differing.items():
                 listed.setdefault(key, f"{key} {_short(there)} (there) / {_short(now)} (now)")
     if listed:
-        raise ValueError(
+        raise UsageError(
             f"{directory} holds a sweep with other settings: {', '.join(listed.values())}; choose another "
             "directory (--out)"
         )

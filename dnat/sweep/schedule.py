@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ..config import cores
+from ..errors import UsageError
 from .cluster import Cluster, import_ray
 from .directory import Standing, SweepDirectory, continued
 from .local import ANY_GPU, Local, visible_gpus
@@ -48,13 +49,13 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.engine not in ("local", "ray"):
-            raise ValueError(f"engine must be local or ray, not {self.engine!r}")
+            raise UsageError(f"engine must be local or ray, not {self.engine!r}")
         if self.address is not None and self.engine != "ray":
-            raise ValueError(f"address {self.address!r} is for engine ray")
+            raise UsageError(f"address {self.address!r} is for engine ray")
         if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"jobs must be at least 1, not {self.jobs}")
+            raise UsageError(f"jobs must be at least 1, not {self.jobs}")
         if self.retries is not None and self.retries < 0:
-            raise ValueError(f"retries must be at least 0, not {self.retries}")
+            raise UsageError(f"retries must be at least 0, not {self.retries}")
 
     @property
     def resumed_at_once(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import tomli_w
 
 from ..config import ALIASES, METHODS, SEARCHING, Job, cores
+from ..errors import UsageError
 from ..naming import unknown
 from ..seeds import check_seed
 from ..summary import label
@@ -51,13 +52,13 @@ def parse_seeds(text: str | int | Iterable[int]) -> tuple[int, ...]:
     found: list[int] = []
     for part in filter(None, (p.strip() for p in text.split(","))):
         if not re.fullmatch(r"\d+(-\d+)?", part):
-            raise ValueError(f"{text!r} are no seeds: give how many (5), a list (0,3,7) or a range (1-5)")
+            raise UsageError(f"{text!r} are no seeds: give how many (5), a list (0,3,7) or a range (1-5)")
         first, _, last = part.partition("-")
         found += range(int(first), int(last or first) + 1)
     if "," not in text and "-" not in text and found:
         found = list(range(found[0]))
     if not found:
-        raise ValueError(f"{text!r} is no seed at all: give how many (5), a list (0,3,7) or a range (1-5)")
+        raise UsageError(f"{text!r} is no seed at all: give how many (5), a list (0,3,7) or a range (1-5)")
     return _once("seed", [check_seed(seed) for seed in found])
 
 
@@ -74,7 +75,7 @@ def parse_names(text: str | Iterable[str]) -> tuple[str, ...]:
 def _once(kind: str, values: Sequence[Any]) -> tuple[Any, ...]:
     for i, value in enumerate(values):
         if value in values[:i]:
-            raise ValueError(f"{kind} {value!r} is given twice")
+            raise UsageError(f"{kind} {value!r} is given twice")
     return tuple(values)
 
 
@@ -115,12 +116,12 @@ class Sweep:
         for kind in ("network", "method"):
             given = rest.pop(kind, {})
             if not isinstance(given, dict) or not all(isinstance(t, dict) for t in given.values()):
-                raise ValueError(
+                raise UsageError(
                     f"a sweep takes a list of {kind}s: write {kind}s = [...], and [{kind}.NAME] for one of them"
                 )
             tables[kind] = {name: _without(settings, over) for name, settings in given.items()}
         if "seed" in rest | over:
-            raise ValueError("a sweep takes seeds: write seeds = [...], or --seeds")
+            raise UsageError("a sweep takes seeds: write seeds = [...], or --seeds")
         lists = {kind: rest.pop(kind, ()) for kind in ("networks", "methods", "seeds")}
         lists |= {kind: over.pop(kind) for kind in lists if kind in over}
         return cls(
@@ -215,7 +216,7 @@ def resolve(sweep: Sweep, jobs: int = 1) -> Sweep:
 
     for kind, flag in (("networks", "A,B"), ("methods", "original,dnat-full"), ("seeds", "5")):
         if not getattr(sweep, kind):
-            raise ValueError(f"no {kind} given: add --{kind} {flag}")
+            raise UsageError(f"no {kind} given: add --{kind} {flag}")
     of_network = dict(sweep.of_network)
     for network in filter(is_genotype, sweep.networks):
         options = joined(sweep.settings, of_network.get(network, {})).get("network_options", {})
@@ -252,7 +253,7 @@ def plan(sweep: Sweep) -> tuple[Trial, ...]:
         total = len(sweep.networks) * len(sweep.methods) * len(sweep.seeds)
         lines = [f"{problem}{_of(where, total)}" for problem, where in mistakes.items()]
         several = f", {len(lines)} mistakes:\n  " if len(lines) > 1 else ": "
-        raise ValueError("nothing was started" + several + "\n  ".join(lines))
+        raise UsageError("nothing was started" + several + "\n  ".join(lines))
     return tuple(trials)
 
 
@@ -342,13 +343,13 @@ def check_job(job: Job) -> None:
 
     config = job.config
     if job.method == "original" and (config.budget is not None or config.latency_budget is not None):
-        raise ValueError("method 'original' changes nothing and keeps no budget: leave it out there")
+        raise UsageError("method 'original' changes nothing and keeps no budget: leave it out there")
     check_mode(job.network, config.mode)
     if job.method in SEARCHING:
         configured(job.method, config)
         on_genotype = config.search.graph != "edges" and has_genotype(job.network)
         if on_genotype and (config.budget is not None or config.latency_budget is not None):
-            raise ValueError(
+            raise UsageError(
                 f"{job.method} knows no budget on genotypes: leave it out for {job.network}, or take "
                 "search.graph='edges'"
             )
@@ -371,13 +372,13 @@ def check_network(network: str, options: Iterable[str] = ()) -> None:
     if colon and source not in (*FAMILIES, "torchvision", "timm"):
         top = source.partition(".")[0]
         if top not in sys.builtin_module_names and not _is_found(top):
-            raise ValueError(f"network {network!r} cannot be imported: there is no module {top!r}")
+            raise UsageError(f"network {network!r} cannot be imported: there is no module {top!r}")
         if not factory:
-            raise ValueError(f"network {network!r} names no function: write package.module:factory")
+            raise UsageError(f"network {network!r} names no function: write package.module:factory")
         return
     for option in options:
         if not accepts(network, option):
-            raise ValueError(
+            raise UsageError(
                 f"network {network} has no option {option!r}: `dnat edges` and its docstring tell all"
             )
     accepts(network, "num_classes")  # which finds out that there is no such network

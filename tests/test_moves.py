@@ -200,7 +200,8 @@ def test_the_best_set_within_a_budget_is_exact(mode):
             sets.append((sum(scores[g][c] for g, c in by_group.items()), costs.of(by_edge)))
     assert len(sets) > 100
     least = min(cost for _, cost in sets)
-    for share in (0.3, 0.5, 0.7, 0.9):
+    assert least > 0.001 * costs.total
+    for share in (0.001, 0.3, 0.5, 0.7, 0.9):
         limit = share * costs.total
         if least > limit:
             with pytest.raises(InfeasibleError):

@@ -121,6 +121,8 @@ def test_what_the_trade_off_leaves_out_does_not_move(share, idle):
         fit(sequences, toy.scores(sequences), toy.legal, 5, replace(SMALL, epochs=e, trade_off=share))[0]
         for e in (1, 5)
     )
+    parts = {name.split(".")[0] for name, _ in first.named_parameters()}
+    assert parts >= {*idle, "encoder", "predictor", "answer"}
     for (name, a), b in zip(first.named_parameters(), last.parameters(), strict=True):
         if name.startswith(idle):
             assert torch.equal(a, b), name

@@ -198,10 +198,12 @@ def test_null_edges_that_were_not_built_stay():
     network = CellNetwork("resblock", channels=2, layers=2, skips=False)
     s = GenotypeSpace(network, None, config(search=Search(channels=2, layers=2)), (3, 8, 8), 10)
     mask = s.graph(s.given).mask
+    edges = [e for node in s.given.normal.nodes for e in node]
+    null = [row for row, edge in enumerate(edges) if edge.operation == "null"]
+    assert null
     for cell in range(2):
-        for row, edge in enumerate(e for node in s.given.normal.nodes for e in node):
-            if edge.operation == "null":
-                assert mask[cell, row].tolist() == [False, True, False]
+        for row in null:
+            assert mask[cell, row].tolist() == [False, True, False]
 
 
 def test_nodes_need_two_edges():

@@ -174,6 +174,13 @@ def test_the_global_state_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
     assert not torch.are_deterministic_algorithms_enabled()
     assert weights_digest(given) == digest
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        dnat.train(network(), tiny_data(), config(epochs=1, architecture_epochs=1))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_momentum_of_kept_weights_goes_on():
@@ -312,6 +319,15 @@ def test_names_will_do_and_other_things_are_refused():
         dnat.transform("resnet8", [])
     with pytest.raises(TypeError, match=r"a network must be a torch.nn.Module or a name, not int"):
         dnat.transform(3, "digits")
+
+
+def test_a_run_writes_its_files_and_no_others(tmp_path):
+    j = job()
+    for method in METHODS:
+        with Records.open(tmp_path / method, j) as records:
+            METHODS[method](network(), tiny_data(), j.config, records=records)
+        names = {p.name for p in (tmp_path / method).iterdir() if p.suffix != ".ckpt"}
+        assert names == {".lock", "config.toml", "environment.json", "status.json", "metrics.jsonl"}
 
 
 def test_a_run_that_began_with_other_weights_is_not_gone_on_with(tmp_path):

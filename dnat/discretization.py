@@ -25,10 +25,9 @@ from torch.utils._pytree import tree_leaves
 
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges, problems, replacements
 from .errors import UsageError
-from .merging import merge
 from .naming import unknown
 from .operations import NullEdge, copying_identity, forgiving_identity
-from .relaxation import CHOICES, RelaxedNetwork, module_name, relax
+from .relaxation import RelaxedNetwork, module_name, relax
 from .tracing import (
     GATHERING,
     Example,
@@ -42,9 +41,6 @@ from .tracing import (
     trace,
 )
 
-SCALES = ("reset", "fold", "merge")
-"""What can become of theta of kept operations; see `discretization`."""
-
 
 @dataclass
 class Discretization:
@@ -57,8 +53,7 @@ class Discretization:
         removed: paths of the modules that are gone, because they were dropped or fed nothing any more.
         partial: {edge key: why} for branches that were dropped, but what only fed them is still computed, because
             the module around it cannot be traced.
-        notes: what else is worth knowing (a theta that could not be folded).
-        merged: names of the parameters that hold something new, because an identity was merged into them.
+        notes: what else is worth knowing.
     """
 
     network: nn.Module
@@ -67,7 +62,6 @@ class Discretization:
     removed: tuple[str, ...] = ()
     partial: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    merged: frozenset[str] = frozenset()
 
 
 def discretize(
@@ -88,13 +82,10 @@ def discretization(
     """Make the choices in a copy of a network.
 
     Args:
-        network: a network, or a `RelaxedNetwork` with trained weights. It is left unchanged.
+        network: a network, or a `RelaxedNetwork` with trained weights. It is left unchanged. Theta of what is kept
+            becomes 1.
         choices: {edge key: "original" | "identity" | "none"}; edges that are missing stay original.
         example: see `dnat.trace`.
-        scales: what becomes of theta of kept operations of a relaxed network: "reset" (to 1) or "fold" (multiplied
-            into the norm, convolution or linear layer at the edge's end), or "merge" (folded, and what the edge
-            passes by its operation merged into the operation's convolution or linear layer, where it has one: in
-            eval mode that computes what the relaxed edge does).
         edges: the network's edges where they are known; otherwise they are found.
 
     Returns:
@@ -102,10 +93,8 @@ def discretization(
         that was kept) and the report.
 
     Raises:
-        ValueError: an unknown edge, an illegal choice, choices that cannot be made together, unknown scales.
+        ValueError: an unknown edge, an illegal choice, choices that cannot be made together.
     """
-    if scales not in SCALES:
-        raise unknown("scales", scales, SCALES)
     relaxed = network if isinstance(network, RelaxedNetwork) else None
     plain = relaxed.detached() if relaxed else copied(network)
     named = set(choices.values()) - {ORIGINAL, IDENTITY, NONE}
@@ -113,12 +102,6 @@ def discretization(
     edges = relaxed.edges if relaxed else tuple(edges or find_edges(trace(network, example), space))
     wanted = _checked(choices, edges)
     added = _added(relaxed) if relaxed else {}
-    merged: dict[Edge, list[str]] = {}
-    if relaxed and scales == "merge":
-        merged = merge(plain, relaxed, [e for e, c in wanted.items() if c == ORIGINAL], example)
-    notes = []
-    if relaxed and scales != "reset":
-        notes = _fold(plain, added, relaxed, {e: c for e, c in wanted.items() if e not in merged})
     reference = _one_hot(plain, added, edges, wanted)
     attempt = _build(plain, reference, wanted, example)
     if attempt.kept:
@@ -136,9 +119,7 @@ def discretization(
     before = {p for p, _ in plain.named_modules()}
     after = {p for p, m in attempt.network.named_modules() if not isinstance(m, nn.Identity)}
     attempt.removed = tuple(p for p, _ in plain.named_modules() if p in before - after)
-    attempt.notes = notes
     attempt.notes += [f"what fed only {key} is still computed: {why}" for key, why in attempt.partial.items()]
-    attempt.merged = frozenset(name for names in merged.values() for name in names)
     attempt.network.train(network.training)
     return attempt
 
@@ -175,52 +156,6 @@ def _one_hot(plain: nn.Module, added: Added, edges: Sequence[Edge], wanted: Mapp
     for path, trained in added.items():
         twin.network.get_submodule(path).load_state_dict(trained.state_dict())
     return twin
-
-
-def _fold(plain: nn.Module, added: Added, relaxed: RelaxedNetwork, wanted: Mapping[Edge, str]) -> list[str]:
-    """Multiply each kept operation's gate into the module at its end; returns what could not be folded."""
-    notes = []
-    rows = relaxed.architecture.gates().detach()
-    for edge, choice in wanted.items():
-        row = rows[relaxed.row(edge)]
-        # The operation that is kept comes for all that weighed in its place.
-        scale = row[CHOICES.index(IDENTITY)] if choice == IDENTITY else row[CHOICES.index(ORIGINAL) :].sum()
-        if choice == ORIGINAL and edge.kind != "skip":
-            target = _scalable(plain, edge)
-        elif choice in edge.modules:
-            target = _last_layer(added[f"{edge.entry}.{module_name(choice)}"])
-        else:
-            continue
-        if target is None:
-            if float(scale) != 1:
-                notes.append(f"theta {float(scale):.3f} of {edge.key} has nothing to be folded into and becomes 1")
-            continue
-        with torch.no_grad():
-            for parameter in (target.weight, target.bias):
-                if isinstance(parameter, Tensor):
-                    parameter.mul_(scale)
-    return notes
-
-
-def _last_layer(added: nn.Module) -> nn.Module | None:
-    """The layer with weights at the end of an operation that was added; None of pools and identities."""
-    last = list(added.children())[-1:]
-    return last[0] if last and isinstance(getattr(last[0], "weight", None), Tensor) else None
-
-
-def _scalable(plain: nn.Module, edge: Edge) -> nn.Module | None:
-    """The module with weight and bias whose output is the edge's output."""
-    first = edge.program.traces[0]
-    _, out = edge.values(first)[0]
-    for call in reversed(first.calls):
-        if call.outputs == (out,) and edge.program.modules[call.path].kind in (
-            "convolution",
-            "linear",
-            "norm",
-        ):
-            module = plain.get_submodule(call.path)
-            return module if isinstance(getattr(module, "weight", None), Tensor) else None
-    return None
 
 
 def _build(

@@ -282,7 +282,7 @@ class ArchitectureLoss:
 
     def expected_cost(self) -> Tensor:
         """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
-        scores = self.relaxed.architecture.scores(shares_move=self.config.charge_shares)
+        scores = self.relaxed.architecture.scores()
         scores = torch.where(self.none, none_threshold(self.relaxed), scores)
         scores = torch.where(self.null, self.config.skip_threshold, scores)
         chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)

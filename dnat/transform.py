@@ -545,7 +545,7 @@ class _Run:
         trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
         for name, parameter in trainer.weights.named_parameters():
-            if name in momentum and name not in made.merged:
+            if name in momentum:
                 trainer.optimizer.state[parameter]["momentum_buffer"] = momentum[name]
         reports = tuple(
             EdgeReport(
@@ -610,7 +610,7 @@ class _Run:
         rows, notes = from_first(decided)
         decisions = _decisions_from(rows, plan.edges)
         wanted = {d.edge.key: d.choice for d in decisions}
-        return decisions, discretization(relaxed, wanted, example, scales=self.config.commit), notes
+        return decisions, discretization(relaxed, wanted, example), notes
 
     def _within_limit(
         self, relaxed: RelaxedNetwork, example: Tensor, plan: Plan
@@ -637,7 +637,7 @@ class _Run:
                     raise
                 break
             wanted = {d.edge.key: d.choice for d in decisions}
-            made = discretization(relaxed, wanted, example, scales=self.config.commit)
+            made = discretization(relaxed, wanted, example)
             real = float(cost(made.network, example).madds)
             if plan.seconds is not None:
                 real = latency(made.network, self.data.example(self.config.latency_batch)).seconds

@@ -93,54 +93,13 @@ def test_identity_removes_parameters_and_multiply_adds():
     assert before.params - after.params == 4 * 4 * 9 + 8
 
 
-@pytest.mark.parametrize("gate", ["raw", "sigmoid"])
-@pytest.mark.parametrize("name", [n for n in SMALL if n not in ("sequential", "gated")])
-def test_folding_theta_computes_the_same(name, gate):
-    network = small(name)
-    edges = edges_of(network)
-    relaxed = relax(network.double(), edges, gate=gate).eval()
-    relaxed.architecture.theta.data[:, 2].uniform_(0.2, 0.9)
-    made = discretization(relaxed, {}, images(dtype=torch.float64), scales="fold")
-    assert not made.notes
-    x = images(dtype=torch.float64)
-    assert torch.allclose(made.network.eval()(x), relaxed(x), rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("gate", ["raw", "sigmoid"])
-@pytest.mark.parametrize("name", ["residual", "two branches", "in place", "resnet8", "sequential", "masked"])
-def test_a_merged_edge_computes_what_the_relaxed_one_does(name, gate):
-    network = small(name).double()
-    edges = [e for e in edges_of(network.float()) if e.kind == "unit"]
-    relaxed = relax(network.double(), edges, gate=gate).eval()
-    generator = torch.Generator().manual_seed(2)
-    relaxed.architecture.theta.data.uniform_(-0.5, 0.9, generator=generator)
-    x = images(dtype=torch.float64)
-    made = discretization(relaxed, {}, x, scales="merge")
-    assert not made.notes
-    assert made.merged
-    fresh = images(dtype=torch.float64).flip(0) * 1.3
-    assert torch.allclose(made.network.eval()(fresh), relaxed(fresh), rtol=1e-9, atol=1e-12)
-    assert made.network.state_dict().keys() == network.state_dict().keys()
-
-
-def test_a_merged_norm_has_the_statistics_of_the_sum():
-    """So that it computes the same in train mode on the batch that it was measured on."""
-    network = small("residual").double()
-    relaxed = relax(network, [e for e in edges_of(network.float()) if e.key == "conv1>norm1"]).double()
-    relaxed.architecture.theta.data[0] = torch.tensor([0.0, 0.6, 0.7], dtype=torch.float64)
-    x = images(dtype=torch.float64)
-    made = discretization(relaxed.eval(), {}, x, scales="merge").network
-    evaluated = made.eval()(x)
-    made.norm1.train()
-    assert torch.allclose(made(x), evaluated, rtol=1e-9)
-
-
-def test_a_theta_that_cannot_be_folded_is_named():
-    network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3, affine=False))
+def test_theta_of_what_is_kept_becomes_one():
+    network = small("residual")
     relaxed = relax(network, edges_of(network))
-    relaxed.architecture.theta.data[0, 2] = 0.5
-    made = discretization(relaxed, {}, images(), scales="fold")
-    assert made.notes == ["theta 0.500 of 0>1 has nothing to be folded into and becomes 1"]
+    relaxed.architecture.theta.data[:, 2] = 0.5
+    made = discretization(relaxed, {}, images()).network
+    assert torch.equal(made.eval()(images()), network.eval()(images()))
+    assert not torch.equal(relaxed.eval()(images()), network(images()))
 
 
 def test_trained_operations_on_null_edges_are_kept():

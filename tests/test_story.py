@@ -34,7 +34,6 @@ ORDER = [
     "selection",
     "data",
     "training",
-    "merging",
     "discretization",
     "planning",
     "records",

@@ -253,7 +253,7 @@ def _of_edges(
     # The weights that were given, and fresh ones for operations that are new: not those of the search.
     relaxed = relax(original, space.plan.edges, config.mode, "raw", config.seed, warm_start=False)
     relaxed.set_one_hot(choices)
-    made = discretization(relaxed, choices, example, scales="reset")
+    made = discretization(relaxed, choices, example)
     price = Costs(space.plan.edges)
     rows = dict(zip(space.groups, _rows(space, architecture, found), strict=True))
     reports = []

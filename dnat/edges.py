@@ -102,50 +102,45 @@ class Edge:
         return replace(self, choices=choices, refused=(*self.refused, (choice, why)))
 
 
-def find_edges(
+def legal_edges(
     program: Program,
     space: str | Mapping[str, Sequence[str]] = "dnat",
     *,
-    everything: bool = False,
     only: Collection[str] | None = None,
 ) -> tuple[Edge, ...]:
-    """The edges of a network, in order of execution.
+    """Every operation and block of a network, with the choices that would be exact, in order of execution.
 
-    Nested edges are found too (a branch and the units in it). In a network of genotype cells the edges are those
-    of its genotype alone. Where the none of one edge would do what that of another does (in a series, or in one
-    another), it is offered once: by the last, and by the outer.
-
-    Args:
-        program: from `dnat.trace`.
-        space: "dnat": original, identity and none. "nat++", or a table of yours (`transitions.read_transitions`):
-            operations of searched cells and convolutions may also become those that the table says.
-        everything: list operations and blocks that have no choice but "original", too; `Edge.refused` says why.
-        only: patterns (`fnmatch.fnmatchcase`) of the keys of those that may change; None: all. A none that would
-            be offered once, and by an edge that may not change, is offered by another that may.
-
-    Raises:
-        ValueError: an unknown space, or no table.
-
-    >>> import dnat
-    >>> edges = find_edges(dnat.trace(dnat.build("resnet8"), __import__("torch").zeros(2, 3, 32, 32)))
-    >>> [(e.key, e.choices) for e in edges][:2]
-    [('layer1.0.conv1>layer1.0.bn1', ('original', 'identity')), ('layer1.0.conv2>layer1.0.bn2', \
-('original', 'identity', 'none'))]
+    Those without a choice but "original" say why in `Edge.refused`. See `planning.find_edges`, which offers what
+    can also be made.
     """
     if isinstance(space, str) and space not in ("dnat", "nat++"):
         raise unknown("space", space, ["dnat", "nat++"])
     table = transitions(space) if isinstance(space, str) else read_transitions(space)
-    # A network of genotype cells has the edges of its genotype, and no others: its authors named them.
-    named = _operations(program)
-    candidates = in_order([*(named or [*units(program), *_modules(program)]), *_skips(program)])
-    edges = _worth([_with_choices(edge) for edge in _distinct(candidates)])
+    edges = _worth(_with_choices(edge) for edge in _distinct(_candidates(program)))
     free = {e.key for e in edges if only is None or any(fnmatchcase(e.key, pattern) for pattern in only)}
-    edges = _nones_once(e if e.key in free else _barred(e) for e in edges)
+    edges = [e if e.key in free else _barred(e) for e in edges]
     if space != "dnat":
         edges = [_with_others(edge, table) if edge.key in free else edge for edge in edges]
-    groups = _groups(program, [e for e in edges if len(e.choices) > 1])
-    found = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
-    return tuple(e for e in found if everything or len(e.choices) > 1)
+    return tuple(edges)
+
+
+def possible_edges(program: Program, names: Mapping[str, str]) -> tuple[Edge, ...]:
+    """Every place of a network with all that could be made of it, offered or not.
+
+    Args:
+        program: from `dnat.trace`.
+        names: {edge key: operation} that edges are to become.
+    """
+    edges = [_with_choices(edge) for edge in _candidates(program)]
+    return tuple(
+        _with_others(e, {e.operation: (e.operation, names[e.key])}) if e.key in names else e for e in edges
+    )
+
+
+def _candidates(program: Program) -> tuple[Edge, ...]:
+    # A network of genotype cells has the edges of its genotype, and no others: its authors named them.
+    named = _operations(program)
+    return in_order([*(named or [*units(program), *_modules(program)]), *_skips(program)])
 
 
 def _distinct(edges: Iterable[Edge]) -> list[Edge]:
@@ -158,8 +153,9 @@ def _distinct(edges: Iterable[Edge]) -> list[Edge]:
     return list(found.values())
 
 
-def _worth(edges: list[Edge]) -> list[Edge]:
+def _worth(edges: Iterable[Edge]) -> list[Edge]:
     """Without blocks around a single unit (and its activation) that may become no more than the unit may."""
+    edges = list(edges)
     found = {edge.entry: set(edge.choices) for edge in edges if edge.kind == "unit"}
 
     def inside(edge: Edge) -> list[set[str]]:
@@ -233,7 +229,7 @@ def _has_weights(edge: Edge, choice: str) -> bool:
 def units(program: Program) -> list[Edge]:
     """Every convolution and linear layer that takes one tensor, with the norm that alone reads its output.
 
-    They are listed as edges with no choice but "original"; `find_edges` tells which have more.
+    They are listed as edges with no choice but "original"; `legal_edges` tells which have more.
     """
     exits: defaultdict[str, set[str]] = defaultdict(set)
     for trace in program.traces:
@@ -446,7 +442,7 @@ def _unheard(edge: Edge) -> str:
     return ""
 
 
-def _nones_once(edges: Iterable[Edge]) -> list[Edge]:
+def nones_once(edges: Iterable[Edge]) -> list[Edge]:
     """Takes none from edges where another edge's none does the same and more."""
     edges = list(edges)
     changes = {e.key: [_change(e, trace) for trace in e.program.traces] for e in edges if NONE in e.choices}
@@ -479,7 +475,7 @@ def _covers(
     return all(outs <= zeros and live_outer <= live for (outs, _, live_outer), (_, zeros, live) in pairs)
 
 
-def _groups(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
+def groups_of(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
     """For each edge the key of its Cell-mode group: class and structure of its outermost repeated block, and
     the edge's place in it. An edge in no repeated block is alone."""
     counts: defaultdict[tuple[str, str], int] = defaultdict(int)

@@ -1,8 +1,8 @@
 """Any network and example batches -> `Program`: every call and operation of a run, and what feeds what.
 
 The tracer runs the network as it is (module hooks and a `TorchFunctionMode`), so that data-dependent control
-flow, keyword arguments and shared modules are no obstacle. It analyses a copy and rewrites nothing. A Program
-is plain data: it holds no module and no tensor.
+flow, keyword arguments and shared modules are no obstacle. It analyses a copy and rewrites nothing. What it
+records is plain data.
 
 Three states are propagated through a trace to decide what a change would do (`Trace.propagate`):
 zero (every element is 0), constant (does not depend on the input) and data (depends on the input).
@@ -297,14 +297,24 @@ class Trace:
 
 @dataclass(frozen=True)
 class Program:
-    """What a network does on its examples: one `Trace` for each example and mode (eval first), and its modules."""
+    """What a network does on its examples: one `Trace` for each example and mode (eval first), and its modules.
+
+    Attributes:
+        traces, modules: what was recorded, plain data.
+        fingerprint: of the first trace, stable over processes.
+        network, examples: the copy that ran, and on which arguments, to try on it what can be rewritten.
+        trials: {edge key: why its branch cannot be dropped, or nothing}, as far as that was tried.
+    """
 
     traces: tuple[Trace, ...] = field(repr=False)
     modules: dict[str, ModuleInfo] = field(repr=False)
     fingerprint: str
+    network: nn.Module = field(repr=False, compare=False)
+    examples: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = field(repr=False, compare=False)
+    trials: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
-        return self  # immutable and without tensors: a copied network can share it
+        return self  # nothing changes it: a copied network can share it
 
 
 def examples_of(example: Example) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -362,8 +372,8 @@ def trace(network: nn.Module, example: Example) -> Program:
     with fixed_randomness(devices):
         for training in (False, True):
             for args, kwargs in arguments:
-                twin.train(training)
-                traces.append(_run(twin, args, kwargs))
+                with in_mode(twin, training):
+                    traces.append(_run(twin, args, kwargs))
     modules = _describe(twin)
     calls = sorted(
         (c.path, modules[c.path].name, [t.values[v].shape[1:] for v in c.inputs + c.outputs])
@@ -371,7 +381,7 @@ def trace(network: nn.Module, example: Example) -> Program:
         for c in t.calls
     )
     digest = hashlib.sha256(json.dumps(calls).encode()).hexdigest()[:16]
-    return Program(tuple(traces), modules, digest)
+    return Program(tuple(traces), modules, digest, twin, tuple(arguments))
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -406,11 +416,38 @@ def fixed_randomness(devices: Iterable[int] = ()) -> Iterator[None]:
 
 
 @contextmanager
+def kept_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, what modules write into their own buffers, statistics and counters say, is lost at the end."""
+    own = [(m, name, b) for m in modules for name, b in m.named_buffers(recurse=False)]
+    for module, name, buffer in own:
+        module._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for module, name, buffer in own:
+            module._buffers[name] = buffer
+
+
+def frozen_modules(network: nn.Module) -> set[nn.Module]:
+    """The modules that are in eval mode within a network in train mode, as norms are that shall not learn."""
+    return {module for module in network.modules() if network.training and not module.training}
+
+
+def in_training(network: nn.Module) -> nn.Module:
+    """The network in train mode: as it is, if it was already, with what is frozen in it; else all of it."""
+    return network if network.training else network.train()
+
+
+@contextmanager
 def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """Within, all modules are in train or in eval mode; afterwards each is in the mode in which it was."""
+    """Within, all modules are in train or in eval mode; afterwards each is in the mode in which it was.
+
+    What was frozen, in eval mode within a network in train mode, is in eval mode in both.
+    """
     modes = {module: module.training for module in network.modules()}
+    still = frozen_modules(network)
     for module in modes:
-        module.training = training
+        module.training = training and module not in still
     try:
         yield
     finally:

@@ -30,7 +30,7 @@ from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
 from .selection import Decision, decide
-from .tracing import Program, copied, trace
+from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
     ArchitectureLoss,
@@ -381,7 +381,7 @@ class _Run:
     def _to_end(self, transforming: bool) -> Transformation:
         config = self.config
         device = choose_device(config.device)
-        original = copied(self.given).to(device).train()
+        original = in_training(copied(self.given).to(device))
         self.data = self.data.to(device)
         if config.channels_last:
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -470,7 +470,7 @@ class _Run:
         if state and state["commitment"]:
             assert self.plan
             self.commitment = Commitment.from_dict(state["commitment"])
-            network = discretization(original, self.commitment.choices, example, edges=self.plan.edges).network
+            network = discretization(original, self.commitment.choices, example).network
         elif transforming:
             assert self.plan
             config = self.config
@@ -561,7 +561,7 @@ class _Run:
                 margin=d.margin,
                 saved=round(price.total - price.of({d.edge: made.choices[d.edge.key]})),
                 refused=d.edge.refused,
-                reason=made.kept.get(d.edge.key, d.reason),
+                reason=made.undone.get(d.edge.key, d.reason),
                 others=d.others,
             )
             for d in decisions
@@ -591,8 +591,8 @@ class _Run:
         rows = _rows_of(decisions)
         # What cannot be carried out is not trained for.
         for row in rows:
-            if row["key"] in made.kept:
-                row |= {"choice": ORIGINAL, "reason": made.kept[row["key"]]}
+            if row["key"] in made.undone:
+                row |= {"choice": ORIGINAL, "reason": made.undone[row["key"]]}
         self.decided = {"decisions": rows, "notes": notes}
         relaxed.settle({row["key"]: row["choice"] for row in rows})
 
@@ -645,7 +645,7 @@ class _Run:
             if plan.limit is None or real <= plan.limit:
                 return decisions, made, []
             assert limit is not None
-            missed = [*made.kept, *made.partial]
+            missed = [*made.undone, *made.partial]
             if missed and plan.seconds is None:  # what could not be carried out must not be counted on
                 ruled_out |= {key: wanted[key] for key in missed}
             else:

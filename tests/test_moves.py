@@ -125,7 +125,7 @@ def test_every_operation_of_every_edge_alone(name):
     for edge in edges:
         for choice in edge.choices[1:]:
             done = discretization(relaxed, {edge.key: choice}, x)
-            assert not done.kept
+            assert not done.undone
             assert dnat.cost(done.network, x).madds == whole.of({edge: choice})
             relaxed.set_one_hot({e.key: choice if e is edge else "original" for e in edges})
             for training in (False, True):
@@ -222,7 +222,7 @@ def test_whatever_theta_is(mode, seed):
     relaxed.architecture.theta.data.normal_(0.2, 1, generator=torch.Generator().manual_seed(seed))
     choices = dnat.select(relaxed, budget=0.7)
     done = discretization(relaxed, choices, x)
-    assert not done.kept
+    assert not done.undone
     assert dnat.cost(done.network, x).madds <= 0.7 * dnat.cost(made, x).madds
     relaxed.set_one_hot(choices)
     for training in (False, True):
@@ -738,8 +738,8 @@ def test_what_several_choices_make_useless_together_is_gone(space):
     reads = {e.entry: made.cells[2].inputs[int(e.entry.split(".")[3])][int(e.entry.split(".")[4])] for e in last}
     choices = dict.fromkeys((e.key for e in last if reads[e.entry] == 1), "none")
     assert not problems({e: choices.get(e.key, "original") for e in edges})
-    done = discretization(made, choices, x, edges=edges)
-    assert not done.kept
+    done = discretization(made, choices, x, edges[0].program)
+    assert not done.undone
     assert not done.partial
     promised = Costs(edges).of({e: choices.get(e.key, "original") for e in edges})
     assert dnat.cost(done.network, x).madds == promised < dnat.cost(made, x).madds

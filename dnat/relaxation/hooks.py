@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..distributed import SyncedNorms
 from ..edges import IDENTITY, ORIGINAL, Edge
+from ..tracing import kept_buffers
 from .mixing import distance, mix
 from .theta import CHOICES, Theta
 
@@ -101,13 +102,5 @@ def _twice(
 @contextmanager
 def _forgotten(modules: Sequence[nn.Module], norms: AbstractContextManager[object]) -> Iterator[None]:
     """Within, what modules write into their buffers (norms their statistics) is lost at the end."""
-    every = [m for module in modules for m in module.modules()]
-    kept = [(m, name, b) for m in every for name, b in m.named_buffers(recurse=False)]
-    for module, name, buffer in kept:
-        setattr(module, name, buffer.clone())
-    try:
-        with norms:
-            yield
-    finally:
-        for module, name, buffer in kept:
-            setattr(module, name, buffer)
+    with kept_buffers(m for module in modules for m in module.modules()), norms:
+        yield

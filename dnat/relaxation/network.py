@@ -223,7 +223,13 @@ def relax(
                 module.to(device=like.device, dtype=like.dtype)
         wide = torch.promote_types(like.dtype, torch.float32)
         relaxed.architecture.to(device=like.device, dtype=wide)
-    return relaxed.train(network.training)
+    # Everything is in the mode in which it was; what was added, in that of the edge that it belongs to.
+    relaxed.training = relaxed.architecture.training = network.training
+    for edge in edges:
+        entry = relaxed.network.get_submodule(edge.entry)
+        for choice in edge.modules:
+            entry.get_submodule(module_name(choice)).train(entry.training)
+    return relaxed
 
 
 def _check_edges(network: nn.Module, edges: Sequence[Edge]) -> None:

@@ -75,6 +75,25 @@ class Edge:
         return [(trace.calls[a].inputs[0], trace.calls[b].outputs[0]) for a, b in zip(entries, exits, strict=True)]
 
     @property
+    def reentrant(self) -> bool:
+        """Whether it runs in a checkpoint with `use_reentrant=True`, which passes on no gradient of its own where
+        what goes in needs none."""
+        return any(t.calls[i].reentrant for t in self.program.traces for i in t.calls_of(self.entry))
+
+    def interleaved(self) -> int:
+        """How many calls of its first module lie before the first that is followed by its last, at the most."""
+        most = 1
+        for trace in self.program.traces:
+            order = sorted(
+                [(i, 1) for i in trace.calls_of(self.entry)] + [(i, -1) for i in trace.calls_of(self.exit)]
+            )
+            open_ = 0
+            for _, step in order if self.entry != self.exit else ():
+                open_ += step
+                most = max(most, open_)
+        return most
+
+    @property
     def passes(self) -> tuple[str, ...]:
         """The choices in which something else makes its output of its input: operations, and the identity."""
         return tuple(c for c in self.choices if c not in (ORIGINAL, NONE))
@@ -231,24 +250,35 @@ def units(program: Program) -> list[Edge]:
 
     They are listed as edges with no choice but "original"; `legal_edges` tells which have more.
     """
-    exits: defaultdict[str, set[str]] = defaultdict(set)
+    norms: defaultdict[str, list[list[int | None]]] = defaultdict(list)
     for trace in program.traces:
-        for i, call in enumerate(trace.calls):
-            if program.modules[call.path].kind in ("convolution", "linear"):
-                exits[call.path].add(_norm_behind(program, trace, i) or call.path)
+        for path, calls in trace.calls_by_path.items():
+            if program.modules[path].kind in ("convolution", "linear"):
+                norms[path].append([_norm_behind(program, trace, call) for call in calls])
     found_units = []
-    for entry, found in exits.items():
-        exit = found.pop() if len(found) == 1 else entry
-        if any(len(t.calls_of(entry)) != len(t.calls_of(exit)) for t in program.traces):
-            exit = entry
-        edge = _edge(program, "unit", entry, exit)
+    for entry, behind in norms.items():
+        edge = _edge(program, "unit", entry, _exit(program, entry, behind))
         if edge is not None:
             found_units.append(edge)
     return found_units
 
 
-def _norm_behind(program: Program, trace: Trace, call: int) -> str | None:
-    """The path of the norm that is the only reader of a call's output."""
+def _exit(program: Program, entry: str, behind: Sequence[Sequence[int | None]]) -> str:
+    """The path of the norm that stands behind a module in each of its calls, and only there; or the module's own.
+
+    Args:
+        behind: for each trace, for each call of the module, the call of the norm behind it.
+    """
+    traces = [trace for trace in program.traces if trace.calls_of(entry)]
+    first = behind[0][0]
+    if first is None:
+        return entry
+    path = traces[0].calls[first].path
+    return path if all(b == t.calls_of(path) for b, t in zip(behind, traces, strict=True)) else entry
+
+
+def _norm_behind(program: Program, trace: Trace, call: int) -> int | None:
+    """The call of the norm that is the only reader of a call's output."""
     outputs = trace.calls[call].outputs
     if len(outputs) != 1 or outputs[0] in trace.outputs:
         return None
@@ -257,7 +287,7 @@ def _norm_behind(program: Program, trace: Trace, call: int) -> str | None:
         return None
     norm = trace.calls[scope[-1]]
     is_norm = program.modules[norm.path].kind == "norm" and norm.inputs == outputs
-    return norm.path if is_norm else None
+    return scope[-1] if is_norm else None
 
 
 def _modules(program: Program) -> list[Edge]:
@@ -383,7 +413,7 @@ def _barred(edge: Edge) -> Edge:
 def _with_others(edge: Edge, table: Mapping[str, tuple[str, ...]]) -> Edge:
     """The edge with the other operations that a table lets it become."""
     shape = edge.program.modules[edge.entry].geometry
-    if _unlearned(edge) or _unheard(edge):
+    if _unlearned(edge) or _unheard(edge) or edge.reentrant:  # a checkpoint's first run teaches them nothing
         return edge
     trace = edge.program.traces[0]
     if edge.kind == "unit" and shape and edge.lone:
@@ -427,7 +457,7 @@ def _unlike(edge: Edge) -> str:
 def _unlearned(edge: Edge) -> str:
     """Whether the edge runs where the network switches gradients off: its theta could not be trained."""
     calls = (t.calls[i] for t in edge.program.traces for i in t.calls_of(edge.entry))
-    return "" if all(call.learns for call in calls) else "the network runs it without gradients"
+    return "" if all(call.learns for call in calls) else "the network runs it without gradients (under no_grad)"
 
 
 def _unheard(edge: Edge) -> str:

@@ -27,6 +27,7 @@ from .tracing import (
     behaviour,
     fixed_randomness,
     in_mode,
+    in_reentrant_checkpoint,
     kept_buffers,
 )
 
@@ -327,7 +328,7 @@ class _Tracer(fx.Tracer):
     def create_node(
         self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
     ) -> fx.Node:
-        if _context() != self.context:
+        if _context() != self.context and not in_reentrant_checkpoint():
             raise CannotRewriteError("it switches gradients or precision, which a graph does not")
         if target == "self":  # a module of this name would take the place of the forward's own self
             name = "self_"

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import drawing
@@ -37,6 +36,7 @@ from .networks import (
     usual_size,
 )
 from .networks.genotypes import published, transformed
+from .networks.weights import read_state
 from .planning import find_edges
 from .records import Records, read_job
 from .tracing import trace
@@ -224,7 +224,7 @@ def _finish(
     genotypes = [asdict(g) for g in genotypes_of(network, job, result)]
     architecture = {"commitment": commitment, "rows": drawing.rows_to_json(rows), "genotypes": genotypes}
     records.write_json("architecture.json", architecture)
-    records.write_tensors("network.safetensors", result.network.state_dict())
+    records.write_state("network.safetensors", result.network)
     draw(records.path(), architecture, job, result.cost_before, result.cost_after)
     record = {
         "results": result.results(),
@@ -452,7 +452,7 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
     elif architecture["commitment"]:
         choices = Commitment.from_dict(architecture["commitment"]).choices
         network = discretize(network, choices, example)
-    network.load_state_dict(load_file(Path(directory) / "network.safetensors"))
+    network.load_state_dict(read_state(Path(directory) / "network.safetensors"))
     return network.eval(), job, example
 
 

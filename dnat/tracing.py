@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -132,6 +133,7 @@ class Call:
         plain: one tensor came in, as first positional argument, and one went out.
         lone: nothing but that tensor was given, not even a None.
         learns: gradients were computed, or would have been outside of this analysis.
+        reentrant: it ran in a checkpoint with `use_reentrant=True`: its gradients come from a second run.
         constants: names and values of arguments that were None, a truth value, a number or a text; and of
             `*args` and `**kwargs` that were empty, ().
     """
@@ -143,6 +145,7 @@ class Call:
     plain: bool
     lone: bool
     learns: bool
+    reentrant: bool
     constants: tuple[tuple[str, Any], ...]
 
 
@@ -178,7 +181,8 @@ class Trace:
     nulls: frozenset[int] = field(repr=False)
 
     @cached_property
-    def _calls(self) -> dict[str, list[int]]:
+    def calls_by_path(self) -> dict[str, list[int]]:
+        """The calls of each module, in order."""
         found: dict[str, list[int]] = {}
         for i, call in enumerate(self.calls):
             found.setdefault(call.path, []).append(i)
@@ -186,7 +190,7 @@ class Trace:
 
     def calls_of(self, path: str) -> list[int]:
         """The calls of the module at a path, in order."""
-        return self._calls.get(path, [])
+        return self.calls_by_path.get(path, [])
 
     def within(self, call: int) -> frozenset[int]:
         """The operations that ran inside a call."""
@@ -535,7 +539,12 @@ class _Recorder(TorchFunctionMode):
         # Counting takes a detour for each operation, so that nothing is counted while time is taken.
         # In train mode gradients are on, to see where the network itself switches them off.
         learning = self.network.training and not self.clock
-        with self._hooks(), torch.set_grad_enabled(learning), nullcontext() if self.clock else self.flops, self:
+        with (
+            self._hooks(),
+            torch.set_grad_enabled(learning),
+            nullcontext() if self.clock else self.flops,
+            self,
+        ):
             result = self.network(*args, **kwargs)
         outputs = tuple(self.index[id(t)] for t in _tensors(result) if id(t) in self.index)
         users: list[list[int]] = [[] for _ in self.values]
@@ -578,7 +587,8 @@ class _Recorder(TorchFunctionMode):
                 "outputs": (),
                 "plain": len(tensors) == 1 and bool(args) and isinstance(args[0], Tensor),
                 "lone": len(args) == 1 and not kwargs,
-                "learns": torch.is_grad_enabled() or not self.network.training,
+                "learns": torch.is_grad_enabled() or not self.network.training or in_reentrant_checkpoint(),
+                "reentrant": not torch.is_grad_enabled() and in_reentrant_checkpoint(),
                 "constants": _constants(module, args, kwargs),
             }
         )
@@ -647,6 +657,16 @@ class _Recorder(TorchFunctionMode):
             self.operations.append(
                 Operation("alias_update", "homogeneous", tuple(self.stack), inputs, (value,), 0, True)
             )
+
+
+def in_reentrant_checkpoint() -> bool:
+    """Whether a checkpoint with `use_reentrant=True` runs: at first without gradients, and again with them."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is torch.utils.checkpoint.CheckpointFunction.forward.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _tensors(tree: Any) -> list[Tensor]:

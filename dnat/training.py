@@ -445,6 +445,10 @@ class Trainer:
     ) -> None:
         assert self.architecture_loss is not None
         assert self.relaxed is not None
+        if any(edge.reentrant for edge in self.relaxed.edges):
+            images = (
+                images.detach().requires_grad_()
+            )  # or nothing that goes into a checkpoint would need gradients
         with frozen(self.weights.parameters()), frozen_statistics(self.weights):
             loss, _ = self._loss(images, labels, answers)
             # What theta pays for is the same in all processes, whose gradients are summed.

@@ -6,6 +6,7 @@
 """
 
 import hashlib
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge
 from .errors import UsageError, WrongTypeError
 from .networks import Genotype, accepts, build
+from .networks.weights import state_of
 from .planning import Plan, make_plan
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
@@ -296,11 +298,14 @@ def check_training(network: nn.Module, data: Data, config: Config, example: Tens
 
 
 def weights_digest(network: nn.Module) -> str:
-    """A SHA-256 over names, shapes and bits of a network's state."""
+    """A SHA-256 over names, shapes and bits of a network's state, and what modules keep beside tensors."""
     digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, value in state_of(network).items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{name} {json.dumps(value, sort_keys=True)}".encode())
     return digest.hexdigest()
 
 
@@ -676,7 +681,7 @@ class _Run:
             "decided": self.decided,
             "progress": {**asdict(replace(progress, totals=torch.zeros(0))), "totals": progress.totals.cpu()},
             "commitment": asdict(self.commitment) if self.commitment else None,
-            "network": {k: v.cpu() for k, v in trainer.network.state_dict().items()},
+            "network": state_of(trainer.network),
             "momentum": {k: v.cpu() for k, v in _momentum(trainer).items()},
             "theta": trainer.theta.state_dict() if trainer.theta else None,
             "torch_rng": own[0],
@@ -685,7 +690,7 @@ class _Run:
         if here.size > 1:
             state["random"] = gathered(own)
         for name, tensor in [*state["network"].items(), *state["momentum"].items()]:
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 trainer.fail(f"{name} is not finite any more")
         from_first(lambda: self.records.save(progress.step, state) if self.records else None)
         self.saved_at = time.monotonic()

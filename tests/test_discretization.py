@@ -282,7 +282,9 @@ def test_no_grad_inside_a_forward_is_not_lost():
     network = nn.Sequential(Frozen(), nn.Conv2d(3, 5, 1))
     edges = dnat.find_edges(dnat.trace(network, images()), everything=True)
     reasons = {e.key: dict(e.refused) for e in edges}
-    assert reasons["0.frozen"] == dict.fromkeys(("identity", "none"), "the network runs it without gradients")
+    assert reasons["0.frozen"] == dict.fromkeys(
+        ("identity", "none"), "the network runs it without gradients (under no_grad)"
+    )
     made = discretization(network, {"0.branch": "none"}, images())
     assert "switches gradients" in made.undone["0.branch"]
 

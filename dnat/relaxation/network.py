@@ -66,6 +66,8 @@ class RelaxedNetwork(nn.Module):
             entry.add_module(module_name(choice), module)
         hooks = EdgeHooks(self.architecture, self.row(edge), edge, modules)
         self._handles.append(entry.register_forward_pre_hook(hooks.enter, with_kwargs=True, prepend=True))
+        if exit is not entry:
+            self._handles.append(entry.register_forward_hook(hooks.between, with_kwargs=True))
         self._handles.append(exit.register_forward_hook(hooks.leave, with_kwargs=True))
 
     def sample(self, seed: int, step: int) -> None:

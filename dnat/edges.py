@@ -151,9 +151,9 @@ def possible_edges(program: Program, names: Mapping[str, str]) -> tuple[Edge, ..
         names: {edge key: operation} that edges are to become.
     """
     edges = [_with_choices(edge) for edge in _candidates(program)]
-    return tuple(
-        _with_others(e, {e.operation: (e.operation, names[e.key])}) if e.key in names else e for e in edges
-    )
+    # A grouped convolution has the choices of the dense one.
+    tables = {e.key: {e.operation.removeprefix("g"): (e.operation, names[e.key])} for e in edges if e.key in names}
+    return tuple(_with_others(e, tables[e.key]) if e.key in tables else e for e in edges)
 
 
 def _candidates(program: Program) -> tuple[Edge, ...]:

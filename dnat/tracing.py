@@ -17,7 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -28,8 +28,8 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
+from .counting import Counter, checked_batch, warn_of_batch, warn_of_uncounted
 from .errors import UsageError, WrongTypeError
 from .operations import CONVOLUTIONS, CellOperation, Geometry, NullEdge, geometry, is_norm, operation_name
 
@@ -168,7 +168,11 @@ class ModuleInfo:
 
 @dataclass(frozen=True)
 class Trace:
-    """One run of the network in one mode. Indices point into `values`, `operations` and `calls`."""
+    """One run of the network in one mode. Indices point into `values`, `operations` and `calls`.
+
+    `batch` is by what multiply-adds are divided for one image; `uncounted` names operators that may multiply and
+    are not among them, since no formula is known.
+    """
 
     training: bool
     batch: int
@@ -179,6 +183,7 @@ class Trace:
     outputs: tuple[int, ...]
     users: tuple[tuple[int, ...], ...] = field(repr=False)
     nulls: frozenset[int] = field(repr=False)
+    uncounted: tuple[str, ...] = ()
 
     @cached_property
     def calls_by_path(self) -> dict[str, list[int]]:
@@ -343,7 +348,7 @@ def examples_of(example: Example) -> list[tuple[tuple[Any, ...], dict[str, Any]]
     )
 
 
-def trace(network: nn.Module, example: Example) -> Program:
+def trace(network: nn.Module, example: Example, *, batch: int | None = None) -> Program:
     """Run a copy of a network on examples, in eval and in train mode, and note everything that it computes.
 
     The network itself, its buffers, its mode and the global random state are left as they were.
@@ -352,13 +357,19 @@ def trace(network: nn.Module, example: Example) -> Program:
         network: any module.
         example: a tensor, a tuple of positional arguments, a dict of keyword arguments, or an iterable of such.
             A batch of 2 is best: batch norm refuses some single images in train mode (they are doubled then).
+        batch: how many images each example holds. By default the first dimension that all outputs share with an
+            input; where there is none, the whole example counts as one, with a warning.
 
     Returns:
         The Program, as plain data.
 
     Raises:
-        ValueError: the network cannot be copied or its forward fails; the cause is chained.
+        ValueError: the network cannot be copied or its forward fails (the cause is chained), or `batch` is no
+            whole number above 0.
         TypeError: `network` is not a module, or `example` is of no use.
+
+    Warns:
+        UserWarning: the batch is not certain, or something that may multiply was not counted.
 
     >>> program = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(2, 3, 8, 8))
     >>> [(op.name, op.madds) for op in program.traces[0].operations]
@@ -370,14 +381,16 @@ def trace(network: nn.Module, example: Example) -> Program:
     lazy = [n for n, p in network.named_parameters() if torch.nn.parameter.is_lazy(p)]
     if lazy:
         raise UsageError(f"{lazy[0]} is not initialized yet: call the network once on a batch, then trace it")
+    told = checked_batch(batch)
     twin = copied(network)
-    traces = []
+    traces: list[Trace] = []
     devices = sorted({t.device.index for t in _state(network) if t.device.type == "cuda"})
     with fixed_randomness(devices):
         for training in (False, True):
-            for args, kwargs in arguments:
+            for i, (args, kwargs) in enumerate(arguments):
                 with in_mode(twin, training):
-                    traces.append(_run(twin, args, kwargs))
+                    traces.append(_run(twin, args, kwargs, traces[i].batch if training else told))
+    warn_of_uncounted(traces[0].uncounted)
     modules = _describe(twin)
     calls = sorted(
         (c.path, modules[c.path].name, [t.values[v].shape[1:] for v in c.inputs + c.outputs])
@@ -496,19 +509,23 @@ def _state(network: nn.Module) -> Iterator[Tensor]:
     yield from network.buffers()
 
 
-def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None) -> Trace:
     recorder = _Recorder(network)
     try:
-        return recorder.run(args, kwargs)
+        found = recorder.run(args, kwargs, batch)
     except Exception as error:
         single = "more than 1 value per channel" in str(error)
         if single and network.training:
-            twice = tree_map_only(Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() else t, (args, kwargs))
-            return _Recorder(network).run(*twice)
+            double = lambda t: t.repeat_interleave(2, 0) if t.dim() else t  # noqa: E731
+            args, kwargs = tree_map_only(Tensor, double, (args, kwargs))
+            return _Recorder(network).run(args, kwargs, batch and 2 * batch)
         shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         raise UsageError(
             f"{type(network).__name__}'s forward failed on the example of shape {shapes}: {error}"
         ) from error
+    if recorder.unsure:
+        warn_of_batch(*([found.values[i].shape for i in ids] for ids in (found.inputs, found.outputs)))
+    return found
 
 
 class _Recorder(TorchFunctionMode):
@@ -529,38 +546,42 @@ class _Recorder(TorchFunctionMode):
         self.alive: list[Tensor] = []
         self.views: defaultdict[int, list[Tensor]] = defaultdict(list)
         self.nulls: set[int] = set()
-        self.flops = FlopCounterMode(display=False)
+        self.counter = Counter()
+        self.madds: list[int] = []
+        self.charged = 0
+        self.unsure = False
         self.clock: Callable[[], float] | None = None
         self.seconds: list[float] = []
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None = 1) -> Trace:
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = tuple(self._new(t, None) for t in tensors)
         # Counting takes a detour for each operation, so that nothing is counted while time is taken.
         # In train mode gradients are on, to see where the network itself switches them off.
         learning = self.network.training and not self.clock
-        with (
-            self._hooks(),
-            torch.set_grad_enabled(learning),
-            nullcontext() if self.clock else self.flops,
-            self,
-        ):
+        counting = nullcontext() if self.clock else self.counter
+        with self._hooks(), torch.set_grad_enabled(learning), counting, self:
             result = self.network(*args, **kwargs)
-        outputs = tuple(self.index[id(t)] for t in _tensors(result) if id(t) in self.index)
+        self._charge()
+        made = tensors_of(result)
+        batch = batch or self.counter.batch(tensors, made)
+        self.unsure = batch is None and self.counter.madds > 0
+        outputs = self._known(made)
         users: list[list[int]] = [[] for _ in self.values]
         for i, op in enumerate(self.operations):
             for value in dict.fromkeys(op.inputs):
                 users[value].append(i)
         return Trace(
             training=self.network.training,
-            batch=next((t.shape[0] for t in tensors if t.dim()), 1),
+            batch=batch or 1,
             values=tuple(self.values),
-            operations=tuple(self.operations),
+            operations=tuple(replace(o, madds=m) for o, m in zip(self.operations, self.madds, strict=True)),
             calls=tuple(Call(**call) for call in self.calls),
             inputs=inputs,
             outputs=outputs,
             users=tuple(map(tuple, users)),
             nulls=frozenset(self.nulls),
+            uncounted=tuple(self.counter.uncounted),
         )
 
     @contextmanager
@@ -578,7 +599,7 @@ class _Recorder(TorchFunctionMode):
                 handle.remove()
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_of((args, kwargs))
         self.calls.append(
             {
                 "path": self.paths[module],
@@ -597,10 +618,21 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = self.calls[self.stack.pop()]
         assert call["path"] == self.paths[module]
-        call["outputs"] = self._known(_tensors(output))
+        call["outputs"] = self._known(tensors_of(output))
         call["plain"] &= isinstance(output, Tensor) and len(call["inputs"]) == len(call["outputs"]) == 1
         if isinstance(module, NullEdge):
             self.nulls.update(call["outputs"])
+
+    def _note(self, operation: Operation) -> int:
+        self.operations.append(operation)
+        self.madds.append(0)
+        return len(self.operations) - 1
+
+    def _charge(self) -> None:
+        """Multiply-adds that no operation has yet, such as those of scripted code, belong to the last one."""
+        if self.madds:
+            self.madds[-1] += self.counter.madds - self.charged
+            self.charged = self.counter.madds
 
     def _known(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
         return tuple(self.index[id(t)] for t in tensors if id(t) in self.index)
@@ -624,22 +656,21 @@ class _Recorder(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         how = behaviour(name, args, kwargs, is_value)
         versions = [t._version for t in given]
-        flops = 0 if self.clock else self.flops.get_total_flops()
+        self._charge()
         start = self.clock() if self.clock else 0.0
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs) if self.clock else self.counter.call(func, args, kwargs)
         taken = self.clock() - start if self.clock else 0.0
         written = [t for t, v in zip(given, versions, strict=True) if t._version != v and id(t) in self.index]
-        made = [t for t in _tensors(result) if id(t) not in self.weights]
+        made = [t for t in tensors_of(result) if id(t) not in self.weights]
         fresh = [t for t in made if not any(t is g for g in given)]
         if not fresh and not written:
             return result  # gives back an argument, or no tensor at all
-        madds = 0 if self.clock else (self.flops.get_total_flops() - flops) // 2
         self.seconds.append(taken)
-        number = len(self.operations)
-        self.operations.append(Operation(name, how, tuple(self.stack), inputs, (), madds, bool(written)))
+        number = self._note(Operation(name, how, tuple(self.stack), inputs, (), 0, bool(written)))
+        self._charge()
         touched = {id(t): t for t in [*fresh, *written]}
         outputs = tuple(self._new(t, number) for t in touched.values())
-        self.operations[number] = Operation(name, how, tuple(self.stack), inputs, outputs, madds, bool(written))
+        self.operations[number] = replace(self.operations[number], outputs=outputs)
         for tensor in written:
             self._update_views(tensor, touched)
         return result
@@ -654,9 +685,7 @@ class _Recorder(TorchFunctionMode):
             number = len(self.operations)
             value = self._new(view, number)
             self.seconds.append(0.0)
-            self.operations.append(
-                Operation("alias_update", "homogeneous", tuple(self.stack), inputs, (value,), 0, True)
-            )
+            self._note(Operation("alias_update", "homogeneous", tuple(self.stack), inputs, (value,), 0, True))
 
 
 def in_reentrant_checkpoint() -> bool:
@@ -669,7 +698,7 @@ def in_reentrant_checkpoint() -> bool:
     return False
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def tensors_of(tree: Any) -> list[Tensor]:
     """The tensors of a nested structure, in order; objects with `to_tuple` (transformers) are opened."""
     if hasattr(tree, "to_tuple"):
         tree = tree.to_tuple()

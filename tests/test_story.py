@@ -25,6 +25,7 @@ ORDER = [
     "operations",
     "networks",
     "transitions",
+    "counting",
     "tracing",
     "cost",
     "candidates",

@@ -75,6 +75,25 @@ class Edge:
         return [(trace.calls[a].inputs[0], trace.calls[b].outputs[0]) for a, b in zip(entries, exits, strict=True)]
 
     @property
+    def reentrant(self) -> bool:
+        """Whether it runs in a checkpoint with `use_reentrant=True`, which passes on no gradient of its own where
+        what goes in needs none."""
+        return any(t.calls[i].reentrant for t in self.program.traces for i in t.calls_of(self.entry))
+
+    def interleaved(self) -> int:
+        """How many calls of its first module lie before the first that is followed by its last, at the most."""
+        most = 1
+        for trace in self.program.traces:
+            order = sorted(
+                [(i, 1) for i in trace.calls_of(self.entry)] + [(i, -1) for i in trace.calls_of(self.exit)]
+            )
+            open_ = 0
+            for _, step in order if self.entry != self.exit else ():
+                open_ += step
+                most = max(most, open_)
+        return most
+
+    @property
     def passes(self) -> tuple[str, ...]:
         """The choices in which something else makes its output of its input: operations, and the identity."""
         return tuple(c for c in self.choices if c not in (ORIGINAL, NONE))
@@ -102,50 +121,45 @@ class Edge:
         return replace(self, choices=choices, refused=(*self.refused, (choice, why)))
 
 
-def find_edges(
+def legal_edges(
     program: Program,
     space: str | Mapping[str, Sequence[str]] = "dnat",
     *,
-    everything: bool = False,
     only: Collection[str] | None = None,
 ) -> tuple[Edge, ...]:
-    """The edges of a network, in order of execution.
+    """Every operation and block of a network, with the choices that would be exact, in order of execution.
 
-    Nested edges are found too (a branch and the units in it). In a network of genotype cells the edges are those
-    of its genotype alone. Where the none of one edge would do what that of another does (in a series, or in one
-    another), it is offered once: by the last, and by the outer.
-
-    Args:
-        program: from `dnat.trace`.
-        space: "dnat": original, identity and none. "nat++", or a table of yours (`transitions.read_transitions`):
-            operations of searched cells and convolutions may also become those that the table says.
-        everything: list operations and blocks that have no choice but "original", too; `Edge.refused` says why.
-        only: patterns (`fnmatch.fnmatchcase`) of the keys of those that may change; None: all. A none that would
-            be offered once, and by an edge that may not change, is offered by another that may.
-
-    Raises:
-        ValueError: an unknown space, or no table.
-
-    >>> import dnat
-    >>> edges = find_edges(dnat.trace(dnat.build("resnet8"), __import__("torch").zeros(2, 3, 32, 32)))
-    >>> [(e.key, e.choices) for e in edges][:2]
-    [('layer1.0.conv1>layer1.0.bn1', ('original', 'identity')), ('layer1.0.conv2>layer1.0.bn2', \
-('original', 'identity', 'none'))]
+    Those without a choice but "original" say why in `Edge.refused`. See `planning.find_edges`, which offers what
+    can also be made.
     """
     if isinstance(space, str) and space not in ("dnat", "nat++"):
         raise unknown("space", space, ["dnat", "nat++"])
     table = transitions(space) if isinstance(space, str) else read_transitions(space)
-    # A network of genotype cells has the edges of its genotype, and no others: its authors named them.
-    named = _operations(program)
-    candidates = in_order([*(named or [*units(program), *_modules(program)]), *_skips(program)])
-    edges = _worth([_with_choices(edge) for edge in _distinct(candidates)])
+    edges = _worth(_with_choices(edge) for edge in _distinct(_candidates(program)))
     free = {e.key for e in edges if only is None or any(fnmatchcase(e.key, pattern) for pattern in only)}
-    edges = _nones_once(e if e.key in free else _barred(e) for e in edges)
+    edges = [e if e.key in free else _barred(e) for e in edges]
     if space != "dnat":
         edges = [_with_others(edge, table) if edge.key in free else edge for edge in edges]
-    groups = _groups(program, [e for e in edges if len(e.choices) > 1])
-    found = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
-    return tuple(e for e in found if everything or len(e.choices) > 1)
+    return tuple(edges)
+
+
+def possible_edges(program: Program, names: Mapping[str, str]) -> tuple[Edge, ...]:
+    """Every place of a network with all that could be made of it, offered or not.
+
+    Args:
+        program: from `dnat.trace`.
+        names: {edge key: operation} that edges are to become.
+    """
+    edges = [_with_choices(edge) for edge in _candidates(program)]
+    # A grouped convolution has the choices of the dense one.
+    tables = {e.key: {e.operation.removeprefix("g"): (e.operation, names[e.key])} for e in edges if e.key in names}
+    return tuple(_with_others(e, tables[e.key]) if e.key in tables else e for e in edges)
+
+
+def _candidates(program: Program) -> tuple[Edge, ...]:
+    # A network of genotype cells has the edges of its genotype, and no others: its authors named them.
+    named = _operations(program)
+    return in_order([*(named or [*units(program), *_modules(program)]), *_skips(program)])
 
 
 def _distinct(edges: Iterable[Edge]) -> list[Edge]:
@@ -158,8 +172,9 @@ def _distinct(edges: Iterable[Edge]) -> list[Edge]:
     return list(found.values())
 
 
-def _worth(edges: list[Edge]) -> list[Edge]:
+def _worth(edges: Iterable[Edge]) -> list[Edge]:
     """Without blocks around a single unit (and its activation) that may become no more than the unit may."""
+    edges = list(edges)
     found = {edge.entry: set(edge.choices) for edge in edges if edge.kind == "unit"}
 
     def inside(edge: Edge) -> list[set[str]]:
@@ -233,26 +248,37 @@ def _has_weights(edge: Edge, choice: str) -> bool:
 def units(program: Program) -> list[Edge]:
     """Every convolution and linear layer that takes one tensor, with the norm that alone reads its output.
 
-    They are listed as edges with no choice but "original"; `find_edges` tells which have more.
+    They are listed as edges with no choice but "original"; `legal_edges` tells which have more.
     """
-    exits: defaultdict[str, set[str]] = defaultdict(set)
+    norms: defaultdict[str, list[list[int | None]]] = defaultdict(list)
     for trace in program.traces:
-        for i, call in enumerate(trace.calls):
-            if program.modules[call.path].kind in ("convolution", "linear"):
-                exits[call.path].add(_norm_behind(program, trace, i) or call.path)
+        for path, calls in trace.calls_by_path.items():
+            if program.modules[path].kind in ("convolution", "linear"):
+                norms[path].append([_norm_behind(program, trace, call) for call in calls])
     found_units = []
-    for entry, found in exits.items():
-        exit = found.pop() if len(found) == 1 else entry
-        if any(len(t.calls_of(entry)) != len(t.calls_of(exit)) for t in program.traces):
-            exit = entry
-        edge = _edge(program, "unit", entry, exit)
+    for entry, behind in norms.items():
+        edge = _edge(program, "unit", entry, _exit(program, entry, behind))
         if edge is not None:
             found_units.append(edge)
     return found_units
 
 
-def _norm_behind(program: Program, trace: Trace, call: int) -> str | None:
-    """The path of the norm that is the only reader of a call's output."""
+def _exit(program: Program, entry: str, behind: Sequence[Sequence[int | None]]) -> str:
+    """The path of the norm that stands behind a module in each of its calls, and only there; or the module's own.
+
+    Args:
+        behind: for each trace, for each call of the module, the call of the norm behind it.
+    """
+    traces = [trace for trace in program.traces if trace.calls_of(entry)]
+    first = behind[0][0]
+    if first is None:
+        return entry
+    path = traces[0].calls[first].path
+    return path if all(b == t.calls_of(path) for b, t in zip(behind, traces, strict=True)) else entry
+
+
+def _norm_behind(program: Program, trace: Trace, call: int) -> int | None:
+    """The call of the norm that is the only reader of a call's output."""
     outputs = trace.calls[call].outputs
     if len(outputs) != 1 or outputs[0] in trace.outputs:
         return None
@@ -261,7 +287,7 @@ def _norm_behind(program: Program, trace: Trace, call: int) -> str | None:
         return None
     norm = trace.calls[scope[-1]]
     is_norm = program.modules[norm.path].kind == "norm" and norm.inputs == outputs
-    return norm.path if is_norm else None
+    return scope[-1] if is_norm else None
 
 
 def _modules(program: Program) -> list[Edge]:
@@ -387,7 +413,7 @@ def _barred(edge: Edge) -> Edge:
 def _with_others(edge: Edge, table: Mapping[str, tuple[str, ...]]) -> Edge:
     """The edge with the other operations that a table lets it become."""
     shape = edge.program.modules[edge.entry].geometry
-    if _unlearned(edge) or _unheard(edge):
+    if _unlearned(edge) or _unheard(edge) or edge.reentrant:  # a checkpoint's first run teaches them nothing
         return edge
     trace = edge.program.traces[0]
     if edge.kind == "unit" and shape and edge.lone:
@@ -431,7 +457,7 @@ def _unlike(edge: Edge) -> str:
 def _unlearned(edge: Edge) -> str:
     """Whether the edge runs where the network switches gradients off: its theta could not be trained."""
     calls = (t.calls[i] for t in edge.program.traces for i in t.calls_of(edge.entry))
-    return "" if all(call.learns for call in calls) else "the network runs it without gradients"
+    return "" if all(call.learns for call in calls) else "the network runs it without gradients (under no_grad)"
 
 
 def _unheard(edge: Edge) -> str:
@@ -446,7 +472,7 @@ def _unheard(edge: Edge) -> str:
     return ""
 
 
-def _nones_once(edges: Iterable[Edge]) -> list[Edge]:
+def nones_once(edges: Iterable[Edge]) -> list[Edge]:
     """Takes none from edges where another edge's none does the same and more."""
     edges = list(edges)
     changes = {e.key: [_change(e, trace) for trace in e.program.traces] for e in edges if NONE in e.choices}
@@ -479,7 +505,7 @@ def _covers(
     return all(outs <= zeros and live_outer <= live for (outs, _, live_outer), (_, zeros, live) in pairs)
 
 
-def _groups(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
+def groups_of(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
     """For each edge the key of its Cell-mode group: class and structure of its outermost repeated block, and
     the edge's place in it. An edge in no repeated block is alone."""
     counts: defaultdict[tuple[str, str], int] = defaultdict(int)

@@ -133,7 +133,7 @@ def calls(node: ast.Call) -> Iterator[tuple[str, ast.AST]]:
         case ast.Attribute(value=value, attr=name) if name in COPIES and not node.args:
             yield "copy dropped", value
     for keyword in node.keywords:
-        if keyword.arg:
+        if keyword.arg and not invariant(keyword):
             yield "argument dropped", changed(node, keywords=[k for k in node.keywords if k is not keyword])
 
 
@@ -177,7 +177,7 @@ def mutants(module: str, source: str) -> list[Mutant]:
 
 def looked_at(node: ast.AST) -> Iterator[ast.AST]:
     """The parts of a node in which a change can matter: not types, texts, invariants, or what an error says."""
-    if isinstance(node, ast.Assert | ast.Raise | ast.JoinedStr):
+    if isinstance(node, ast.Assert | ast.Raise | ast.JoinedStr) or invariant(node):
         return
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list"):
@@ -185,6 +185,11 @@ def looked_at(node: ast.AST) -> Iterator[ast.AST]:
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST):
                 yield child
+
+
+def invariant(node: ast.AST) -> bool:
+    """Whether a node is `strict=True`, which says what is known to hold, as an assert does."""
+    return isinstance(node, ast.keyword) and node.arg == "strict"
 
 
 def sample(sources: dict[str, str], count: int, seed: int) -> list[Mutant]:

@@ -20,6 +20,7 @@ from dnat.training import (
     Trainer,
     batches_per_epoch,
     evaluate,
+    frozen,
     frozen_statistics,
     images_last,
     learning_rate,
@@ -255,6 +256,15 @@ def test_a_frozen_network_is_refused():
     network = small("residual").requires_grad_(False)
     with pytest.raises(ValueError, match="Residual has no parameters to train"):
         Trainer(network, tiny_data(), config(), Progress())
+
+
+def test_what_was_frozen_before_is_so_afterwards():
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    with frozen(layer.parameters()):
+        assert not layer.weight.requires_grad
+    assert layer.weight.requires_grad
+    assert not layer.bias.requires_grad
 
 
 def test_partly_frozen_weights_stay():

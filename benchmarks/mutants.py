@@ -267,7 +267,7 @@ class Tree:
 
 
 def verdict(tree: Tree, mutant: Mutant, tests: list[str], limit: float) -> tuple[str, str]:
-    """What the tests say of a mutant, "killed" or "survived", and which test. Those that fail anyway say nothing."""
+    """What the tests say of a mutant, "killed" or "survived", and which test; those that fail anyway are left out."""
     path = tree.root / "dnat" / mutant.module
     source = path.read_text()
     path.write_text(mutant.source)
@@ -278,7 +278,7 @@ def verdict(tree: Tree, mutant: Mutant, tests: list[str], limit: float) -> tuple
     if code in (0, LATE):
         return "survived", "within its time" if code else ""
     if "::" in test and test not in tree.sound:
-        if tree.test([test], limit)[0] != 0:
+        if tree.test([test], limit)[0] not in (0, LATE):
             print(f"without a mutant, too, fails {test}: it is left out", file=sys.stderr, flush=True)
             tree.unsound.add(test)
             return verdict(tree, mutant, tests, limit)

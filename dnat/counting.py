@@ -112,47 +112,34 @@ def _trilinear(args: Sequence[Any], out: Any) -> int:
     return math.prod(torch.broadcast_shapes(*shapes))
 
 
-_FORMULAS: dict[str, Formula] = {
-    **dict.fromkeys(
-        """mm bmm _int_mm _scaled_mm _scaled_mm_v2 _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu
-        _mixed_dtypes_linear mkldnn_linear""".split(),
-        _product(0, 1),
-    ),
-    **dict.fromkeys("addmm baddbmm addbmm _addmm_activation _sparse_addmm".split(), _product(1, 2)),
-    **dict.fromkeys("_grouped_mm _scaled_grouped_mm".split(), _grouped),
-    "mv": _vector(0),
+_KERNELS: dict[str, Formula] = {
+    "mm bmm _int_mm _scaled_mm _scaled_mm_v2 _mixed_dtypes_linear mkldnn_linear": _product(0, 1),
+    "_weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu": _product(0, 1),
+    "addmm baddbmm addbmm _addmm_activation _sparse_addmm": _product(1, 2),
+    "_grouped_mm _scaled_grouped_mm": _grouped,
+    "mv dot vdot": _vector(0),
     "addmv": _vector(1),
-    "dot": _vector(0),
-    "vdot": _vector(0),
     "addr": lambda args, out: args[1].numel() * args[2].numel(),
-    **dict.fromkeys("convolution _convolution convolution_overrideable".split(), _convolution(None)),
-    **dict.fromkeys(
-        """cudnn_convolution cudnn_convolution_relu cudnn_convolution_add_relu miopen_convolution
-        miopen_convolution_relu miopen_convolution_add_relu miopen_depthwise_convolution mkldnn_convolution
-        _mps_convolution _nnpack_spatial_convolution _slow_conv2d_forward slow_conv3d_forward
-        slow_conv_dilated2d slow_conv_dilated3d _conv_depthwise2d conv_depthwise3d""".split(),
-        _convolution(False),
-    ),
-    **dict.fromkeys(
-        """cudnn_convolution_transpose miopen_convolution_transpose _mps_convolution_transpose
-        slow_conv_transpose2d slow_conv_transpose3d""".split(),
-        _convolution(True),
-    ),
+    "convolution _convolution convolution_overrideable": _convolution(None),
+    "cudnn_convolution cudnn_convolution_relu cudnn_convolution_add_relu": _convolution(False),
+    "miopen_convolution miopen_convolution_relu miopen_convolution_add_relu": _convolution(False),
+    "miopen_depthwise_convolution mkldnn_convolution _mps_convolution": _convolution(False),
+    "_nnpack_spatial_convolution _slow_conv2d_forward slow_conv3d_forward": _convolution(False),
+    "slow_conv_dilated2d slow_conv_dilated3d _conv_depthwise2d conv_depthwise3d": _convolution(False),
+    "cudnn_convolution_transpose miopen_convolution_transpose": _convolution(True),
+    "_mps_convolution_transpose slow_conv_transpose2d slow_conv_transpose3d": _convolution(True),
     "conv_tbc": _conv_tbc,
-    **dict.fromkeys(
-        """_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
-        _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-        _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps""".split(),
-        _attention,
-    ),
+    "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention": _attention,
+    "_scaled_dot_product_fused_attention_overrideable": _attention,
+    "_scaled_dot_product_attention_math_for_mps": _attention,
     "_native_multi_head_attention": _multi_head,
     "_transformer_encoder_layer_fwd": _encoder_layer,
-    "mkldnn_rnn_layer": _recurrent(1),
-    "_cudnn_rnn": _recurrent(1),
-    "miopen_rnn": _recurrent(1),
+    "mkldnn_rnn_layer _cudnn_rnn miopen_rnn": _recurrent(1),
     "_lstm_mps": _recurrent(2),
     "_trilinear": _trilinear,
 }
+_FORMULAS = {name: formula for names, formula in _KERNELS.items() for name in names.split()}
 """By the name of an operator of torch's; those that torch takes apart, such as `einsum`, need none."""
 
 _NESTED: dict[str, Formula] = {"linear": lambda args, out: args[0].numel() * args[1].shape[0]}
@@ -315,7 +302,7 @@ def checked_batch(batch: int | None) -> int | None:
 
 
 def warn_of_batch(given: Sequence[Sequence[int]], made: Sequence[Sequence[int]]) -> None:
-    """Warn that multiply-adds are those of a whole example, since these shapes do not tell its batch for certain."""
+    """Warn that multiply-adds are those of a whole example, since these shapes do not tell its batch."""
     inputs, outputs = (", ".join(str(tuple(shape)) for shape in shapes) or "none" for shapes in (given, made))
     warnings.warn(
         f"how many images the example holds is not certain (inputs {inputs}; outputs {outputs}): "

@@ -251,8 +251,8 @@ def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) 
     known, size = definition(name), image_size or usual_size(name)
     with torch.device("meta"):
         network, example = build(name, **options), torch.zeros(2, 3, size, size)
-        edges = find_edges(trace(network, example))
-        found = cost(network, example)
+        edges = find_edges(trace(network, example, batch=len(example)))
+        found = cost(network, example, batch=len(example))
     modes = known.modes if known else ("full", "cell")
     return Size(found.params, found.madds, len(edges), len({e.group for e in edges}) if "cell" in modes else None)
 
@@ -286,7 +286,7 @@ def survey(network: nn.Module, example: Tensor, measured_batch: int | None = Non
             operations would take is not known, so that their savings are not measured.
         space: of choices; see `find_edges`.
     """
-    program = trace(network, example)
+    program = trace(network, example, batch=len(example))
     found = rewritable(network, find_edges(program, space, everything=True), example)
     edges = tuple(e for e in found if len(e.choices) > 1)
     fixed = tuple(e for e in found if len(e.choices) == 1)
@@ -453,7 +453,7 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
         edges = None
         if job.config.edges is not None:  # which edge offers a none depends on which may change
             config = configured(job.method, job.config)
-            edges = find_edges(trace(network, example), config.moves, only=config.edges)
+            edges = find_edges(trace(network, example, batch=len(example)), config.moves, only=config.edges)
         network = discretization(network, choices, example, edges=edges).network
     network.load_state_dict(load_file(Path(directory) / "network.safetensors"))
     return network.eval(), job, example

@@ -475,8 +475,10 @@ def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batc
     except Exception as error:
         single = "more than 1 value per channel" in str(error)
         if single and network.training:
-            twice = tree_map_only(Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() else t, (args, kwargs))
-            return _Recorder(network).run(*twice, batch and 2 * batch)
+            args, kwargs = tree_map_only(
+                Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() else t, (args, kwargs)
+            )
+            return _Recorder(network).run(args, kwargs, batch and 2 * batch)
         shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         raise UsageError(
             f"{type(network).__name__}'s forward failed on the example of shape {shapes}: {error}"

@@ -249,8 +249,9 @@ class Counter(TorchDispatchMode):
             self._lone.update(x.shape[:1])
         elif name == "multi_head_attention_forward":
             self._sequences.add((x.shape[0], x.shape[1]))
-        elif name in _RECURRENT and isinstance(args[-1], bool):  # with lengths, a packed sequence has none
-            self._sequences.add((x.shape[1], x.shape[0]) if args[-1] else (x.shape[0], x.shape[1]))
+        elif name in _RECURRENT and len(args) == 9:
+            batch_first = args[8]
+            self._sequences.add((x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1]))
 
     def batch(self, given: Sequence[Tensor], made: Sequence[Tensor]) -> int | None:
         """How many images a run was given, where that is certain; else None.
@@ -264,9 +265,9 @@ class Counter(TorchDispatchMode):
             made: its outputs.
         """
         inputs, outputs = ([tuple(t.shape[:2]) for t in tensors if t.dim()] for tensors in (given, made))
-        if not inputs or inputs[0][0] == 1:
-            return 1
         first, firsts = {s[0] for s in inputs}, {s[0] for s in outputs}
+        if first <= {1}:
+            return 1
         if not firsts and len(inputs) > 1:
             firsts = first
         if len(firsts) == 1 and firsts <= first and not firsts & self._lone:

@@ -432,6 +432,7 @@ CERTAIN = {
     "with a loss": (Of(lambda m, x: (m(x), x.mean()), nn.Linear(6, 5)), rand(6), 30),
     "only a loss, of two": (Of(lambda m, x, y: (m(x) - y).mean(), nn.Linear(6, 5)), (rand(6), rand(5)), 30),
     "after a mask": (Of(lambda m, mask, x: m(x), nn.Linear(6, 5)), (torch.ones(4, 4), rand(6)), 30),
+    "after a time step": (Of(lambda m, t, x: m(x) * t, nn.Linear(6, 5)), (torch.ones(1), rand(6)), 30),
     "time first, as the layers say": (nn.LSTM(D, H), torch.randn(T, 2, D), recurrent(nn.LSTM)),
     "attention, time first": (
         Of(lambda m, x: m(x, x, x)[0], nn.MultiheadAttention(D, 3)),

@@ -252,8 +252,8 @@ def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) 
     known, size = definition(name), image_size or usual_size(name)
     with torch.device("meta"):
         network, example = build(name, **options), torch.zeros(2, 3, size, size)
-        edges = find_edges(trace(network, example))
-        found = cost(network, example)
+        edges = find_edges(trace(network, example, batch=len(example)))
+        found = cost(network, example, batch=len(example))
     modes = known.modes if known else ("full", "cell")
     return Size(found.params, found.madds, len(edges), len({e.group for e in edges}) if "cell" in modes else None)
 
@@ -287,7 +287,7 @@ def survey(network: nn.Module, example: Tensor, measured_batch: int | None = Non
             operations would take is not known, so that their savings are not measured.
         space: of choices; see `find_edges`.
     """
-    program = trace(network, example)
+    program = trace(network, example, batch=len(example))
     found = find_edges(program, space, everything=True)
     edges = tuple(e for e in found if len(e.choices) > 1)
     fixed = tuple(e for e in found if len(e.choices) == 1)

@@ -281,7 +281,7 @@ def check(network: nn.Module, data: Data, config: Config, *, transforming: bool 
     choose_device(config.device)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = data.example(2).to(device)
-    program = trace(network, example)
+    program = trace(network, example, batch=len(example))
     check_training(network, data, config, example)
     if transforming:
         make_plan(network, program, example, config)
@@ -391,11 +391,11 @@ class _Run:
         if config.channels_last:
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = self.data.example(2)
-        program = trace(original, example)
+        program = trace(original, example, batch=len(example))
         check_training(original, self.data, config, example)
         if transforming:
             self.plan = self._plan(original, program, example)
-        cost_before, latency_before = cost(original, example), self._latency(original)
+        cost_before, latency_before = cost(original, example, batch=len(example)), self._latency(original)
         before = evaluate(original, self.data, config)
         self.given_digest = weights_digest(original)
         if config.distillation:
@@ -423,7 +423,7 @@ class _Run:
             commitment=self.commitment,
             history=self.history,
             cost_before=cost_before,
-            cost_after=cost(network, example),
+            cost_after=cost(network, example, batch=len(example)),
             before=before,
             test=evaluate(network, self.data, config),
             latency_before=latency_before,
@@ -509,7 +509,8 @@ class _Run:
                 self._save(program)
             if stopped:
                 raise Interrupted(f"stopped after epoch {progress.epoch}, batch {progress.batch}")
-        images = (progress.batch - first) * self.config.batch_size
+        size = self.config.batch_size
+        images = min(progress.batch * size, len(self.data.train_labels)) - first * size
         rate = learning_rate(self.config, progress.step - 1, trainer.steps)
         trained = trainer.close_epoch()
         tested = evaluate(trainer.network, self.data, self.config)
@@ -643,7 +644,7 @@ class _Run:
                 break
             wanted = {d.edge.key: d.choice for d in decisions}
             made = discretization(relaxed, wanted, example)
-            real = float(cost(made.network, example).madds)
+            real = float(cost(made.network, example, batch=len(example)).madds)
             if plan.seconds is not None:
                 real = latency(made.network, self.data.example(self.config.latency_batch)).seconds
             last = decisions, made

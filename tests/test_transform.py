@@ -341,3 +341,9 @@ def test_trained_weights_ask_for_gentle_settings():
     assert Job.from_flat({"network": "resnet8", "weights": "w.pt"}).config.preset == "fine-tune"
     assert Job.from_flat({"network": "resnet8", "weights": "w.pt", "preset": "paper"}).config.distillation == 0
     assert Job.from_flat({"network": "resnet8"}).config.preset == "improved"
+
+
+def test_images_per_second_counts_a_short_last_batch_as_it_is():
+    """22 images and 2: a batch of the full size in their place would be 44 of 24."""
+    row = dnat.train(network(), tiny_data(24), config(epochs=1, architecture_epochs=1, batch_size=22)).history[0]
+    assert row["images_per_second"] * row["seconds"] == pytest.approx(24, rel=0.2)

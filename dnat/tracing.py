@@ -88,7 +88,7 @@ def behaviour(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_va
         return "add" if both else "other"
     if name in _MULTIPLY:
         return "multiply"
-    if name == "div":  # 0 / x is 0, x / 0 is not
+    if name in ("div", "divide", "true_divide", "truediv"):  # 0 / x is 0, x / 0 is not
         return "homogeneous" if args and is_value(args[0]) and not is_value(args[1]) else "other"
     if name in _AFFINE:
         bias = args[2] if len(args) > 2 else kwargs.get("bias")

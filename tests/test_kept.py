@@ -101,7 +101,9 @@ class Counting(nn.Module):
         return self.conv(x)
 
 
-@pytest.mark.parametrize("own", [{}, {"settle": 0.0}, {"single_pass": True, "settle": 0.0}, {"judge": "loss"}])
+@pytest.mark.parametrize(
+    "own", [{}, {"settle": 0.0}, {"single_pass": True, "settle": 0.0}, {"judge": "loss", "budget": 0.95}]
+)
 def test_buffers_of_a_network_of_yours_advance_once_a_step(own):
     counts = []
     for method in (dnat.train, dnat.transform):
@@ -153,9 +155,12 @@ def test_extra_state_goes_through_a_run_that_is_stopped(tmp_path):
     torch.manual_seed(0)
     network = Branches(extra({"amax": [1.5, 2.0], "name": "x"}), extra(torch.tensor([3.0])))
     whole = dnat.transform(network, data(), settings())
-    with Records.open(tmp_path / "run", Job()) as records, pytest.raises(dnat.DnatError, match="stopped"):
+    with (
+        Records.open(tmp_path / "run", Job(network="mine:net")) as records,
+        pytest.raises(dnat.DnatError, match="stopped"),
+    ):
         dnat.transform(network, data(), settings(), records=records, stop=lambda progress: progress.step == 5)
-    with Records.open(tmp_path / "run", Job()) as records:
+    with Records.open(tmp_path / "run", Job(network="mine:net")) as records:
         again = dnat.transform(network, data(), settings(), records=records)
         records.write_state("network.safetensors", again.network)
     assert again.results() == whole.results()
@@ -177,7 +182,7 @@ def test_extra_state_that_no_file_can_hold_is_refused_by_name(kept):
 
 
 class InTurn(nn.Module):
-    """One convolution and one norm, called in turn: the norm's calls come in another order than the convolution's."""
+    """One convolution and one norm, called in turn: the norm's calls come in an order of their own."""
 
     def __init__(self, order):
         super().__init__()
@@ -246,13 +251,13 @@ def test_a_network_with_checkpoints_of_either_kind_is_transformed_as_without(sin
         results.append(dnat.transform(network, data(), settings(settle=0.0, lr_theta=0.05, single_pass=single)))
     gates = [torch.tensor(r.history[0]["gates"]) for r in results]
     assert torch.equal(gates[0], gates[1])
-    assert torch.allclose(gates[0], gates[2], atol=1e-5)
+    assert torch.allclose(gates[0], gates[2], atol=1e-3)
     assert results[0].choices == results[2].choices
     assert abs(results[0].test.loss - results[2].test.loss) < 1e-4
 
 
 class Odd(nn.Module):
-    """Branches that are no plain convolutions: recurrent, attention, transposed, bilinear, with norms of their own."""
+    """Branches that are no plain convolutions: recurrent, attention, transposed, with norms of their own."""
 
     def __init__(self):
         super().__init__()

@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from .errors import UsageError, WrongTypeError
+from .errors import UsageError, WrongTypeError, users_code
 from .operations import CONVOLUTIONS, CellOperation, Geometry, NullEdge, geometry, is_norm, operation_name
 
 Example: TypeAlias = Any
@@ -456,18 +456,16 @@ def _state(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    recorder = _Recorder(network)
-    try:
-        return recorder.run(args, kwargs)
-    except Exception as error:
-        single = "more than 1 value per channel" in str(error)
-        if single and network.training:
-            twice = tree_map_only(Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() else t, (args, kwargs))
-            return _Recorder(network).run(*twice)
-        shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        raise UsageError(
-            f"{type(network).__name__}'s forward failed on the example of shape {shapes}: {error}"
-        ) from error
+    shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    mode = "train" if network.training else "eval"
+    with users_code(f"{type(network).__name__}'s forward failed on the example of shape {shapes} in {mode} mode"):
+        try:
+            return _Recorder(network).run(args, kwargs)
+        except Exception as error:
+            if "more than 1 value per channel" not in str(error) or not network.training:
+                raise
+        twice = tree_map_only(Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() else t, (args, kwargs))
+        return _Recorder(network).run(*twice)
 
 
 class _Recorder(TorchFunctionMode):

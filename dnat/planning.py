@@ -87,13 +87,13 @@ def make_plan(
 
 def _no_such_edge(
     pattern: str, network: nn.Module, program: Program, example: Tensor, config: Config
-) -> ValueError:
+) -> UsageError:
     """The error for a pattern of the setting `edges` that is that of no edge that may change."""
     found = rewritable(network, find_edges(program, config.moves, everything=True), example)
     fixed = [edge for edge in found if fnmatchcase(edge.key, pattern) and len(edge.choices) < 2]
     if fixed:
         why = "; ".join(f"{choice}: {reason}" for choice, reason in fixed[0].refused)
-        return ValueError(f"the setting edges has {pattern!r}, but {fixed[0].key} may not change: {why}")
+        return UsageError(f"the setting edges has {pattern!r}, but {fixed[0].key} may not change: {why}")
     return unknown("edge that may change", pattern, (e.key for e in found if len(e.choices) > 1))
 
 

@@ -557,9 +557,13 @@ def export(run: Path, form: str, out: Path | None, verify: bool) -> None:
     dnat export runs/resnet8-digits-dnat-seed0 --to py
     dnat export runs/resnet8-digits-dnat-seed0 --to onnx --out model.onnx
     """
+    from .export import FORMATS
     from .export import export as write
+    from .naming import unknown
     from .runs import restore
 
+    if form not in FORMATS:  # before a run is read for it
+        raise unknown("form", form, FORMATS)
     network, _, example = restore(run)
     # A run's own network.safetensors stays as it is.
     written = write(network, example, form, out or run / "exported", verify=verify)

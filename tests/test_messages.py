@@ -170,6 +170,7 @@ def test_values_over_several_lines_are_values():
         (["edges", "--network", "resnet8", "--image-size", "1000000"], "1000000 is not in the range"),
         (["edges", "--network", "resnet8", "--batch-size", "0"], "0 is not in the range"),
         (["edges", "--network", "resnet8", "--data-root", "x"], "--data-root needs --data"),
+        (["export", "no-run", "--to", "onyx"], "unknown form 'onyx'; did you mean 'onnx'?"),
         (["sweep", *SWEEP, "--seeds", "0-99999999999"], "99999999999' are 100000000000 seeds, more than"),
     ],
 )  # fmt: skip

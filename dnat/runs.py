@@ -1,5 +1,6 @@
 """A job and a directory -> a run and its result: networks and data by name, files in place, resumable."""
 
+import functools
 import json
 import re
 import time
@@ -31,6 +32,7 @@ from .networks import (
     build,
     check_mode,
     definition,
+    fitting,
     genotype_of,
     load_weights,
     usual_size,
@@ -38,7 +40,7 @@ from .networks import (
 from .networks.genotypes import published, transformed
 from .networks.weights import read_state
 from .planning import find_edges
-from .records import Records, read_job
+from .records import Records, holds_other, read_job
 from .tracing import trace
 from .tracking import Tracker
 from .training import Progress
@@ -112,9 +114,7 @@ def build_network(
 def _options(job: Job, classes: int, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """The arguments of a network's constructor that follow from the data and the method's settings."""
     channels, size = image_shape[0], min(image_shape[1:])
-    wanted: dict[str, Any] = {"num_classes": classes}
-    if channels != 3:
-        wanted["in_channels"] = channels
+    wanted: dict[str, Any] = {}
     known = definition(job.network)
     if known is not None:
         # Twice as large images are brought to the usual size by the stem (reference: methods C3).
@@ -128,7 +128,24 @@ def _options(job: Job, classes: int, image_shape: tuple[int, ...]) -> dict[str, 
         # The head's pools need as many pixels as small images have.
         if job.config.auxiliary and size // stride >= 32:
             wanted["auxiliary"] = True
-    return {name: value for name, value in wanted.items() if accepts(job.network, name)}
+    found = {name: value for name, value in wanted.items() if accepts(job.network, name)}
+    return fitting(job.network, classes, channels) | found
+
+
+def network_and_images(job: Job, *, with_data: bool) -> tuple[nn.Module, Tensor]:
+    """The network of a job, and two images for it.
+
+    Args:
+        job: with the network's name and options.
+        with_data: whether images, their size and the number of classes are those of the job's data set. Without,
+            the images are black, of the size and for the number of classes that the network is meant for.
+    """
+    if with_data:
+        data = load_data(job)
+        images = data.example(2)
+        return build_network(job, data.num_classes, tuple(images.shape[1:])), images
+    size = job.image_size or usual_size(job.network)
+    return build(job.network, seed=0, **job.network_options), torch.zeros(2, 3, size, size)
 
 
 def run(
@@ -138,6 +155,7 @@ def run(
     tracker: Tracker | None = None,
     stop: Callable[[Progress], bool] | None = None,
     download: bool = False,
+    anew: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Carry a job out in a directory, or go on with it; a run that is done is not done again.
@@ -148,6 +166,7 @@ def run(
         tracker: is told of progress.
         stop: asked after each batch whether to save and stop (`Interrupted`).
         download: fetch the data set if it is missing.
+        anew: whether a run whose checkpoints are all damaged begins again.
         notify: is given what the user should read (a damaged checkpoint, another machine).
 
     Returns:
@@ -160,7 +179,7 @@ def run(
     with joined(job.config.device) as here:
         if here.size > 1 and job.method in SEARCHING:
             raise UsageError(f"method {job.method!r} trains in one process: start it without torchrun")
-        return _run(job, Path(directory), tracker, stop, download, notify)
+        return _run(job, Path(directory), tracker, stop, download, anew, notify)
 
 
 def _run(
@@ -169,6 +188,7 @@ def _run(
     tracker: Tracker | None,
     stop: Callable[[Progress], bool] | None,
     download: bool,
+    anew: bool,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
     done = from_first(lambda: _done(directory, job))
@@ -182,37 +202,49 @@ def _run(
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
     check_method(job.method, network, data, job.config)
-    with _opened(directory, job) as records:
+    trained: list[Progress] = []
+
+    def asked(progress: Progress) -> bool:
+        """`stop`, which is asked after each batch; notes that one was trained."""
+        trained[:] = [progress]
+        return bool(stop and stop(progress))
+
+    with _opened(directory, job, anew, notify) as records:
         done = from_first(lambda: records.record() if records and records.is_done() else None)
         if done is not None:  # by another process, in between
             return done
-        for notice in records.notices if records else ():
-            notify(notice)
+        job = from_first(lambda: records.job if records else job)
         started = time.time()
         try:
-            result = METHODS[job.method](network, data, job.config, records=records, tracker=tracker, stop=stop)
+            result = METHODS[job.method](network, data, job.config, records=records, tracker=tracker, stop=asked)
         except BaseException as error:
             state = "interrupted" if getattr(error, "exit_code", 1) == 75 else "failed"
             if records:
                 records.status(state, f"{type(error).__name__}: {error}")
+            if records and not trained:
+                records.discard()
             raise
         return from_first(lambda: _finish(records, job, network, data, result, started) if records else {})
 
 
 def _done(directory: Path, job: Job) -> dict[str, Any] | None:
-    """The record of a run that has ended; None of another one."""
-    if not (directory / "record.json").exists():
+    """The record of a run that has ended; None of another one, or where the directory has another job's.
+
+    That is refused when all else that may be wrong with the job was told.
+    """
+    if not (directory / "record.json").exists() or holds_other(directory, job):
         return None
     with Records.open(directory, job) as records:
         return records.record()
 
 
 @contextmanager
-def _opened(directory: Path, job: Job) -> Iterator[Records | None]:
+def _opened(directory: Path, job: Job, anew: bool, notify: Callable[[str], None]) -> Iterator[Records | None]:
     """The run directory, open in the first process; None in others that train with it."""
     with ExitStack() as stack:
         opened: list[Records] = []
-        from_first(lambda: opened.append(stack.enter_context(Records.open(directory, job))))
+        made = functools.partial(Records.open, directory, job, notify=notify, anew=anew)
+        from_first(lambda: opened.append(stack.enter_context(made())))
         yield opened[0] if opened else None
 
 

@@ -31,7 +31,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .counting import Counter, checked_batch, warn_of_batch, warn_of_uncounted
-from .errors import UsageError, WrongTypeError
+from .errors import UsageError, WrongTypeError, users_code
 from .operations import CONVOLUTIONS, CellOperation, Geometry, NullEdge, geometry, is_norm, operation_name
 
 Example: TypeAlias = Any
@@ -519,19 +519,18 @@ def _state(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None) -> Trace:
-    recorder = _Recorder(network)
-    try:
-        found = recorder.run(args, kwargs, batch)
-    except Exception as error:
-        single = "more than 1 value per channel" in str(error)
-        if single and network.training:
+    shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    mode = "train" if network.training else "eval"
+    with users_code(f"{type(network).__name__}'s forward failed on the example of shape {shapes} in {mode} mode"):
+        recorder = _Recorder(network)
+        try:
+            found = recorder.run(args, kwargs, batch)
+        except Exception as error:
+            if "more than 1 value per channel" not in str(error) or not network.training:
+                raise
             double = lambda t: t.repeat_interleave(2, 0) if t.dim() else t  # noqa: E731
             args, kwargs = tree_map_only(Tensor, double, (args, kwargs))
             return _Recorder(network).run(args, kwargs, batch and 2 * batch)
-        shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        raise UsageError(
-            f"{type(network).__name__}'s forward failed on the example of shape {shapes}: {error}"
-        ) from error
     if recorder.unsure:
         warn_of_batch(*([found.values[i].shape for i in ids] for ids in (found.inputs, found.outputs)))
     return found

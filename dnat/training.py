@@ -25,7 +25,7 @@ from .config import Config
 from .data import Data
 from .distributed import SyncedNorms, sum_gradients, summed, world
 from .edges import NONE, ORIGINAL
-from .errors import DnatError, UsageError, WrongTypeError
+from .errors import DnatError, UsageError, WrongTypeError, users_code
 from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
@@ -90,7 +90,7 @@ def theta_rate(config: Config, batches: int) -> float:
     >>> theta_rate(Config(architecture_epochs=3, theta_reach=6.0, settle=0), batches=100)
     0.02
     """
-    if config.lr_theta is not None:
+    if config.lr_theta != "auto":
         return config.lr_theta
     return min(config.theta_reach / theta_steps(config, batches), FASTEST_THETA)
 
@@ -159,6 +159,13 @@ def auxiliary_scores(output: object) -> list[Tensor]:
     names = getattr(output, "_fields", ())
     found = [getattr(output, name) for name in names if name.startswith("aux")]
     return [t for t in found if isinstance(t, Tensor)]
+
+
+def in_forward(network: nn.Module, images: Tensor) -> AbstractContextManager[None]:
+    """Within, what a network's own code raises for a batch of images is told as its error."""
+    mode = "train" if network.training else "eval"
+    what = f"{type(network).__name__}'s forward failed on images of shape {tuple(images.shape)} in {mode} mode"
+    return users_code(what, alone=False)
 
 
 def _wide(output: Tensor) -> Tensor:
@@ -459,7 +466,7 @@ class Trainer:
         """What the teacher says of the images, as log-probabilities at the temperature of distillation."""
         if self.teacher is None:
             return None
-        with torch.no_grad(), autocast(self.config, images.device):
+        with torch.no_grad(), autocast(self.config, images.device), in_forward(self.teacher, images):
             output = scores(self.teacher(images)).float()
         return log_softmax(output / self.config.distillation_temperature, 1)
 
@@ -471,7 +478,8 @@ class Trainer:
         (Hinton et al. 2015, section 2).
         """
         together = SyncedNorms() if self.world.size > 1 else nullcontext()
-        with autocast(self.config, images.device), together, self._taught() as distances:
+        precise, named = autocast(self.config, images.device), in_forward(self.weights, images)
+        with precise, together, named, self._taught() as distances:
             found = self.network(images)
         output = _wide(scores(found))
         loss = cross_entropy(output, labels)
@@ -678,7 +686,7 @@ def measured(
     """
     loss, correct, images = 0.0, 0, 0
     for batch, labels in batches:
-        with autocast(config, batch.device):
+        with autocast(config, batch.device), in_forward(network, batch):
             output = scores(network(batch)).float()
         loss += cross_entropy(output, labels, reduction="sum").double().item()
         correct += int((output.argmax(1) == labels).sum())

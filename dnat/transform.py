@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,8 +25,8 @@ from .data import Data, load
 from .discretization import Discretization, discretization
 from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge
-from .errors import UsageError, WrongTypeError
-from .networks import Genotype, accepts, build
+from .errors import UsageError, WrongTypeError, users_code
+from .networks import Genotype, build, fitting
 from .networks.weights import state_of
 from .planning import Plan, make_plan
 from .records import Records
@@ -35,6 +36,7 @@ from .selection import Decision, decide
 from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
+    FASTEST_THETA,
     ArchitectureLoss,
     Evaluation,
     Interrupted,
@@ -55,6 +57,9 @@ from .training import (
 LATENCIES = "latencies.json"
 """The file of a run directory with the measured seconds of each operation, where a latency budget counts."""
 
+ENOUGH_REACH = 3.0
+"""How far theta should be able to move: to the middle and back, with gradients that do not always agree."""
+
 COMMIT_ATTEMPTS = 8
 """How often the choices are made again when the network that they make turns out to exceed its budget."""
 
@@ -74,6 +79,7 @@ class EdgeReport:
         refused: (choice, why not) for choices that the edge did not have.
         reason: why the choice is not the one with the largest gate, or could not be carried out.
         others: (name, what it was worth) of the other operations that it could become.
+        by: what decided, as `selection.Decision` says; empty where a method without theta did.
     """
 
     key: str
@@ -90,6 +96,7 @@ class EdgeReport:
     refused: tuple[tuple[str, str], ...] = ()
     reason: str = ""
     others: tuple[tuple[str, float], ...] = ()
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -265,8 +272,7 @@ def named(network: nn.Module | str, data: Data | str, config: Config | None) -> 
             f"data must be a dnat.Data or a name, not {kind}: see dnat.load and Data.from_tensors"
         )
     if isinstance(network, str):
-        classes = {"num_classes": data.num_classes} if accepts(network, "num_classes") else {}
-        network = build(network, seed=config.seed, **classes)
+        network = build(network, seed=config.seed, **fitting(network, data.num_classes, data.channels))
     if not isinstance(network, nn.Module):
         raise WrongTypeError(f"a network must be a torch.nn.Module or a name, not {type(network).__name__}")
     return network, data, config
@@ -278,19 +284,26 @@ def check(network: nn.Module, data: Data, config: Config, *, transforming: bool 
     Raises:
         ValueError, TypeError: see `transform`.
     """
-    choose_device(config.device)
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    example = data.example(2).to(device)
-    program = trace(network, example, batch=len(example))
-    check_training(network, data, config, example)
-    if transforming:
-        make_plan(network, program, example, config)
+    device = choose_device(config.device)
+    with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
+        # As it will be trained: a budget of time is that of this device, with these threads.
+        twin = copied(network).to(device)
+        example = data.example(2).to(device)
+        program = trace(twin, example, batch=len(example))
+        check_training(twin, data, config, example)
+        if transforming:
+            make_plan(twin, program, example, config)
 
 
 def check_training(network: nn.Module, data: Data, config: Config, example: Tensor) -> None:
     """What `check` looks at beside the network's operations and the budget."""
     batches_per_epoch(len(data.train_labels), config)
-    with torch.no_grad():
+    if config.latency_batch > len(data.test_labels):
+        raise UsageError(
+            f"latency_batch {config.latency_batch} is larger than the {len(data.test_labels)} test images, "
+            "with which time is measured"
+        )
+    with torch.no_grad(), users_code(f"{type(network).__name__}'s forward failed"):
         classes = scores(copied(network).eval()(example)).shape[1]
     if classes < data.num_classes:
         raise UsageError(f"the network tells {classes} classes apart, but {data.name} has {data.num_classes}")
@@ -380,7 +393,7 @@ class _Run:
     saved_at: float = 0.0
 
     def to_end(self, transforming: bool) -> Transformation:
-        with reproducible(self.config):
+        with reproducible(self.config), users_code(f"{type(self.given).__name__}'s code failed", alone=False):
             return self._to_end(transforming)
 
     def _to_end(self, transforming: bool) -> Transformation:
@@ -445,16 +458,9 @@ class _Run:
         return plan
 
     def _warn_of_short_stage(self) -> None:
-        steps = theta_steps(self.config, self.trainer.batches)
-        rate = theta_rate(self.config, self.trainer.batches)
-        reach = rate * steps
-        if reach < 3:
-            cannot = "no choice can change" if reach < 0.5 else "few choices can change"
-            warnings.warn(
-                f"lr_theta {rate:g} x {steps} steps moves theta by at most {reach:.2g}: {cannot}; "
-                f"take more architecture epochs or a larger lr_theta (about {3 / steps:.1g})",
-                stacklevel=5,
-            )
+        text = short_stage(self.config, self.trainer.batches)
+        if text:
+            warnings.warn(text, stacklevel=5)
 
     def _start(self, original: nn.Module, program: Program, example: Tensor, transforming: bool) -> Trainer:
         """A trainer at the beginning, or where the newest checkpoint stands."""
@@ -569,6 +575,7 @@ class _Run:
                 refused=d.edge.refused,
                 reason=made.undone.get(d.edge.key, d.reason),
                 others=d.others,
+                by="rewriting" if d.edge.key in made.undone else d.by,
             )
             for d in decisions
         )
@@ -598,7 +605,7 @@ class _Run:
         # What cannot be carried out is not trained for.
         for row in rows:
             if row["key"] in made.undone:
-                row |= {"choice": ORIGINAL, "reason": made.undone[row["key"]]}
+                row |= {"choice": ORIGINAL, "reason": made.undone[row["key"]], "by": "rewriting"}
         self.decided = {"decisions": rows, "notes": notes}
         relaxed.settle({row["key"]: row["choice"] for row in rows})
 
@@ -723,7 +730,40 @@ class _Run:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
-_DECIDED = ("gates", "choice", "margin", "reason", "others")
+_DECIDED = ("gates", "choice", "margin", "reason", "others", "by")
+
+
+def short_stage(config: Config, batches: int) -> str:
+    """What to say of an architecture stage in which theta can hardly change a choice; empty of others.
+
+    Theta starts at 0 and 1, and a choice changes where two meet in the middle. Adam moves it by about the learning
+    rate in each step. (SGD's steps have no such size, and where the loss is the judge it matters little.)
+
+    Args:
+        config: the method's settings.
+        batches: steps of an epoch.
+
+    >>> config = Config(architecture_epochs=2, epochs=4, preset="paper")
+    >>> print(short_stage(config, 11))  # doctest: +NORMALIZE_WHITESPACE
+    lr_theta 0.0003 x 22 steps moves theta by about 0.0066, and a choice changes at 0.5: theta will hardly change
+    one; take about 910 architecture epochs, or lr_theta 0.1
+    """
+    steps, rate = theta_steps(config, batches), theta_rate(config, batches)
+    reach = rate * steps
+    if reach >= 0.5 or config.theta_optimizer != "adam" or config.judge != "theta":
+        return ""
+    limited = config.budget is not None or config.latency_budget is not None
+    who = "the budget will choose, not theta" if limited else "theta will hardly change one"
+    epochs = math.ceil(config.architecture_epochs * ENOUGH_REACH / reach)
+    if config.lr_theta == "auto" and rate < FASTEST_THETA:  # a reach that was asked for, whatever the steps
+        advice = f"take a theta_reach of {ENOUGH_REACH:g} or more"
+    else:
+        magnitude = 10.0 ** math.floor(math.log10(ENOUGH_REACH / steps))
+        faster = min(math.ceil(ENOUGH_REACH / steps / magnitude) * magnitude, FASTEST_THETA)
+        advice = f"take about {epochs} architecture epochs"
+        advice += f", or lr_theta {faster:g}" if faster > rate else ""
+    moves = f"lr_theta {rate:.3g} x {steps} steps moves theta by about {reach:.2g}"
+    return f"{moves}, and a choice changes at 0.5: {who}; {advice}"
 
 
 def _rows_of(decisions: Iterable[Decision]) -> list[dict[str, Any]]:
@@ -742,6 +782,7 @@ def _decisions_from(rows: Iterable[Mapping[str, Any]], edges: Iterable[Edge]) ->
             row["margin"],
             row["reason"],
             tuple((name, gate) for name, gate in row.get("others", ())),
+            row.get("by", "theta"),
         )
         for row in rows
     )

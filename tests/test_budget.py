@@ -6,7 +6,7 @@ import torch
 from reference import SMALL, images, small
 
 import dnat
-from dnat.budget import Costs, InfeasibleError, best, by_edge, cheapest
+from dnat.budget import Costs, InfeasibleError, _Model, best, by_edge, cheapest
 from dnat.discretization import discretization
 from dnat.edges import problems
 
@@ -125,3 +125,13 @@ def test_budgets_of_real_networks_are_kept(name):
         found = best(groups, scores, costs, limit)
         assert costs.of(by_edge(groups, found)) <= limit
         assert not problems(by_edge(groups, found))
+
+
+def test_a_model_gives_the_same_answer_twice():
+    edges = edges_of(small("resnet8"))
+    groups, costs = groups_of(edges), Costs(edges)
+    scores = {g: {c: float(len(c)) for c in choices} for g, choices in legal_of(groups).items()}
+    model = _Model(groups, scores, costs, 0.6 * costs.total)
+    first, rows = model.solve(), len(model.rows.bounds)
+    assert model.solve() == first == best(groups, scores, costs, 0.6 * costs.total)
+    assert len(model.rows.bounds) == rows

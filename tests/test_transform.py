@@ -1,7 +1,10 @@
 import copy
 import functools
+import itertools
 import json
+import re
 import warnings
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -12,8 +15,8 @@ from torch import nn
 import dnat
 from dnat.config import Job
 from dnat.records import Records
-from dnat.training import Interrupted, NonFiniteError
-from dnat.transform import weights_digest
+from dnat.training import Interrupted, NonFiniteError, theta_rate, theta_steps
+from dnat.transform import Commitment, short_stage, weights_digest
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -250,8 +253,64 @@ def test_the_report_says_what_was_saved_and_what_could_not_change():
 
 
 def test_a_short_stage_is_warned_of():
-    with pytest.warns(UserWarning, match=r"lr_theta 0.001 x 3 steps moves theta by at most 0.003: no choice can"):
+    words = (
+        r"lr_theta 0.001 x 3 steps moves theta by about 0.003, .*: theta will hardly change one; take about 2000 "
+    )
+    with pytest.warns(UserWarning, match=words):
         dnat.transform(network(), tiny_data(), config(lr_theta=0.001))
+
+
+def advised(text):
+    """The numbers of epochs and the rate that a warning advises; None where it does not."""
+    epochs = re.search(r"about (\d+) architecture epochs", text)
+    rate = re.search(r"or lr_theta ([\d.e-]+)$", text)
+    return int(epochs[1]) if epochs else None, float(rate[1]) if rate else None
+
+
+def test_what_a_short_stage_is_told_is_true_and_new():
+    """Of every stage: what is advised is more than what was given, and with it nothing is warned of."""
+    warned = 0
+    for epochs, batches, rate, budget in itertools.product(
+        (1, 2, 7), (1, 3, 11, 40), ("auto", 3e-4, 0.004, 0.09, 0.1, 0.5), (None, 0.7)
+    ):
+        c = dnat.Config(epochs=8, architecture_epochs=epochs, lr_theta=rate, budget=budget)
+        text = short_stage(c, batches)
+        reach = theta_rate(c, batches) * theta_steps(c, batches)
+        assert bool(text) == (reach < 0.5)
+        if not text:
+            continue
+        warned += 1
+        assert ("the budget will choose, not theta" in text) == (budget is not None)
+        more, faster = advised(text)
+        assert more > epochs
+        assert not short_stage(replace(c, epochs=more, architecture_epochs=more), batches)
+        assert faster is None or faster > theta_rate(c, batches)
+    assert warned > 20
+    assert short_stage(dnat.Config(theta_reach=0.1), 20).endswith("take a theta_reach of 3 or more")
+    assert not short_stage(dnat.Config(lr_theta=1e-6, judge="loss", budget=0.5), 20)
+
+
+def test_who_decided_stands_beside_each_choice():
+    """Theta does not move, and a budget asks for changes: they are the budget's, and so it is written down."""
+    c = config(lr_theta=1e-6, budget=0.6)
+    edges = dnat.transform(network(), tiny_data(), c).commitment.edges
+    changed = [e for e in edges if e.choice != "original"]
+    assert changed
+    assert {e.by for e in changed} == {"budget"}
+    assert all("was changed to" in e.reason for e in changed)
+    free = dnat.transform(network(), tiny_data(), config(lr_theta=1e-6)).commitment.edges
+    assert {(e.by, e.reason, e.choice) for e in free} == {("theta", "", "original")}
+    again = Commitment.from_dict(
+        json.loads(json.dumps(asdict(dnat.transform(network(), tiny_data(), c).commitment)))
+    )
+    assert again.edges == edges
+
+
+def test_the_rate_counts_the_images_that_were_there():
+    """24 images in batches of 9: 9, 9 and 6, and not 27."""
+    result = dnat.train(network(), tiny_data(), config(epochs=1, architecture_epochs=1, batch_size=9))
+    (row,) = result.history
+    assert row["images_per_second"] * row["seconds"] == pytest.approx(24, rel=0.05)
 
 
 def test_a_poisoned_run_keeps_its_last_good_checkpoint(tmp_path):
@@ -268,7 +327,8 @@ def test_a_poisoned_run_keeps_its_last_good_checkpoint(tmp_path):
     [
         ({"batch_size": 99}, "batch_size 99 is larger than the 24 training images"),
         ({"device": "cuda:7"}, "there is no device 'cuda:7' here"),
-        ({"device": "gpu"}, "device 'gpu' is not one that torch knows"),
+        ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:1, mps, not 'gpu'"),
+        ({"latency_batch": 10**9}, "latency_batch 1000000000 is larger than the 10 test images"),
     ],
 )
 def test_what_cannot_work_is_said_first(options, words):

@@ -63,7 +63,8 @@ def export(network: nn.Module, example: Example, to: str, path: str | Path, *, v
     """Write a network to files of one form.
 
     Args:
-        network: a plain network, as `dnat.discretize` returns it. It is left unchanged.
+        network: a plain network, as `dnat.discretize` returns it. It is left unchanged. Of one in DataParallel or
+            torch.compile what is inside is written.
         example: see `dnat.trace`; the first batch counts.
         to: "safetensors", "py", "pt2" or "onnx"; see the module.
         path: where to write, with or without the form's ending. Folders are made, files that are there replaced.
@@ -87,6 +88,7 @@ def export(network: nn.Module, example: Example, to: str, path: str | Path, *, v
         raise WrongTypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
     if isinstance(network, RelaxedNetwork):
         raise UsageError("a relaxed network is not plain yet: make its choices with dnat.discretize first")
+    network, wrapper = _unwrapped(network)
     target = Path(path)
     if target.suffix != f".{to}":
         target = target.with_name(f"{target.name}.{to}")
@@ -105,7 +107,22 @@ def export(network: nn.Module, example: Example, to: str, path: str | Path, *, v
         files = tuple(target.with_name(f.name) for f in draft.files)
         for made, place in reversed(list(zip(draft.files, files, strict=True))):
             atomic_write(place, made.read_bytes())
-    return Exported(to, files, difference, tuple(draft.notes))
+    notes = [f"the network inside {wrapper} is written: names in it are without the wrapper's"] if wrapper else []
+    return Exported(to, files, difference, (*notes, *draft.notes))
+
+
+def _unwrapped(network: nn.Module) -> tuple[nn.Module, str]:
+    """The network inside wrappers that spread it over devices or compile it, and the outermost one's name.
+
+    They are how a network was trained, not what it computes, and no other program could do anything with them.
+    """
+    wrapper = ""
+    while True:
+        parallel = isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inside = getattr(network, "module" if parallel else "_orig_mod", None)
+        if not isinstance(inside, nn.Module):
+            return network, wrapper
+        network, wrapper = inside, wrapper or type(network).__name__
 
 
 def _verify(form: str, network: nn.Module, draft: _Draft) -> float:

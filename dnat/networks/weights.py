@@ -15,13 +15,16 @@ from .torchvision import import_torchvision
 EXTRA = "extra_state"
 """The entry of a safetensors file's metadata that holds, as JSON, what modules keep beside tensors."""
 
+_USUAL = ("module.", "model.", "net.", "network.")
+"""Where the weights stand under several prefixes (a moving average, a teacher), the first of these is taken."""
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 
 
 def load_weights(network: nn.Module, source: str, name: str = "", *, download: bool = False) -> list[str]:
     """Load trained weights into a network.
 
-    A classifier for other classes keeps its initial weights; everything else must fit.
+    A classifier for other classes keeps its initial weights; everything else must fit. What a wrapper put before
+    all names (DataParallel, torch.compile, a Lightning module) is left out, in the file as in the network.
 
     Args:
         network: is changed.
@@ -78,9 +81,13 @@ def _published(name: str, source: str, download: bool) -> dict[str, Tensor]:
 
 
 def _fit(network: nn.Module, state: dict[str, Tensor], source: str) -> list[str]:
-    if state and all(key.startswith("module.") for key in state):  # saved from DataParallel
-        state = {key.removeprefix("module."): value for key, value in state.items()}
-    own = network.state_dict()
+    named = network.state_dict()
+    real = {_unwrapped(key): key for key in named}
+    own = {key: named[name] for key, name in real.items()}
+    state = {_unwrapped(key): value for key, value in state.items()}
+    prefix = _prefix(state, own, source)
+    others = [key for key in state if not key.startswith(prefix)]
+    state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     foreign = [k for k in state if k not in own]
     if missing or foreign:
@@ -92,11 +99,43 @@ def _fit(network: nn.Module, state: dict[str, Tensor], source: str) -> list[str]
     if strange:
         shapes = ", ".join(f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in strange[:3])
         raise UsageError(f"the weights of {source} have other shapes: {shapes}")
-    network.load_state_dict(own | {k: v for k, v in state.items() if k not in other})
-    if not other:
-        return []
-    classes = (state[other[0]].shape[0], own[other[0]].shape[0])
-    return [f"{head} was trained for {classes[0]} classes, not {classes[1]}: it starts with fresh weights"]
+    network.load_state_dict({real[k]: state[k] if k in state and k not in other else v for k, v in own.items()})
+    notes = []
+    if others:
+        notes.append(f"of {source} what does not begin with {prefix!r} is no part of the network: {_some(others)}")
+    if other:
+        classes = (state[other[0]].shape[0], own[other[0]].shape[0])
+        notes.append(
+            f"{head} was trained for {classes[0]} classes, not {classes[1]}: it starts with fresh weights"
+        )
+    return notes
+
+
+def _unwrapped(key: str) -> str:
+    """A name in a state without what torch.compile puts before a part of a network, or before all of it."""
+    return ".".join(part for part in key.split(".") if part != "_orig_mod")
+
+
+def _prefix(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> str:
+    """What stands before the names of a network's weights in a state.
+
+    Wrappers put it there: "module." is DataParallel's, "model." or "net." the attribute of a Lightning module.
+
+    Raises:
+        ValueError: the weights of several such networks are there.
+    """
+    sought = [key for key in own if not key.endswith("num_batches_tracked")]
+    if not sought or all(key in state for key in sought):
+        return ""
+    ends = [key for key in state if key.endswith(f".{sought[0]}")]
+    prefixes = [key.removesuffix(sought[0]) for key in ends]
+    found = [p for p in prefixes if all(p + key in state for key in sought)]
+    usual = [p for p in _USUAL if p in found]
+    if len(found) > 1 and not usual:
+        raise UsageError(
+            f"{source} holds several networks' weights, under {', '.join(map(repr, found))}: keep one"
+        )
+    return usual[0] if usual else found[0] if found else ""
 
 
 def _classifier(network: nn.Module) -> str:

@@ -55,7 +55,7 @@ _EXPECT = '''\
 def expect(holds):
     """Refuses inputs of a size for which the network's own code would have gone another way."""
     if not holds:
-        raise UsageError("this file was made for inputs of another size")
+        raise ValueError("this file was made for inputs of another size")
 '''
 
 _LOADING = '''\
@@ -345,7 +345,7 @@ class _File:
                 test = "is not" if description.text in ("None", "True", "False") else "!="
                 yield f"if {variable(name)} {test} {description.text}:"
                 told = f"this file was made for {name}={description.text}"
-                yield f"    raise UsageError({text(told)})"
+                yield f"    raise ValueError({text(told)})"
         if not self.recording.fixed:
             return
         start = 1 if self.recording.fixed == "size" else 0
@@ -353,7 +353,7 @@ class _File:
         for (place, _), shape in zip(leaves(body.params), shapes, strict=False):
             seen, fixed = f"{place}.shape[1:]" if start else f"{place}.shape", text(tuple(shape[start:]))
             yield f"if {seen} != {fixed}:"
-            yield f'    raise UsageError(f"this file was made for {seen} = {fixed}, not {{tuple({seen})}}")'
+            yield f'    raise ValueError(f"this file was made for {seen} = {fixed}, not {{tuple({seen})}}")'
 
 
 def _signature(body: Body) -> Iterator[str]:

@@ -5,6 +5,10 @@ from .files import ImageFiles as ImageFiles
 from .images import Augmentation as Augmentation
 from .images import Data as Data
 from .images import taken as taken
+from .preprocess import Preprocess as Preprocess
+from .preprocess import check_shape as check_shape
+from .preprocess import listed as listed
+from .preprocess import positions as positions
 from .sets import DataSet as DataSet
 from .sets import describe as describe
 from .sets import load as load

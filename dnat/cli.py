@@ -59,6 +59,7 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--test-limit", type=int, help="Use so many test images, class-balanced."),
         click.option("--image-size", type=int, help="Resize images where the data set allows it."),
         click.option("--workers", type=int, help="Processes that decode images which do not fit into memory."),
+        click.option("--skip-broken", is_flag=True, default=None, help="Leave out pictures that cannot be read."),
         click.option("--device", help="auto (default), cpu, cuda, cuda:1, mps."),
         click.option("--config", "file", type=click.Path(), help="Settings in a TOML file."),
         click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."),
@@ -392,9 +393,10 @@ class SweepEnded(DnatError):
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data-root", help="Folder with the data set's files, if it moved.")
-def evaluate(run: Path, data_root: str | None) -> None:
-    """Test the network of a finished run again, from its files.
+@click.option("--data-root", help="Folder with the data set's files, if it moved, or with others of its classes.")
+@click.option("--skip-broken", is_flag=True, default=None, help="Leave out pictures that cannot be read.")
+def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None:
+    """Test the network of a finished run again, from its files, or on other images of classes that it knows.
 
     \b
     dnat evaluate runs/resnet8-digits-dnat-seed0
@@ -403,11 +405,14 @@ def evaluate(run: Path, data_root: str | None) -> None:
 
     from .cost import cost
     from .records import read_job
-    from .runs import load_data, restore
+    from .runs import load_data, other_images, restore
     from .training import evaluate as test
 
     job = read_job(run)
-    data = load_data(replace(job, data_root=data_root) if data_root else job)
+    job = replace(job, data_root=data_root or job.data_root, skip_broken=skip_broken or job.skip_broken)
+    data, notes = other_images(run, load_data(job))
+    for note in notes:
+        click.echo(f"note: {note}")
     network, job, _ = restore(run)
     result = test(network, data, job.config)
     click.echo(f"test accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {len(data.test_labels)} images")

@@ -210,6 +210,13 @@ class Data:
                 _hash(digest, tensor)
         return digest.hexdigest()
 
+    def content(self) -> str:
+        """How the images are held ("memory" or "files") and the fingerprint, to be compared within either."""
+        if "_content" not in self.__dict__:
+            files = any(isinstance(images, ImageFiles) for images in (self.train_images, self.test_images))
+            object.__setattr__(self, "_content", f"{'files' if files else 'memory'} {self.fingerprint()}")
+        return self.__dict__["_content"]
+
     def identity(self) -> str:
         """A SHA-256 over what tells data sets apart without reading pixels: classes, labels, sizes, normalization.
 

@@ -1,6 +1,7 @@
 """Trained weights for a network: from a file, or by the name under which torchvision publishes them."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ from .torchvision import import_torchvision
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 
 
-def load_weights(network: nn.Module, source: str, name: str = "", *, download: bool = False) -> list[str]:
+def load_weights(
+    network: nn.Module,
+    source: str,
+    name: str = "",
+    *,
+    download: bool = False,
+    classes: Sequence[str] | None = None,
+) -> list[str]:
     """Load trained weights into a network.
 
-    A classifier for other classes keeps its initial weights; everything else must fit.
+    A classifier for other classes keeps its initial weights; everything else must fit. Where the file tells the
+    names of its classes (that of a run, or one that `dnat export` wrote), they are found by name: if all of `classes`
+    were trained, each comes to its place; with any other the classifier keeps its initial weights.
 
     Args:
         network: is changed.
@@ -25,21 +35,58 @@ def load_weights(network: nn.Module, source: str, name: str = "", *, download: b
             directory, or for "torchvision:NAME" the name of its weights ("DEFAULT", "IMAGENET1K_V1").
         name: the network's name.
         download: whether torchvision's weights may be fetched when they are not at hand.
+        classes: names of the network's outputs, in order; None where they have none.
 
     Returns:
         What the user should know.
 
     Raises:
-        ValueError: no such file or name, a file that cannot be read, or weights that do not fit.
+        ValueError: no such file or name, a file that cannot be read, or weights that do not fit or are not finite.
     """
-    path = Path(source)
+    path, trained = Path(source), None
     if path.is_dir():
         path = path / "network.safetensors"
     if path.suffix or path.exists() or not name.startswith("torchvision:"):
-        state = _read(path)
+        state, trained = _read(path), _classes_of(path)
     else:
         state = _published(name.removeprefix("torchvision:"), source, download)
-    return _fit(network, state, source)
+    notes = _by_name(network, state, trained, classes) if trained and classes else []
+    return notes + _fit(network, state, source)
+
+
+def _classes_of(path: Path) -> list[str] | None:
+    """The names of the classes that weights were trained for, where the record beside them or the file tells."""
+    try:
+        if path.name == "network.safetensors" and (path.parent / "record.json").is_file():
+            found = json.loads((path.parent / "record.json").read_text(encoding="utf-8"))
+        else:
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                found = json.loads((file.metadata() or {})["preprocess"])
+        return list(map(str, found["classes"]))
+    except Exception:  # a file of another kind, or without them
+        return None
+
+
+def _by_name(
+    network: nn.Module, state: dict[str, Tensor], trained: Sequence[str], classes: Sequence[str]
+) -> list[str]:
+    """Put the rows of a trained classifier where the network's classes are, or leave them out if any is missing."""
+    head = _classifier(network)
+    rows = [k for k in state if k.rpartition(".")[0] == head and state[k].shape[:1] == (len(trained),)]
+    if list(trained) == list(classes) or not rows:
+        return []
+    strange = [name for name in classes if name not in trained]
+    if not strange:
+        places = torch.tensor([list(trained).index(name) for name in classes])
+        state.update({k: state[k][places] for k in rows})
+        return [f"{head} was trained for the classes {_some(trained)}: those of these images are taken by name"]
+    if len(trained) != len(classes):  # which is told of where shapes are compared
+        return []
+    own = network.state_dict()
+    state.update({k: own[k] for k in rows})
+    return [f"{head} was not trained for {_some(strange)}, but for {_some(trained)}: it starts with fresh weights"]
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -88,11 +135,24 @@ def _fit(network: nn.Module, state: dict[str, Tensor], source: str) -> list[str]
     if strange:
         shapes = ", ".join(f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in strange[:3])
         raise UsageError(f"the weights of {source} have other shapes: {shapes}")
+    _check_values(network, state, source)
     network.load_state_dict(own | {k: v for k, v in state.items() if k not in other})
     if not other:
         return []
     classes = (state[other[0]].shape[0], own[other[0]].shape[0])
     return [f"{head} was trained for {classes[0]} classes, not {classes[1]}: it starts with fresh weights"]
+
+
+def _check_values(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights of another kind of number, and such as are not finite."""
+    for name, own in network.state_dict().items():
+        if name in state and state[name].is_floating_point() != own.is_floating_point():
+            raise UsageError(f"{source}: {name} is {state[name].dtype}, which is no {own.dtype}")
+    trained = [name for name, _ in network.named_parameters()]
+    for name, values in state.items():
+        counts = name in trained or name.endswith(("running_mean", "running_var"))
+        if counts and values.is_floating_point() and not torch.isfinite(values).all():
+            raise UsageError(f"{source}: {name} holds NaN or infinity")
 
 
 def _classifier(network: nn.Module) -> str:
@@ -101,5 +161,5 @@ def _classifier(network: nn.Module) -> str:
     return layers[-1] if layers else ""
 
 
-def _some(keys: list[str]) -> str:
+def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")

@@ -420,6 +420,43 @@ def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to show, at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list in place of a table.")
+def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool) -> None:
+    """Tell what a finished run's network takes pictures for, prepared as its test images were.
+
+    FILES are pictures, or folders, of which all pictures are taken. Those that cannot be read are named, and the
+    exit code is 65 then; the others are predicted.
+
+    \b
+    dnat predict runs/resnet8-folder-dnat-seed0 cat.jpg holidays/
+    dnat predict runs/resnet8-folder-dnat-seed0 pictures/val --top 1 --json > predictions.json
+    """
+    import json
+
+    from .errors import DataError
+    from .prediction import found_in, predicted
+    from .terminal import console, predictions_table, predictions_text
+
+    pictures = found_in(files)
+    found = list(predicted(run, pictures, top))
+    broken = [p for p in found if p.problem]
+    if as_json:
+        click.echo(json.dumps([p.table() for p in found], indent=1))
+    elif sys.stdout.isatty():
+        console().print(predictions_table([p for p in found if not p.problem]))
+    else:
+        for line in predictions_text([p for p in found if not p.problem]):
+            click.echo(line)
+    for prediction in broken:
+        click.echo(prediction.problem, err=True)
+    if broken:
+        raise DataError(f"{len(broken)} of {len(found)} files could not be read")
+
+
+@cli.command()
 @click.option("--network", required=True, help="Name of the network.")
 @click.option("--image-size", type=int, help="Side of the images in pixels (default: the network's usual one).")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="network.OPTION=VALUE; repeatable.")
@@ -502,15 +539,18 @@ def export(run: Path, form: str, out: Path | None, verify: bool) -> None:
     dnat export runs/resnet8-digits-dnat-seed0 --to onnx --out model.onnx
     """
     from .export import export as write
-    from .runs import restore
+    from .runs import preprocess_of, restore
 
     network, _, example = restore(run)
+    preprocess = preprocess_of(run)
     # A run's own network.safetensors stays as it is.
-    written = write(network, example, form, out or run / "exported", verify=verify)
+    written = write(network, example, form, out or run / "exported", preprocess=preprocess, verify=verify)
     for path in written.files:
         click.echo(path)
     for note in written.notes:
         click.echo(f"note: {note}")
+    if preprocess is None:
+        click.echo("note: how images are made is not told: the run is of an older dnat, which did not note it")
     if verify:
         click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
 

@@ -46,6 +46,7 @@ ORDER = [
     "ground_truth",
     "drawing",
     "runs",
+    "prediction",
     "summary",
     "sweep",
     "report",

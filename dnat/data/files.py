@@ -227,6 +227,24 @@ class Tree:
         return f"{self.root}/{self.top}".rstrip("/")
 
 
+def decoded(path: Path, side: int, margin: float = 1.0) -> np.ndarray:
+    """Pixels (side, side, 3) uint8 of one picture, as `ImageFiles` gives them.
+
+    Raises:
+        DataError: it cannot be read or is no picture; the message names it.
+    """
+    return decode(read_file(path), str(path), side, margin)
+
+
+def found_below(folder: Path) -> list[Path]:
+    """The pictures below a folder, sorted.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return [folder / name for name in Tree.open(folder).pictures()]
+
+
 def read_file(path: Path) -> bytes:
     """A file's content.
 

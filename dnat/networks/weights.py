@@ -26,8 +26,8 @@ def load_weights(
     """Load trained weights into a network.
 
     A classifier for other classes keeps its initial weights; everything else must fit. Where the file tells the
-    names of its classes (that of a run, or one that `dnat export` wrote), they are found by name: if all of `classes`
-    were trained, each comes to its place; with any other the classifier keeps its initial weights.
+    names of its classes (that of a run, or one that `dnat export` wrote), they are found by name: if all of
+    `classes` were trained, each comes to its place; with any other the classifier keeps its initial weights.
 
     Args:
         network: is changed.
@@ -72,7 +72,7 @@ def _classes_of(path: Path) -> list[str] | None:
 def _by_name(
     network: nn.Module, state: dict[str, Tensor], trained: Sequence[str], classes: Sequence[str]
 ) -> list[str]:
-    """Put the rows of a trained classifier where the network's classes are, or leave them out if any is missing."""
+    """Put rows of a trained classifier where the network's classes are, or leave them out if one is missing."""
     head = _classifier(network)
     rows = [k for k in state if k.rpartition(".")[0] == head and state[k].shape[:1] == (len(trained),)]
     if list(trained) == list(classes) or not rows:

@@ -99,7 +99,7 @@ def _ranked(
     with torch.inference_mode(), autocast(config, images.device):
         found = scores(network(images)).float()
     # By the scores: two of them may round to one probability.
-    order = found.argsort(1, descending=True, stable=True)[:, :top]
+    order = found.argsort(dim=1, descending=True, stable=True)[:, :top]
     shares = found.softmax(1).gather(1, order)
     names = preprocess.classes
     return [

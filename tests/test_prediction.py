@@ -4,12 +4,15 @@ import importlib.util
 import io
 import json
 import os
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from rich.console import Console
 from safetensors import safe_open
 from torch import nn
 
@@ -20,8 +23,9 @@ from dnat.data import DataError, Preprocess, load
 from dnat.data.augmentation import normalized
 from dnat.data.pictures import decode
 from dnat.export import export
-from dnat.prediction import found_in, predicted
+from dnat.prediction import Prediction, found_in, predicted
 from dnat.runs import preprocess_of, restore, run
+from dnat.terminal import predictions_table, predictions_text
 
 COLOURS = {"ape": (200, 60, 60), "bee": (60, 200, 60), "cow": (60, 60, 200), "dog": (200, 200, 60)}
 
@@ -146,7 +150,63 @@ def test_folders_without_pictures_and_runs_that_do_not_tell(finished, tmp_path):
     assert "def preprocess" not in (tmp_path / "made.py").read_text()
 
 
+def test_predictions_on_a_terminal():
+    names = (("a[b]\x1b[31mcat", 0.75), ("dog", 0.25))
+    found = [Prediction(Path("one.jpg"), names), Prediction(Path("two\n.jpg"), names[:1])]
+    screen = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    screen.print(predictions_table(found))
+    text = screen.file.getvalue()
+    assert [words in text for words in ("one.jpg", r"two\n.jpg", r"a[b]\x1b[31mcat", "0.7500")] == [True] * 4
+    assert text.count("one.jpg") == 1
+    assert list(predictions_text(found)) == [
+        "one.jpg\ta[b]\\x1b[31mcat\t0.7500\tdog\t0.2500",
+        "two\\n.jpg\ta[b]\\x1b[31mcat\t0.7500",
+    ]
+
+
 # Other images
+
+
+def test_a_run_leaves_out_broken_pictures_where_that_is_asked_for(tmp_path):
+    root = write_pictures(tmp_path / "set", ("ape", "bee"), count=4)
+    (root / "train/ape/0.jpg").write_bytes((root / "train/ape/0.jpg").read_bytes()[:200])
+    arguments = ["--network", "resnet8", "--set", "network.width=4", "--data", "folder", "--data-root", root]
+    arguments += [
+        "--image-size",
+        16,
+        "--epochs",
+        1,
+        "--batch-size",
+        7,
+        "--method",
+        "original",
+        "--set",
+        "threads=1",
+    ]
+    refused = dnat_("transform", *arguments, "--out", tmp_path / "run")
+    assert isinstance(refused.exception, DataError)
+    assert "train/ape/0.jpg cannot be read as a picture" in str(refused.exception)
+    assert not (tmp_path / "run").exists()
+    done = dnat_("transform", *arguments, "--skip-broken", "--out", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    assert "note: 1 broken picture(s) are left out" in done.output
+    assert json.loads((tmp_path / "run/record.json").read_text())["skipped"] == ["train/ape/0.jpg"]
+    assert "skip_broken = true" in (tmp_path / "run/config.toml").read_text()
+    # It decides what is trained on, so that it belongs to the run.
+    other = dnat_("transform", *arguments, "--out", tmp_path / "run")
+    assert "skip_broken True (there) / None (now)" in str(other.exception)
+    assert dnat_("evaluate", tmp_path / "run").exit_code == 0
+    shutil.copytree(root, tmp_path / "more")
+    (tmp_path / "more/val/bee/1.png").write_bytes(b"")
+    (tmp_path / "more/train/bee/1.png").write_bytes(b"")
+    again = dnat_("evaluate", tmp_path / "run", "--data-root", tmp_path / "more", "--skip-broken")
+    assert "on 7 images" in again.output
+
+
+def test_a_pipe_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "pipe.toml")
+    result = dnat_("transform", "--network", "resnet8", "--config", tmp_path / "pipe.toml")
+    assert "pipe.toml: cannot be read: it is no regular file" in str(result.exception)
 
 
 def test_other_images_are_scored_by_the_names_of_their_classes(finished, tmp_path):

@@ -45,7 +45,7 @@ def box_of(width, height):
 
 
 def fitted(pixels):
-    """The part of an image (H, W, {C}) that is taken, resized; a PIL image differs by rounding, and at its edges."""
+    """The part of an image (H, W, {C}) that is taken, resized; a PIL image differs by rounding and at edges."""
     if pixels.ndim != 3 or pixels.shape[2] != {C} or pixels.dtype != torch.uint8:
         raise ValueError(f"an image must be (H, W, {C}) of uint8, not {tuple(pixels.shape)} of {pixels.dtype}")
     box = box_of(pixels.shape[1], pixels.shape[0])

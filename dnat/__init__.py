@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from .data import load as load
     from .discretization import discretize as discretize
     from .edges import Edge as Edge
-    from .edges import find_edges as find_edges
     from .errors import DnatError as DnatError
     from .export import export as export
     from .ground_truth import compare_with_table as compare_with_table
     from .networks import build as build
+    from .planning import find_edges as find_edges
     from .records import Records as Records
     from .relaxation import RelaxedNetwork as RelaxedNetwork
     from .relaxation import relax as relax
@@ -45,7 +45,7 @@ _HOME = {
     "transitions": "transitions",
     "trace": "tracing",
     "Program": "tracing",
-    "find_edges": "edges",
+    "find_edges": "planning",
     "Edge": "edges",
     "relax": "relaxation",
     "RelaxedNetwork": "relaxation",

@@ -24,7 +24,6 @@ from .seeds import check_seed
 
 Mode = Literal["full", "cell"]
 Gate = Literal["raw", "sigmoid"]
-Commit = Literal["reset", "fold", "merge"]
 
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
@@ -85,7 +84,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distillation": 0.0,
         "settle": 0.0,
         "gate": "raw",  # o(x) = theta_same * op(x) + theta_identity * x; no normalization
-        "commit": "reset",  # the kept operation goes on with theta 1
         "skips": True,  # the hand-made networks carry the null edges of NAT's genotypes
         "skip_threshold": 1.0,  # literal argmax of (0, theta_identity, 1) on a null edge
         "lr_theta": 3e-4,  # Adam's step, as in DARTS
@@ -101,7 +99,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distillation": 0.0,
         "settle": 0.5,  # choices are made half way through the stage and come into force step by step
         "gate": "sigmoid",  # bounded gates that prefer to be 0 or 1, so that committing changes little
-        "commit": "fold",  # the kept operation goes on with its theta folded into norm or weights
         "skips": False,
         "skip_threshold": 0.5,
         "lr_theta": None,  # from theta_reach: a short stage can change choices as a long one can
@@ -285,10 +282,6 @@ class Config:
     paths: Literal["two", "all"] = "two"
     """How many operations are computed beside the original, in the space "nat++": "two" paths take one of each
     group's operations in each step, at random; "all" takes all of them, at more time and memory."""
-    charge_shares: bool = False
-    """Whether the charge for cost opens the shares of other operations, too: all of them alike, the worst as fast
-    as the best, since Adam takes full steps for a slope that is small, if it keeps its sign. Otherwise the loss of
-    the images alone opens them."""
     matching: float = 1.0
     """Weight of the loss that teaches other operations, of the space "nat++", what the original computes."""
     warm_start: bool = True
@@ -306,9 +299,6 @@ class Config:
     """Whether networks made by name carry the null edges of NAT's genotypes, where they have them."""
     skip_threshold: float = _FROM_PRESET
     """A null edge becomes an identity when its gate exceeds this."""
-    commit: Commit = _FROM_PRESET
-    """What becomes of theta of a kept operation: "reset" to 1, "fold" into its norm or weights, or "merge"."""
-
     distillation: float = _FROM_PRESET
     """Weight, from 0 to 1, of the answers of the original, as it was given, beside the labels."""
     distillation_temperature: float = 4.0

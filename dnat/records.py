@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from . import __version__
 from .config import Job, read_toml
@@ -42,6 +42,7 @@ from .errors import DnatError, UsageError
 from .locks import THERE_ARE_LOCKS, Lock
 from .locks import LockedError as LockedError
 from .naming import unknown
+from .networks.weights import state_of, write_state
 
 MAGIC = b"DNATCK01"
 FORMAT = 1
@@ -344,12 +345,9 @@ class Records:
             return None
         return json.loads((self.directory / name).read_text(encoding="utf-8"))
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a safetensors file, atomically; tensors that share memory are written each."""
-        from safetensors.torch import save
-
-        own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        atomic_write(self.directory / name, save(own))
+    def write_state(self, name: str, network: nn.Module) -> None:
+        """Write a network's state as a safetensors file, atomically."""
+        atomic_write(self.directory / name, write_state(state_of(network)))
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write the result, which makes the run done; checkpoints are of no more use then."""

@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import drawing
-from .baselines import configured, regrow, works_on_genotype
+from .baselines import regrow, works_on_genotype
 from .budget import Costs
 from .config import SEARCHING, WHERE, Job
 from .cost import Cost, Latency, cost, latency, operation_seconds
 from .data import Augmentation, Data, Preprocess, load
-from .discretization import discretization, rewritable
+from .discretization import discretize
 from .distributed import from_first, joined, world
-from .edges import Edge, find_edges, in_order, units
+from .edges import Edge, in_order, units
 from .errors import UsageError
 from .methods import METHODS, check_method
 from .networks import (
@@ -37,6 +36,8 @@ from .networks import (
     usual_size,
 )
 from .networks.genotypes import published, transformed
+from .networks.weights import read_state
+from .planning import find_edges
 from .records import Records, read_job
 from .tracing import trace
 from .tracking import Tracker
@@ -226,7 +227,7 @@ def _finish(
     genotypes = [asdict(g) for g in genotypes_of(network, job, result)]
     architecture = {"commitment": commitment, "rows": drawing.rows_to_json(rows), "genotypes": genotypes}
     records.write_json("architecture.json", architecture)
-    records.write_tensors("network.safetensors", result.network.state_dict())
+    records.write_state("network.safetensors", result.network)
     draw(records.path(), architecture, job, result.cost_before, result.cost_after)
     record = {
         "results": result.results(),
@@ -292,7 +293,7 @@ def survey(network: nn.Module, example: Tensor, measured_batch: int | None = Non
         space: of choices; see `find_edges`.
     """
     program = trace(network, example)
-    found = rewritable(network, find_edges(program, space, everything=True), example)
+    found = find_edges(program, space, everything=True)
     edges = tuple(e for e in found if len(e.choices) > 1)
     fixed = tuple(e for e in found if len(e.choices) == 1)
 
@@ -455,12 +456,8 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
         network = regrow(network, after, job.config)
     elif architecture["commitment"]:
         choices = Commitment.from_dict(architecture["commitment"]).choices
-        edges = None
-        if job.config.edges is not None:  # which edge offers a none depends on which may change
-            config = configured(job.method, job.config)
-            edges = find_edges(trace(network, example), config.moves, only=config.edges)
-        network = discretization(network, choices, example, edges=edges).network
-    network.load_state_dict(load_file(Path(directory) / "network.safetensors"))
+        network = discretize(network, choices, example)
+    network.load_state_dict(read_state(Path(directory) / "network.safetensors"))
     return network.eval(), job, example
 
 

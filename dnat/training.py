@@ -31,7 +31,7 @@ from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
 from .selection import none_threshold
-from .tracing import copied, in_mode
+from .tracing import copied, in_mode, in_training, kept_buffers
 
 FASTEST_THETA = 0.1
 """The largest learning rate that is chosen for theta."""
@@ -231,12 +231,15 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Within, norms in train mode use the batch's statistics as ever, but do not record them."""
-    norms = [m for m in network.modules() if getattr(m, "track_running_stats", False) is True]
+    """Within, norms in train mode use the batch's statistics as ever, but do not record them, and what other
+    modules write into their buffers is lost at the end: a step's second pass must not count twice."""
+    norms = [m for m in network.modules() if m.training and getattr(m, "track_running_stats", False) is True]
+    others = set(network.modules()) - set(norms)
     for norm in norms:
         norm.track_running_stats = False  # type: ignore[assignment]
     try:
-        yield
+        with kept_buffers(m for m in network.modules() if m in others):
+            yield
     finally:
         for norm in norms:
             norm.track_running_stats = True  # type: ignore[assignment]
@@ -324,7 +327,7 @@ class ArchitectureLoss:
 
     def expected_cost(self) -> Tensor:
         """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
-        scores = self.relaxed.architecture.scores(shares_move=self.config.charge_shares)
+        scores = self.relaxed.architecture.scores()
         scores = torch.where(self.none, none_threshold(self.relaxed), scores)
         scores = torch.where(self.null, self.config.skip_threshold, scores)
         chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)
@@ -396,7 +399,7 @@ class Trainer:
             NonFiniteError: the loss is not finite any more.
         """
         progress, config = self.progress, self.config
-        self.network.train()
+        in_training(self.network)
         set_drop_path(self.network, drop_path(config, self.stage, progress.epoch))
         batches = self.data.train_batches(
             config.seed,
@@ -484,6 +487,10 @@ class Trainer:
     ) -> None:
         assert self.architecture_loss is not None
         assert self.relaxed is not None
+        if any(edge.reentrant for edge in self.relaxed.edges):
+            images = (
+                images.detach().requires_grad_()
+            )  # or nothing that goes into a checkpoint would need gradients
         with frozen(self.weights.parameters()), frozen_statistics(self.weights):
             loss, _ = self._loss(images, labels, answers)
             # What theta pays for is the same in all processes, whose gradients are summed.
@@ -594,7 +601,7 @@ def burden(plain: nn.Module, relaxed: RelaxedNetwork, data: Data, config: Config
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     seconds, kept = [], []
     for network in (plain, relaxed):
-        twin = copied(network).train()
+        twin = in_training(copied(network))
         trainer = Trainer(twin, data, config, Progress())
         taken = []
         with torch.random.fork_rng(devices=list(devices)):
@@ -669,20 +676,15 @@ def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> 
                 total += cross_entropy(_wide(output), labels).double().cpu()
         return float(total) / len(shown)
 
-    modes = relaxed.training
-    relaxed.train()
-    try:
-        with frozen_statistics(relaxed):
-            now = loss()
-            found = []
-            for row, group in enumerate(relaxed.groups):
-                tried = dict.fromkeys(architecture.columns, 0.0)
-                for choice in relaxed.choices_of(group):
-                    with architecture.trying(row, choice):
-                        tried[choice] = now - loss()
-                found.append(list(tried.values()))
-    finally:
-        relaxed.train(modes)
+    found = []
+    with in_mode(relaxed, True), frozen_statistics(relaxed):
+        now = loss()
+        for row, group in enumerate(relaxed.groups):
+            tried = dict.fromkeys(architecture.columns, 0.0)
+            for choice in relaxed.choices_of(group):
+                with architecture.trying(row, choice):
+                    tried[choice] = now - loss()
+            found.append(list(tried.values()))
     return found
 
 
@@ -725,16 +727,10 @@ def evaluate(
     check_usable(network, data)
     data = data if classes is None else data.numbered(classes)
     batch_size = batch_size or usual_batch(data.image_size)
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.inference_mode():
-            here = world()
-            batches = data.test_batches(batch_size, part=(here.rank, here.size))
-            return measured(network, batches, config or Config(), together=True)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    here = world()
+    batches = data.test_batches(batch_size, part=(here.rank, here.size))
+    with in_mode(network, False), kept_buffers(network.modules()), torch.inference_mode():
+        return measured(network, batches, config or Config(), together=True)
 
 
 def usual_batch(size: tuple[int, int]) -> int:

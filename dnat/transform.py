@@ -6,6 +6,7 @@
 """
 
 import hashlib
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,12 +26,13 @@ from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge
 from .errors import UsageError, WrongTypeError
 from .networks import Genotype, accepts, build
+from .networks.weights import state_of
 from .planning import Plan, make_plan
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
 from .selection import Decision, decide
-from .tracing import Program, copied, trace
+from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
     ArchitectureLoss,
@@ -327,11 +329,14 @@ def check_training(network: nn.Module, data: Data, config: Config, example: Tens
 
 
 def weights_digest(network: nn.Module) -> str:
-    """A SHA-256 over names, shapes and bits of a network's state."""
+    """A SHA-256 over names, shapes and bits of a network's state, and what modules keep beside tensors."""
     digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, value in state_of(network).items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{name} {json.dumps(value, sort_keys=True)}".encode())
     return digest.hexdigest()
 
 
@@ -412,7 +417,7 @@ class _Run:
     def _to_end(self, transforming: bool) -> Transformation:
         config = self.config
         device = choose_device(config.device)
-        original = copied(self.given).to(device).train()
+        original = in_training(copied(self.given).to(device))
         self.data = self.data.to(device)
         if config.channels_last:
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -501,7 +506,7 @@ class _Run:
         if state and state["commitment"]:
             assert self.plan
             self.commitment = Commitment.from_dict(state["commitment"])
-            network = discretization(original, self.commitment.choices, example, edges=self.plan.edges).network
+            network = discretization(original, self.commitment.choices, example).network
         elif transforming:
             assert self.plan
             config = self.config
@@ -583,7 +588,7 @@ class _Run:
         trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
         for name, parameter in trainer.weights.named_parameters():
-            if name in momentum and name not in made.merged:
+            if name in momentum:
                 trainer.optimizer.state[parameter]["momentum_buffer"] = momentum[name]
         reports = tuple(
             EdgeReport(
@@ -599,7 +604,7 @@ class _Run:
                 margin=d.margin,
                 saved=round(price.total - price.of({d.edge: made.choices[d.edge.key]})),
                 refused=d.edge.refused,
-                reason=made.kept.get(d.edge.key, d.reason),
+                reason=made.undone.get(d.edge.key, d.reason),
                 others=d.others,
             )
             for d in decisions
@@ -629,8 +634,8 @@ class _Run:
         rows = _rows_of(decisions)
         # What cannot be carried out is not trained for.
         for row in rows:
-            if row["key"] in made.kept:
-                row |= {"choice": ORIGINAL, "reason": made.kept[row["key"]]}
+            if row["key"] in made.undone:
+                row |= {"choice": ORIGINAL, "reason": made.undone[row["key"]]}
         self.decided = {"decisions": rows, "notes": notes}
         relaxed.settle({row["key"]: row["choice"] for row in rows})
 
@@ -648,7 +653,7 @@ class _Run:
         rows, notes = from_first(decided)
         decisions = _decisions_from(rows, plan.edges)
         wanted = {d.edge.key: d.choice for d in decisions}
-        return decisions, discretization(relaxed, wanted, example, scales=self.config.commit), notes
+        return decisions, discretization(relaxed, wanted, example), notes
 
     def _within_limit(
         self, relaxed: RelaxedNetwork, example: Tensor, plan: Plan
@@ -675,7 +680,7 @@ class _Run:
                     raise
                 break
             wanted = {d.edge.key: d.choice for d in decisions}
-            made = discretization(relaxed, wanted, example, scales=self.config.commit)
+            made = discretization(relaxed, wanted, example)
             real = float(cost(made.network, example).madds)
             if plan.seconds is not None:
                 real = latency(made.network, self.data.example(self.config.latency_batch)).seconds
@@ -683,7 +688,7 @@ class _Run:
             if plan.limit is None or real <= plan.limit:
                 return decisions, made, []
             assert limit is not None
-            missed = [*made.kept, *made.partial]
+            missed = [*made.undone, *made.partial]
             if missed and plan.seconds is None:  # what could not be carried out must not be counted on
                 ruled_out |= {key: wanted[key] for key in missed}
             else:
@@ -715,7 +720,7 @@ class _Run:
             "decided": self.decided,
             "progress": {**asdict(replace(progress, totals=torch.zeros(0))), "totals": progress.totals.cpu()},
             "commitment": asdict(self.commitment) if self.commitment else None,
-            "network": {k: v.cpu() for k, v in trainer.network.state_dict().items()},
+            "network": state_of(trainer.network),
             "momentum": {k: v.cpu() for k, v in _momentum(trainer).items()},
             "theta": trainer.theta.state_dict() if trainer.theta else None,
             "torch_rng": own[0],
@@ -724,7 +729,7 @@ class _Run:
         if here.size > 1:
             state["random"] = gathered(own)
         for name, tensor in [*state["network"].items(), *state["momentum"].items()]:
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 trainer.fail(f"{name} is not finite any more")
         from_first(lambda: self.records.save(progress.step, state) if self.records else None)
         self.saved_at = time.monotonic()

@@ -46,8 +46,8 @@ def test_costs_are_those_of_the_discretized_network(name):
     assert costs.of({}) == costs.total == dnat.cost(network, images()).madds
     sets = list(itertools.islice(every_set(groups_of(edges)), 3000))
     for choices in random.Random(1).sample(sets, min(len(sets), 30)):
-        made = discretization(network, choices, images(), edges=edges)
-        assert not made.kept
+        made = discretization(network, choices, images(), edges[0].program)
+        assert not made.undone
         real = dnat.cost(made.network, images()).madds
         assert costs.of({e: choices[e.key] for e in edges}) == real, choices
 

@@ -18,15 +18,15 @@ from ..config import Config
 from ..cost import cost, latency
 from ..data import Data
 from ..discretization import discretization
-from ..edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges
+from ..edges import IDENTITY, NONE, ORIGINAL, Edge
 from ..errors import UsageError
 from ..networks import Genotype
 from ..networks.cells import Cell, CellNetwork, regrown
 from ..networks.genotypes import CellEdge
-from ..planning import make_plan
+from ..planning import find_edges, make_plan
 from ..records import Records
 from ..relaxation import relax
-from ..tracing import copied, trace
+from ..tracing import copied, in_training, trace
 from ..tracking import Tracker
 from ..training import Evaluation, Progress, check_finite, check_usable, evaluate
 from ..transform import (
@@ -159,7 +159,7 @@ def search_and_train(
     config = configured(method, config)
     with reproducible(config):
         device = choose_device(config.device)
-        original, here = copied(network).to(device).train(), data.to(device)
+        original, here = in_training(copied(network).to(device)), data.to(device)
         example = here.example(2)
         check_training(original, here, config, example)
         space = _space(original, example, here, config)
@@ -257,7 +257,7 @@ def _of_edges(
     # The weights that were given, and fresh ones for operations that are new: not those of the search.
     relaxed = relax(original, space.plan.edges, config.mode, "raw", config.seed, warm_start=False)
     relaxed.set_one_hot(choices)
-    made = discretization(relaxed, choices, example, scales="reset")
+    made = discretization(relaxed, choices, example)
     price = Costs(space.plan.edges)
     rows = dict(zip(space.groups, _rows(space, architecture, found), strict=True))
     reports = []
@@ -271,7 +271,7 @@ def _of_edges(
                 choice,
                 {c: row[c] for c in edge.choices},
                 saved=round(price.total - price.of({edge: choice})),
-                reason=made.kept.get(edge.key, ""),
+                reason=made.undone.get(edge.key, ""),
             )
         )
     return made.network, _commitment(found, reports, made.notes, space.plan.fixed)

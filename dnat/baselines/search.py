@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from ..config import Config
 from ..data import Data, taken
 from ..errors import UsageError
+from ..networks.weights import state_of
 from ..records import Records
 from ..seeds import Stream, numpy_generator
 from ..tracking import Tracker
@@ -422,7 +423,7 @@ class SearchRun(Generic[A]):
             "progress": {**asdict(plain), "totals": progress.totals.cpu()},
             "judged": {key: list(value) for key, value in self.state.judged.items()},
             "identity": self.identity,
-            "network": {k: v.cpu() for k, v in self.network.state_dict().items()},
+            "network": state_of(self.network),
             "optimizer": self.optimizer.state_dict(),
             "reinforce": self.reinforce.state(),
             "torch_rng": torch.get_rng_state(),

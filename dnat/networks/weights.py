@@ -12,6 +12,9 @@ from ..errors import UsageError
 from ..naming import unknown
 from .torchvision import import_torchvision
 
+EXTRA = "extra_state"
+"""The entry of a safetensors file's metadata that holds, as JSON, what modules keep beside tensors."""
+
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "state_dict_ema")
 
 
@@ -163,3 +166,48 @@ def _classifier(network: nn.Module) -> str:
 
 def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:4]) + (f" and {len(keys) - 4} more" if len(keys) > 4 else "")
+
+
+def state_of(network: nn.Module) -> dict[str, Any]:
+    """A network's state, tensors on the CPU, and what its modules keep beside them (`Module.get_extra_state`).
+
+    Raises:
+        ValueError: extra state that JSON would not give back as it is; the message names the module.
+    """
+    state = {}
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            _check_extra(name, value)
+        state[name] = value.detach().cpu() if isinstance(value, Tensor) else value
+    return state
+
+
+def _check_extra(name: str, value: Any) -> None:
+    try:
+        same = json.loads(json.dumps(value, allow_nan=False)) == value
+    except (TypeError, ValueError, RecursionError):
+        same = False
+    if not same:
+        module = name.removesuffix("_extra_state").rstrip(".") or "the network"
+        raise UsageError(
+            f"get_extra_state of {module} gives {value!r:.60}, which no file can hold as it is: "
+            "let it give a tensor, or lists and dicts (keys are texts) of numbers, texts, truth values and None"
+        )
+
+
+def write_state(state: Mapping[str, Any]) -> bytes:
+    """A state as a safetensors file; tensors that share memory are written each, extra state as metadata."""
+    from safetensors.torch import save
+
+    own = {key: t.detach().cpu().contiguous().clone() for key, t in state.items() if isinstance(t, Tensor)}
+    extra = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+    return save(own, {EXTRA: json.dumps(extra)} if extra else None)
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """A state from a safetensors file; see `write_state`."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        extra = json.loads((file.metadata() or {}).get(EXTRA, "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()} | extra  # noqa: SIM118 -- it is no dict

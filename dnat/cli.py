@@ -62,6 +62,7 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--test-limit", type=int, help="Use so many test images, class-balanced."),
         click.option("--image-size", type=int, help="Resize images where the data set allows it."),
         click.option("--workers", type=int, help="Processes that decode images which do not fit into memory."),
+        click.option("--skip-broken", is_flag=True, default=None, help="Leave out pictures that cannot be read."),
         click.option("--device", help="auto (default), cpu, cuda, cuda:1, mps."),
         click.option("--config", "file", type=click.Path(), help="Settings in a TOML file."),
         click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."),
@@ -448,9 +449,10 @@ class SweepEnded(DnatError):
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data-root", help="Folder with the data set's files, if it moved.")
-def evaluate(run: Path, data_root: str | None) -> None:
-    """Test the network of a finished run again, from its files.
+@click.option("--data-root", help="Folder with the data set's files, if it moved, or with others of its classes.")
+@click.option("--skip-broken", is_flag=True, default=None, help="Leave out pictures that cannot be read.")
+def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None:
+    """Test the network of a finished run again, from its files, or on other images of classes that it knows.
 
     \b
     dnat evaluate runs/resnet8-digits-dnat-seed0
@@ -459,15 +461,55 @@ def evaluate(run: Path, data_root: str | None) -> None:
 
     from .cost import cost
     from .records import read_job
-    from .runs import load_data, restore
+    from .runs import load_data, other_images, restore
     from .training import evaluate as test
 
     job = read_job(run)
-    data = load_data(replace(job, data_root=data_root) if data_root else job)
+    job = replace(job, data_root=data_root or job.data_root, skip_broken=skip_broken or job.skip_broken)
+    data, notes = other_images(run, load_data(job))
+    for note in notes:
+        click.echo(f"note: {note}")
     network, job, _ = restore(run)
     result = test(network, data, job.config)
     click.echo(f"test accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {len(data.test_labels)} images")
     click.echo(str(cost(network, data.example(2))))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to show, at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list in place of a table.")
+def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool) -> None:
+    """Tell what a finished run's network takes pictures for, prepared as its test images were.
+
+    FILES are pictures, or folders, of which all pictures are taken. Those that cannot be read are named, and the
+    exit code is 65 then; the others are predicted.
+
+    \b
+    dnat predict runs/resnet8-folder-dnat-seed0 cat.jpg holidays/
+    dnat predict runs/resnet8-folder-dnat-seed0 pictures/val --top 1 --json > predictions.json
+    """
+    import json
+
+    from .errors import DataError
+    from .prediction import found_in, predicted
+    from .terminal import console, predictions_table, predictions_text
+
+    pictures = found_in(files)
+    found = list(predicted(run, pictures, top))
+    broken = [p for p in found if p.problem]
+    if as_json:
+        click.echo(json.dumps([p.table() for p in found], indent=1))
+    elif sys.stdout.isatty():
+        console().print(predictions_table([p for p in found if not p.problem]))
+    else:
+        for line in predictions_text([p for p in found if not p.problem]):
+            click.echo(line)
+    for prediction in broken:
+        click.echo(prediction.problem, err=True)
+    if broken:
+        raise DataError(f"{len(broken)} of {len(found)} files could not be read")
 
 
 @cli.command()
@@ -560,17 +602,20 @@ def export(run: Path, form: str, out: Path | None, verify: bool) -> None:
     from .export import FORMATS
     from .export import export as write
     from .naming import unknown
-    from .runs import restore
+    from .runs import preprocess_of, restore
 
     if form not in FORMATS:  # before a run is read for it
         raise unknown("form", form, FORMATS)
     network, _, example = restore(run)
+    preprocess = preprocess_of(run)
     # A run's own network.safetensors stays as it is.
-    written = write(network, example, form, out or run / "exported", verify=verify)
+    written = write(network, example, form, out or run / "exported", preprocess=preprocess, verify=verify)
     for path in written.files:
         click.echo(path)
     for note in written.notes:
         click.echo(f"note: {note}")
+    if preprocess is None:
+        click.echo("note: how images are made is not told: the run is of an older dnat, which did not note it")
     if verify:
         click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
 

@@ -420,6 +420,8 @@ class Job:
     """Whether pictures are decoded while the network trains; by default where they do not fit into memory."""
     workers: int | None = None
     """Processes that decode them; by default one a core, at most 8."""
+    skip_broken: bool | None = None
+    """Whether pictures that cannot be read are left out; by default they end the run before it begins."""
     method: Literal["dnat", "original", "nat", "nat++", "random", "lstm", "max-gcn", "nao"] = "dnat"
     """"dnat" transforms; "original" trains the untouched network with the same seed, images and recipe; the others
     search for a transformation first, and train its result from the beginning (docs/baselines.md)."""
@@ -509,6 +511,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or is not TOML; the message names the file and the place.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a pipe could be waited for, for ever
+        raise UsageError(f"{path}: cannot be read: it is no regular file")
     try:
         return parse_toml(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:

@@ -4,7 +4,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .baselines import regrow, works_on_genotype
 from .budget import Costs
 from .config import SEARCHING, WHERE, Job
 from .cost import Cost, Latency, cost, latency, operation_seconds
-from .data import Augmentation, Data, load
+from .data import Augmentation, Data, Preprocess, load
 from .discretization import discretize
 from .distributed import from_first, joined, world
 from .edges import Edge, in_order, units
@@ -64,6 +64,7 @@ def load_data(job: Job, *, download: bool = False, notify: Callable[[str], None]
         download=download,
         streaming=job.streaming,
         workers=job.workers,
+        skip_broken=bool(job.skip_broken),
         augmentation=_augmentation(job),
     )
     for note in data.notes:
@@ -85,6 +86,7 @@ def build_network(
     classes: int,
     image_shape: tuple[int, ...],
     *,
+    names: Sequence[str] | None = None,
     download: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> nn.Module:
@@ -94,6 +96,7 @@ def build_network(
         job: with the network's name and options.
         classes: classes to tell apart.
         image_shape: (C, H, W) of the images.
+        names: of the classes, for trained weights that were made for others.
         download: whether trained weights may be fetched.
         notify: is given what the user should know.
 
@@ -106,7 +109,7 @@ def build_network(
     network = build(job.network, seed=job.config.seed, **options)
     if job.weights is not None:
         name = f"torchvision:{known.torchvision}" if known and known.torchvision else job.network
-        for note in load_weights(network, job.weights, name, download=download):
+        for note in load_weights(network, job.weights, name, download=download, classes=names):
             notify(note)
     return network
 
@@ -198,7 +201,7 @@ def _run(
         from_first(lambda: load_data(job, download=True) and None)
     data = load_data(job, download=download, notify=notify)
     shape = (data.channels, *data.image_size)
-    network = build_network(job, data.num_classes, shape, download=download, notify=notify)
+    network = build_network(job, data.num_classes, shape, names=data.classes, download=download, notify=notify)
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
     check_method(job.method, network, data, job.config)
@@ -265,6 +268,8 @@ def _finish(
         "job": job.flat() | dict.fromkeys(WHERE),
         "data_fingerprint": data.fingerprint(),
         "classes": list(data.classes),
+        "preprocess": data.preprocess.table(),
+        "skipped": list(data.skipped),
         "image_shape": list(data.example(1).shape[1:]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -486,6 +491,38 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
         network = discretize(network, choices, example)
     network.load_state_dict(read_state(Path(directory) / "network.safetensors"))
     return network.eval(), job, example
+
+
+def preprocess_of(directory: str | Path) -> Preprocess | None:
+    """How images are made for a finished run's network; None where an older dnat did not note it.
+
+    Raises:
+        ValueError: no run directory, or a run that is not finished.
+    """
+    _, record, _ = _read(directory)
+    return Preprocess.from_table(record["preprocess"]) if "preprocess" in record else None
+
+
+def other_images(directory: str | Path, data: Data) -> tuple[Data, list[str]]:
+    """Images with labels as a finished run's network numbers its classes, and what is worth knowing of them.
+
+    Args:
+        directory: of the run.
+        data: of the same classes, or some of them, by name.
+
+    Raises:
+        DataError: classes that the network does not know.
+        ValueError: no run directory, or a run that is not finished.
+    """
+    _, record, _ = _read(directory)
+    numbered, notes = data.numbered(record["classes"]), list(data.notes)
+    if len(data.classes) < len(record["classes"]):
+        notes.append(f"these images are of {len(data.classes)} of the network's {len(record['classes'])} classes")
+    if numbered.fingerprint() != record["data_fingerprint"]:
+        notes.append(
+            "these are not the images of the run, or they are held in another way (their fingerprint differs)"
+        )
+    return numbered, notes
 
 
 def _read(directory: str | Path) -> tuple[Job, dict[str, Any], dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -10,12 +10,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .data import DataSet
 from .edges import IDENTITY, NONE
 from .networks import Definition, Size
+from .prediction import Prediction
 from .runs import Survey
 from .sweep import Standing, View, remaining
 from .tracking import Tracker
@@ -115,6 +116,28 @@ def share(before: float, after: float) -> str:
     ('-25.0 %', '')
     """
     return f"{(after - before) / before:+.1%}".replace("%", " %") if before else ""
+
+
+def predictions_table(predictions: Sequence[Prediction]) -> Table:
+    """What a network takes files for: a row for each class that is shown of a file."""
+    table = Table("file", "class", Column("probability", justify="right"))
+    for prediction in predictions:
+        for i, (name, probability) in enumerate(prediction.classes):
+            file = "" if i else str(prediction.file)
+            table.add_row(Text(_printable(file)), Text(_printable(name)), f"{probability:.4f}")
+    return table
+
+
+def predictions_text(predictions: Iterable[Prediction]) -> Iterator[str]:
+    """The same as a line for each file: the file, then class and probability in turn, between tabs."""
+    for prediction in predictions:
+        cells = (f"{_printable(name)}\t{probability:.4f}" for name, probability in prediction.classes)
+        yield "\t".join((_printable(str(prediction.file)), *cells))
+
+
+def _printable(text: str) -> str:
+    """A text without characters that would move a terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def survey_tables(name: str, survey: Survey, everything: bool, image: tuple[int, ...]) -> list[Table]:

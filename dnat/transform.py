@@ -44,6 +44,8 @@ from .training import (
     Trainer,
     batches_per_epoch,
     burden,
+    check_finite,
+    check_usable,
     effects,
     evaluate,
     is_dead,
@@ -204,8 +206,8 @@ class Transformation:
             "test_accuracy_before": self.before.accuracy,
             "train_accuracy": last.get("train_accuracy"),
             "train_loss": last.get("train_loss"),
-            "cost_before": asdict(self.cost_before),
-            "cost_after": asdict(self.cost_after),
+            "cost_before": self.cost_before.table(),
+            "cost_after": self.cost_after.table(),
             "choices": self.choices,
             "relaxed_test_accuracy": moment["relaxed"]["accuracy"] if moment else None,
             "committed_test_accuracy": moment["compact"]["accuracy"] if moment else None,
@@ -241,6 +243,7 @@ def transform(
         NonFiniteError: the loss is not finite any more; the last checkpoint is good.
         Interrupted: `stop` said yes; call again with the same records to go on.
     """
+    check_listeners(records, tracker, stop)
     run = _Run(*named(network, data, config), records, tracker or Tracker(), stop)
     return run.to_end(transforming=True)
 
@@ -258,13 +261,37 @@ def train(
 
     Arguments, result and errors are those of `transform`.
     """
+    check_listeners(records, tracker, stop)
     run = _Run(*named(network, data, config), records, tracker or Tracker(), stop)
     return run.to_end(transforming=False)
 
 
+def check_listeners(records: object, tracker: object, stop: object) -> None:
+    """Refuse what is neither None nor of the type that `transform` takes.
+
+    Raises:
+        TypeError: one of them is not.
+    """
+    if records is not None and not isinstance(records, Records):
+        raise WrongTypeError(
+            f"records must be a dnat.Records, not {type(records).__name__}: dnat.Records.open(directory, job)"
+        )
+    if tracker is not None and not isinstance(tracker, Tracker):
+        raise WrongTypeError(f"tracker must be a dnat.tracking.Tracker, not {type(tracker).__name__}")
+    if stop is not None and not callable(stop):
+        raise WrongTypeError(f"stop must be a function, not {type(stop).__name__}")
+
+
 def named(network: nn.Module | str, data: Data | str, config: Config | None) -> tuple[nn.Module, Data, Config]:
-    """Networks and data sets that were given by name, made; weights come from the configuration's seed."""
-    config = config or Config()
+    """Networks and data sets that were given by name, made; weights come from the configuration's seed.
+
+    Raises:
+        ValueError, TypeError: something else was given, or a network that cannot be trained as it is.
+    """
+    config = Config() if config is None else config
+    if not isinstance(config, Config):
+        hint = ": dnat.Config(**settings)" if isinstance(config, dict) else ""
+        raise WrongTypeError(f"config must be a dnat.Config, not {type(config).__name__}{hint}")
     data = load(data) if isinstance(data, str) else data
     if not isinstance(data, Data):
         kind = type(data).__name__
@@ -275,6 +302,8 @@ def named(network: nn.Module | str, data: Data | str, config: Config | None) -> 
         network = build(network, seed=config.seed, **fitting(network, data.num_classes, data.channels))
     if not isinstance(network, nn.Module):
         raise WrongTypeError(f"a network must be a torch.nn.Module or a name, not {type(network).__name__}")
+    check_usable(network, data)
+    check_finite(network)
     return network, data, config
 
 
@@ -285,6 +314,8 @@ def check(network: nn.Module, data: Data, config: Config, *, transforming: bool 
         ValueError, TypeError: see `transform`.
     """
     device = choose_device(config.device)
+    check_usable(network, data)
+    check_finite(network)
     with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
         # As it will be trained: a budget of time is that of this device, with these threads.
         twin = copied(network).to(device)
@@ -348,8 +379,8 @@ def choose_device(name: str) -> torch.device:
 def reproducible(config: Config) -> Iterator[None]:
     """Within, torch computes the same bits at the same seed; what was set before is restored afterwards.
 
-    The number of threads is fixed, since sums over several threads are rounded otherwise; the global random state,
-    which dropout draws from, is set from the seed.
+    Gradients are computed, also if it is called under `no_grad`. The number of threads is fixed, since sums over
+    several threads are rounded otherwise; the global random state, which dropout draws from, is set from the seed.
     """
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -363,7 +394,7 @@ def reproducible(config: Config) -> Iterator[None]:
     torch.backends.cudnn.benchmark = False
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
             rank = world().rank
             torch.manual_seed(torch_seed(config.seed, Stream.TRAINING, *([rank] if rank else [])))
             yield
@@ -472,9 +503,9 @@ class _Run:
             raise UsageError(
                 "the run directory holds a run that began with other weights; choose another directory"
             )
-        if state and state["data"] != self.data.identity():
+        if state and self._has_other_images(state):
             raise UsageError(
-                "the run directory holds a run on other images (classes, labels or sizes differ); point "
+                "the run directory holds a run on other images (pixels, classes, labels or sizes differ); point "
                 "--data-root to those that it began with, or choose another directory"
             )
         network: nn.Module = original
@@ -493,6 +524,13 @@ class _Run:
             self._restore(trainer, state)
             self.history = from_first(lambda: self.records.metrics() if self.records else [])
         return trainer
+
+    def _has_other_images(self, state: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint is of other images, as far as that can be told without reading files again."""
+        here = self.data.content()
+        there = state.get("images", here)
+        alike = there.partition(" ")[0] == here.partition(" ")[0]
+        return state["data"] != self.data.identity() or (alike and there != here)
 
     def _trainer(self, network: nn.Module, progress: Progress) -> Trainer:
         loss = None
@@ -686,6 +724,7 @@ class _Run:
             "fingerprint": program.fingerprint,
             "given": self.given_digest,
             "data": self.data.identity(),
+            "images": self.data.content(),
             "decided": self.decided,
             "progress": {**asdict(replace(progress, totals=torch.zeros(0))), "totals": progress.totals.cpu()},
             "commitment": asdict(self.commitment) if self.commitment else None,

@@ -47,6 +47,7 @@ ORDER = [
     "ground_truth",
     "drawing",
     "runs",
+    "prediction",
     "summary",
     "sweep",
     "report",

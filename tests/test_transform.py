@@ -13,7 +13,10 @@ from test_training import config, tiny_data
 from torch import nn
 
 import dnat
+import dnat.baselines
 from dnat.config import Job
+from dnat.errors import UsageError, WrongTypeError
+from dnat.methods import check_method
 from dnat.records import Records
 from dnat.training import Interrupted, NonFiniteError, theta_rate, theta_steps
 from dnat.transform import Commitment, short_stage, weights_digest
@@ -407,3 +410,116 @@ def test_images_per_second_counts_a_short_last_batch_as_it_is():
     """22 images and 2: a batch of the full size in their place would be 44 of 24."""
     row = dnat.train(network(), tiny_data(24), config(epochs=1, architecture_epochs=1, batch_size=22)).history[0]
     assert row["images_per_second"] * row["seconds"] == pytest.approx(24, rel=0.2)
+
+
+# What is given, and how it is called
+
+
+def without_weights():
+    with torch.device("meta"):
+        return Dropping()
+
+
+def broken(name, value):
+    made = network()
+    dict([*made.named_parameters(), *made.named_buffers()])[name].data.flatten()[0] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (without_weights, r"stem\.weight of Dropping lies on the meta device.*to_empty"),
+        (
+            lambda: network().bfloat16(),
+            r"stem\.weight is bfloat16, but images come as float32.*network\.float\(\)",
+        ),
+        (lambda: network().half(), r"stem\.weight is float16"),
+        (lambda: network().double(), r"stem\.weight is float64"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(5)),
+            r"1\.weight has no shape yet: run the network once",
+        ),
+        (lambda: broken("conv1.weight", float("nan")), r"conv1\.weight of the network as it is given holds NaN"),
+        (lambda: broken("norm1.running_var", float("inf")), r"norm1\.running_var .* holds NaN or infinity"),
+    ],
+)
+@pytest.mark.parametrize("method", [*METHODS, "random"])
+def test_networks_that_cannot_be_trained_are_refused_before_anything_is(make, words, method, tmp_path):
+    call = METHODS.get(method) or functools.partial(dnat.baselines.search_and_train, method)
+    with Records.open(tmp_path / "run", job()) as records, pytest.raises(UsageError, match=words):
+        call(make(), tiny_data(), config(), records=records)
+    assert not list((tmp_path / "run").glob("*.ckpt"))
+    with pytest.raises(UsageError, match=words):
+        check_method(method, make(), tiny_data(), config())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_a_network_in_another_precision_is_evaluated_or_refused_in_words(kind):
+    with pytest.raises(UsageError, match=r"network\.float\(\)"):
+        dnat.evaluate(network().to(kind), tiny_data())
+    with pytest.raises(UsageError, match="meta device"):
+        dnat.evaluate(without_weights(), tiny_data())
+
+    class Casting(Dropping):  # takes care of it itself
+        def forward(self, x):
+            return super().forward(x.to(self.stem.weight.dtype)).float()
+
+    casting = Casting()
+    casting.load_state_dict(network().state_dict())
+    wanted, found = dnat.evaluate(casting, tiny_data()), dnat.evaluate(casting.to(kind), tiny_data())
+    assert found.loss == pytest.approx(wanted.loss, rel=0.02)
+
+
+def test_infinity_in_a_mask_is_no_fault():
+    masked = network()
+    masked.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+    dnat.train(masked, tiny_data(), config(epochs=1, architecture_epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"config": {"epochs": 2}}, r"config must be a dnat.Config, not dict: dnat.Config\(\*\*settings\)"),
+        ({"config": {}}, "config must be a dnat.Config, not dict"),
+        ({"config": "fast"}, "config must be a dnat.Config, not str"),
+        ({"records": "runs/one"}, r"records must be a dnat.Records, not str: dnat.Records.open"),
+        ({"tracker": print}, "tracker must be a dnat.tracking.Tracker, not builtin_function"),
+        ({"stop": True}, "stop must be a function, not bool"),
+        ({"data": (torch.zeros(4, 3, 8, 8), torch.arange(4))}, "data must be a dnat.Data or a name, not tuple"),
+        ({"network": 3}, "a network must be a torch.nn.Module or a name, not int"),
+    ],
+)
+@pytest.mark.parametrize("method", [*METHODS, "random"])
+def test_arguments_of_another_type_are_named(arguments, words, method):
+    call = METHODS.get(method) or functools.partial(dnat.baselines.search_and_train, method)
+    with pytest.raises(WrongTypeError, match=words):
+        call(**{"network": network(), "data": tiny_data(), "config": config(), **arguments})
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_computed_wherever_it_is_called_from(around, method):
+    wanted = METHODS[method](network(), tiny_data(), config(**PRESSED))
+    with around():
+        found = METHODS[method](network(), tiny_data(), config(**PRESSED))
+        assert not torch.is_grad_enabled()
+    assert found.results() == wanted.results()
+    assert all(p.requires_grad and not p.is_inference() for p in found.network.parameters())
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
+    j, data = job("original"), tiny_data()
+    with Records.open(tmp_path / "run", j) as records, pytest.raises(Interrupted):
+        dnat.train(network(), data, j.config, records=records, stop=at(2))
+    # The same classes, labels and sizes; one pixel is another.
+    pixels = data.train_images.clone()
+    pixels[3, 2, 2, 0] += 1
+    with (
+        Records.open(tmp_path / "run", j) as records,
+        pytest.raises(UsageError, match=r"on other images \(pixels, "),
+    ):
+        dnat.train(network(), replace(data, train_images=pixels), j.config, records=records)
+    with Records.open(tmp_path / "run", j) as records:
+        found = dnat.train(network(), data, j.config, records=records)
+    assert found.results() == dnat.train(network(), data, j.config).results()

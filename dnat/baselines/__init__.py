@@ -28,12 +28,13 @@ from ..records import Records
 from ..relaxation import relax
 from ..tracing import copied, in_training, trace
 from ..tracking import Tracker
-from ..training import Evaluation, Progress, evaluate
+from ..training import Evaluation, Progress, check_finite, check_usable, evaluate
 from ..transform import (
     Commitment,
     EdgeReport,
     FixedReport,
     Transformation,
+    check_listeners,
     check_training,
     choose_device,
     named,
@@ -92,6 +93,8 @@ def check_search(method: str, network: nn.Module, data: Data, config: Config) ->
         ValueError, TypeError: see `search_and_train`.
     """
     choose_device(config.device)
+    check_usable(network, data)
+    check_finite(network)
     config = configured(method, config)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = data.example(2).to(device)
@@ -153,6 +156,7 @@ def search_and_train(
     Raises:
         ValueError, NonFiniteError, Interrupted: as `dnat.transform`.
     """
+    check_listeners(records, tracker, stop)
     network, data, config = named(network, data, config)
     config = configured(method, config)
     with reproducible(config):

@@ -267,7 +267,7 @@ class Tree:
 
 
 def verdict(tree: Tree, mutant: Mutant, tests: list[str], limit: float) -> tuple[str, str]:
-    """What the tests say of a mutant, "killed" or "survived", and which test; those that fail anyway are left out."""
+    """What the tests say of a mutant, "killed" or "survived", and which test. What fails anyway is left out."""
     path = tree.root / "dnat" / mutant.module
     source = path.read_text()
     path.write_text(mutant.source)

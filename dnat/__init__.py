@@ -4,6 +4,10 @@
 
 The public names stand below in the order of that story. They are imported when they are first used, so that
 `dnat --help` need not wait for torch.
+
+`dnat.cost`, `dnat.transform`, `dnat.export` and `dnat.transitions` are the functions, also when the modules of
+the same names were imported: `import dnat.cost as m` gives the function. Other names of such a module are
+imported with `from dnat.cost import operation_seconds`.
 """
 
 import importlib
@@ -82,7 +86,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """Keeps `dnat.cost` and `dnat.transform` the functions.
+    """Keeps `dnat.cost`, `dnat.transform`, `dnat.export` and `dnat.transitions` the functions.
 
     Importing the modules of the same names would otherwise put the modules in their place.
     """

@@ -3,6 +3,7 @@
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,11 @@ class Cost:
     def __str__(self) -> str:
         less = f" (without {', '.join(self.uncounted)})" if self.uncounted else ""
         return f"{self.params / 1e6:.3f} M parameters, {self.madds / 1e6:.2f} M MAdds{less}"
+
+    def table(self) -> dict[str, Any]:
+        """As it stands in a record; `uncounted` only where there is something."""
+        counted = {"params": self.params, "madds": self.madds}
+        return counted | ({"uncounted": list(self.uncounted)} if self.uncounted else {})
 
     def __repr__(self) -> str:
         less = f", uncounted={self.uncounted}" if self.uncounted else ""

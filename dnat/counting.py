@@ -112,47 +112,34 @@ def _trilinear(args: Sequence[Any], out: Any) -> int:
     return math.prod(torch.broadcast_shapes(*shapes))
 
 
-_FORMULAS: dict[str, Formula] = {
-    **dict.fromkeys(
-        """mm bmm _int_mm _scaled_mm _scaled_mm_v2 _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu
-        _mixed_dtypes_linear mkldnn_linear""".split(),
-        _product(0, 1),
-    ),
-    **dict.fromkeys("addmm baddbmm addbmm _addmm_activation _sparse_addmm".split(), _product(1, 2)),
-    **dict.fromkeys("_grouped_mm _scaled_grouped_mm".split(), _grouped),
-    "mv": _vector(0),
+_KERNELS: dict[str, Formula] = {
+    "mm bmm _int_mm _scaled_mm _scaled_mm_v2 _mixed_dtypes_linear mkldnn_linear": _product(0, 1),
+    "_weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu": _product(0, 1),
+    "addmm baddbmm addbmm _addmm_activation _sparse_addmm": _product(1, 2),
+    "_grouped_mm _scaled_grouped_mm": _grouped,
+    "mv dot vdot": _vector(0),
     "addmv": _vector(1),
-    "dot": _vector(0),
-    "vdot": _vector(0),
     "addr": lambda args, out: args[1].numel() * args[2].numel(),
-    **dict.fromkeys("convolution _convolution convolution_overrideable".split(), _convolution(None)),
-    **dict.fromkeys(
-        """cudnn_convolution cudnn_convolution_relu cudnn_convolution_add_relu miopen_convolution
-        miopen_convolution_relu miopen_convolution_add_relu miopen_depthwise_convolution mkldnn_convolution
-        _mps_convolution _nnpack_spatial_convolution _slow_conv2d_forward slow_conv3d_forward
-        slow_conv_dilated2d slow_conv_dilated3d _conv_depthwise2d conv_depthwise3d""".split(),
-        _convolution(False),
-    ),
-    **dict.fromkeys(
-        """cudnn_convolution_transpose miopen_convolution_transpose _mps_convolution_transpose
-        slow_conv_transpose2d slow_conv_transpose3d""".split(),
-        _convolution(True),
-    ),
+    "convolution _convolution convolution_overrideable": _convolution(None),
+    "cudnn_convolution cudnn_convolution_relu cudnn_convolution_add_relu": _convolution(False),
+    "miopen_convolution miopen_convolution_relu miopen_convolution_add_relu": _convolution(False),
+    "miopen_depthwise_convolution mkldnn_convolution _mps_convolution": _convolution(False),
+    "_nnpack_spatial_convolution _slow_conv2d_forward slow_conv3d_forward": _convolution(False),
+    "slow_conv_dilated2d slow_conv_dilated3d _conv_depthwise2d conv_depthwise3d": _convolution(False),
+    "cudnn_convolution_transpose miopen_convolution_transpose": _convolution(True),
+    "_mps_convolution_transpose slow_conv_transpose2d slow_conv_transpose3d": _convolution(True),
     "conv_tbc": _conv_tbc,
-    **dict.fromkeys(
-        """_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
-        _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-        _scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps""".split(),
-        _attention,
-    ),
+    "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention": _attention,
+    "_scaled_dot_product_fused_attention_overrideable": _attention,
+    "_scaled_dot_product_attention_math_for_mps": _attention,
     "_native_multi_head_attention": _multi_head,
     "_transformer_encoder_layer_fwd": _encoder_layer,
-    "mkldnn_rnn_layer": _recurrent(1),
-    "_cudnn_rnn": _recurrent(1),
-    "miopen_rnn": _recurrent(1),
+    "mkldnn_rnn_layer _cudnn_rnn miopen_rnn": _recurrent(1),
     "_lstm_mps": _recurrent(2),
     "_trilinear": _trilinear,
 }
+_FORMULAS = {name: formula for names, formula in _KERNELS.items() for name in names.split()}
 """By the name of an operator of torch's; those that torch takes apart, such as `einsum`, need none."""
 
 _NESTED: dict[str, Formula] = {"linear": lambda args, out: args[0].numel() * args[1].shape[0]}
@@ -262,8 +249,9 @@ class Counter(TorchDispatchMode):
             self._lone.update(x.shape[:1])
         elif name == "multi_head_attention_forward":
             self._sequences.add((x.shape[0], x.shape[1]))
-        elif name in _RECURRENT and isinstance(args[-1], bool):  # with lengths, a packed sequence has none
-            self._sequences.add((x.shape[1], x.shape[0]) if args[-1] else (x.shape[0], x.shape[1]))
+        elif name in _RECURRENT and len(args) == 9:
+            batch_first = args[8]
+            self._sequences.add((x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1]))
 
     def batch(self, given: Sequence[Tensor], made: Sequence[Tensor]) -> int | None:
         """How many images a run was given, where that is certain; else None.
@@ -277,9 +265,9 @@ class Counter(TorchDispatchMode):
             made: its outputs.
         """
         inputs, outputs = ([tuple(t.shape[:2]) for t in tensors if t.dim()] for tensors in (given, made))
-        if not inputs or inputs[0][0] == 1:
-            return 1
         first, firsts = {s[0] for s in inputs}, {s[0] for s in outputs}
+        if first <= {1}:
+            return 1
         if not firsts and len(inputs) > 1:
             firsts = first
         if len(firsts) == 1 and firsts <= first and not firsts & self._lone:
@@ -315,7 +303,7 @@ def checked_batch(batch: int | None) -> int | None:
 
 
 def warn_of_batch(given: Sequence[Sequence[int]], made: Sequence[Sequence[int]]) -> None:
-    """Warn that multiply-adds are those of a whole example, since these shapes do not tell its batch for certain."""
+    """Warn that multiply-adds are those of a whole example, since these shapes do not tell its batch."""
     inputs, outputs = (", ".join(str(tuple(shape)) for shape in shapes) or "none" for shapes in (given, made))
     warnings.warn(
         f"how many images the example holds is not certain (inputs {inputs}; outputs {outputs}): "

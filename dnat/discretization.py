@@ -22,9 +22,8 @@ from torch.utils._pytree import tree_leaves
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, possible_edges, problems
 from .errors import UsageError
 from .naming import unknown
-from .operations import copying_identity, forgiving_identity
 from .relaxation import RelaxedNetwork, module_name, relax
-from .rewriting import Inputs, Outcome, branch_places, drop, replaced, submodule
+from .rewriting import Inputs, Outcome, branch_places, drop, exchanged, identified, submodule
 from .tracing import Example, Program, copied, examples_of, fixed_randomness, in_mode, trace
 
 
@@ -225,27 +224,16 @@ def _passed(network: nn.Module, reference: RelaxedNetwork, edge: Edge, choice: s
     if choice in edge.modules:
         added = copied(reference.network.get_submodule(f"{edge.entry}.{module_name(choice)}"))
         if isinstance(added, nn.Identity):
-            return _exchanged(network, edge.entry, added)
+            return exchanged(network, edge.entry, added)
         # Under its own name inside a Sequential, so that the weights keep the names they were trained under.
         parts = OrderedDict({module_name(choice): added})
         drop_path = submodule(network, f"{edge.entry}.drop_path")
         if drop_path is not None:
             parts["drop_path"] = drop_path
         if edge.entry != edge.exit:  # it has a norm of its own
-            network = _exchanged(network, edge.exit, nn.Identity())
-        return _exchanged(network, edge.entry, nn.Sequential(parts))
-    if edge.lone:
-        last = copying_identity() if edge.copies else nn.Identity()
-        network = _exchanged(network, edge.exit, last)
-        return network if edge.entry == edge.exit else _exchanged(network, edge.entry, nn.Identity())
-    network = _exchanged(network, edge.exit, forgiving_identity(copies=edge.copies))
-    return network if edge.entry == edge.exit else _exchanged(network, edge.entry, forgiving_identity())
-
-
-def _exchanged(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
-    """The network with a module that is in the mode of the one whose place it takes."""
-    old = submodule(network, path)
-    return network if old is None else replaced(network, path, module.train(old.training))
+            network = exchanged(network, edge.exit, nn.Identity())
+        return exchanged(network, edge.entry, nn.Sequential(parts))
+    return identified(network, edge)
 
 
 def _culprits(plain: nn.Module, added: Added, wanted: Mapping[Edge, str], example: Example) -> list[Edge]:

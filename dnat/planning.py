@@ -10,7 +10,7 @@ from .budget import Costs, Groups, InfeasibleError, cheapest
 from .config import Amount, Config, parse_amount
 from .cost import operation_seconds
 from .distributed import from_first
-from .edges import Edge, groups_of, legal_edges, nones_once
+from .edges import Edge, everything_else, groups_of, in_order, legal_edges, nones_once
 from .errors import UsageError
 from .naming import unknown
 from .rewriting import rewritable
@@ -48,7 +48,9 @@ def find_edges(
     [('layer1.0.conv1>layer1.0.bn1', ('original', 'identity')), ('layer1.0.conv2>layer1.0.bn2', \
 ('original', 'identity', 'none'))]
     """
-    edges = nones_once(rewritable(program, legal_edges(program, space, only=only)))
+    edges: Sequence[Edge] = nones_once(rewritable(program, legal_edges(program, space, only=only)))
+    if everything:
+        edges = in_order([*edges, *everything_else(program, edges)])
     groups = groups_of(program, [e for e in edges if len(e.choices) > 1])
     listed = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
     return tuple(e for e in listed if everything or len(e.choices) > 1)

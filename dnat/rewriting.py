@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.jit import ScriptModule
 
-from .edges import NONE, ORIGINAL, Edge, replacements
-from .operations import NullEdge
+from .edges import IDENTITY, NONE, ORIGINAL, Edge, replacements
+from .operations import NullEdge, copying_identity, forgiving_identity
 from .tracing import (
     GATHERING,
     Program,
     State,
     behaviour,
+    copied,
     fixed_randomness,
     in_mode,
     in_reentrant_checkpoint,
@@ -183,21 +184,72 @@ class Outcome:
 
 
 def rewritable(program: Program, edges: Iterable[Edge]) -> tuple[Edge, ...]:
-    """Edges without the nones that could not be made, or only in part: nothing is offered in vain.
+    """Edges without the nones and identities that could not be made, or only in part: nothing is offered in vain.
 
-    Each none is tried alone on the copy of the network that the program was recorded from. `Edge.refused` of the
-    edges that are returned says what stands against it; edges that are left without a choice are returned, too.
+    Each none is tried alone on the copy of the network that the program was recorded from; identities are tried
+    together. `Edge.refused` of the edges that are returned says what stands against them; edges that are left
+    without a choice are returned, too.
     """
     edges, trials = tuple(edges), program.trials
-    new = [edge for edge in edges if NONE in edge.choices and edge.key not in trials]
-    inputs = Inputs(program.network, *program.examples[0]) if new else None
-    for edge in new:
+    nones = [e for e in edges if NONE in e.choices and (e.key, NONE) not in trials]
+    inputs = Inputs(program.network, *program.examples[0]) if nones else None
+    for edge in nones:
         assert inputs is not None
-        trials[edge.key] = _obstacle(edge, inputs)
-    return tuple(
-        edge.without(NONE, trials[edge.key]) if NONE in edge.choices and trials[edge.key] else edge
-        for edge in edges
-    )
+        trials[edge.key, NONE] = _obstacle(edge, inputs)
+    identities = [e for e in edges if IDENTITY in e.choices and (e.key, IDENTITY) not in trials]
+    trials |= {(edge.key, IDENTITY): why for edge, why in _obstacles(program, identities).items()}
+    for choice in (NONE, IDENTITY):
+        why = {e.key: trials[e.key, choice] for e in edges if choice in e.choices}
+        edges = tuple(e.without(choice, why[e.key]) if why.get(e.key) else e for e in edges)
+    return edges
+
+
+def _obstacles(program: Program, edges: Sequence[Edge]) -> dict[Edge, str]:
+    """Why identities at these edges cannot be made, for each; empty texts where they can.
+
+    Those that do not lie in one another are put in together; only where the network then fails, fewer at a time.
+    """
+    found: dict[Edge, str] = {}
+    rest = [edge for edge in edges if IDENTITY not in edge.modules]  # a reduction is a module of its own
+    while rest:
+        paths = {edge.entry for edge in rest}
+        outer = [e for e in rest if not any(e.entry.startswith(f"{path}.") for path in paths)]
+        found |= _tried(program, outer)
+        rest = [edge for edge in rest if edge not in outer]
+    return {edge: found.get(edge, "") for edge in edges}
+
+
+def _tried(program: Program, edges: Sequence[Edge]) -> dict[Edge, str]:
+    network = copied(program.network)
+    for edge in edges:
+        network = identified(network, edge)
+    args, kwargs = program.examples[0]
+    try:
+        with torch.no_grad(), in_mode(network, False), fixed_randomness():
+            network(*args, **kwargs)
+    except Exception as error:  # whatever a user's forward does when it does not find what it looks for
+        if len(edges) == 1:
+            return {edges[0]: f"other code needs what it has: {error}"}
+        half = len(edges) // 2
+        return _tried(program, edges[:half]) | _tried(program, edges[half:])
+    return {}
+
+
+def identified(network: nn.Module, edge: Edge) -> nn.Module:
+    """The network with an identity in an edge's place."""
+    last: nn.Module = forgiving_identity(copies=edge.copies)
+    if edge.lone:
+        last = copying_identity() if edge.copies else nn.Identity()
+    network = exchanged(network, edge.exit, last)
+    if edge.entry == edge.exit:
+        return network
+    return exchanged(network, edge.entry, nn.Identity() if edge.lone else forgiving_identity())
+
+
+def exchanged(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
+    """The network with a module that is in the mode of the one whose place it takes."""
+    old = submodule(network, path)
+    return network if old is None else replaced(network, path, module.train(old.training))
 
 
 def _obstacle(edge: Edge, inputs: "Inputs") -> str:
@@ -450,7 +502,9 @@ def _without(
         raise CannotRewriteError(f"{place or 'the network'} reads the branch elsewhere, too")
     module.delete_all_unused_submodules()
     module.recompile()
-    module.training = root.training  # and its modules each in its own mode
+    for path, inner in module.named_modules():  # each in its own mode; fx makes containers anew
+        old = submodule(root, path)
+        inner.training = root.training if old is None else old.training
     return module
 
 

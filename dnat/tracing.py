@@ -26,11 +26,12 @@ import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .counting import Counter, checked_batch, warn_of_batch, warn_of_uncounted
-from .errors import UsageError, WrongTypeError
+from .errors import UsageError, WrongTypeError, users_code
 from .operations import CONVOLUTIONS, CellOperation, Geometry, NullEdge, geometry, is_norm, operation_name
 
 Example: TypeAlias = Any
@@ -87,7 +88,7 @@ def behaviour(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_va
         return "add" if both else "other"
     if name in _MULTIPLY:
         return "multiply"
-    if name == "div":  # 0 / x is 0, x / 0 is not
+    if name in ("div", "divide", "true_divide", "truediv"):  # 0 / x is 0, x / 0 is not
         return "homogeneous" if args and is_value(args[0]) and not is_value(args[1]) else "other"
     if name in _AFFINE:
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
@@ -130,7 +131,9 @@ class Call:
         path: the module's path.
         parent: the call around it.
         inputs, outputs: the values that came in and went out.
+        scope: the calls around it, and itself, outermost first.
         plain: one tensor came in, as first positional argument, and one went out.
+        opens: the tensors that went out are all known, and stand in tuples, lists and dicts.
         lone: nothing but that tensor was given, not even a None.
         learns: gradients were computed, or would have been outside of this analysis.
         reentrant: it ran in a checkpoint with `use_reentrant=True`: its gradients come from a second run.
@@ -142,7 +145,9 @@ class Call:
     parent: int | None
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    scope: tuple[int, ...]
     plain: bool
+    opens: bool
     lone: bool
     learns: bool
     reentrant: bool
@@ -153,7 +158,8 @@ class Call:
 class ModuleInfo:
     """What the analysis needs to know of a module.
 
-    `place` is that of an edge of a genotype's cell, `geometry` that of a plain convolution.
+    `place` is that of an edge of a genotype's cell, `geometry` that of a plain convolution; `weights` counts the
+    elements of its own parameters, `has_state` tells whether it or a part of it has parameters or buffers.
     """
 
     path: str
@@ -164,6 +170,9 @@ class ModuleInfo:
     inplace: bool
     place: str | None
     geometry: Geometry | None
+    weights: int
+    has_state: bool
+    scripted: bool
 
 
 @dataclass(frozen=True)
@@ -312,7 +321,7 @@ class Program:
         traces, modules: what was recorded, plain data.
         fingerprint: of the first trace, stable over processes.
         network, examples: the copy that ran, and on which arguments, to try on it what can be rewritten.
-        trials: {edge key: why its branch cannot be dropped, or nothing}, as far as that was tried.
+        trials: {(edge key, choice): why it cannot be made, or nothing}, as far as that was tried.
     """
 
     traces: tuple[Trace, ...] = field(repr=False)
@@ -320,7 +329,7 @@ class Program:
     fingerprint: str
     network: nn.Module = field(repr=False, compare=False)
     examples: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = field(repr=False, compare=False)
-    trials: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    trials: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
         return self  # nothing changes it: a copied network can share it
@@ -510,19 +519,18 @@ def _state(network: nn.Module) -> Iterator[Tensor]:
 
 
 def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None) -> Trace:
-    recorder = _Recorder(network)
-    try:
-        found = recorder.run(args, kwargs, batch)
-    except Exception as error:
-        single = "more than 1 value per channel" in str(error)
-        if single and network.training:
+    shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    mode = "train" if network.training else "eval"
+    with users_code(f"{type(network).__name__}'s forward failed on the example of shape {shapes} in {mode} mode"):
+        recorder = _Recorder(network)
+        try:
+            found = recorder.run(args, kwargs, batch)
+        except Exception as error:
+            if "more than 1 value per channel" not in str(error) or not network.training:
+                raise
             double = lambda t: t.repeat_interleave(2, 0) if t.dim() else t  # noqa: E731
             args, kwargs = tree_map_only(Tensor, double, (args, kwargs))
             return _Recorder(network).run(args, kwargs, batch and 2 * batch)
-        shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        raise UsageError(
-            f"{type(network).__name__}'s forward failed on the example of shape {shapes}: {error}"
-        ) from error
     if recorder.unsure:
         warn_of_batch(*([found.values[i].shape for i in ids] for ids in (found.inputs, found.outputs)))
     return found
@@ -550,6 +558,7 @@ class _Recorder(TorchFunctionMode):
         self.madds: list[int] = []
         self.charged = 0
         self.unsure = False
+        self.opaque = False
         self.clock: Callable[[], float] | None = None
         self.seconds: list[float] = []
 
@@ -589,9 +598,11 @@ class _Recorder(TorchFunctionMode):
         handles = []
         for module in self.network.modules():
             if isinstance(module, torch.jit.ScriptModule):
-                continue
+                continue  # it takes no hooks of its own
             handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        handles.append(register_module_forward_pre_hook(self._enter_scripted))
+        handles.append(register_module_forward_hook(self._leave_scripted, with_kwargs=True))
         try:
             yield
         finally:
@@ -606,6 +617,8 @@ class _Recorder(TorchFunctionMode):
                 "parent": self.stack[-1] if self.stack else None,
                 "inputs": self._known(tensors),
                 "outputs": (),
+                "scope": (*self.stack, len(self.calls)),
+                "opens": False,
                 "plain": len(tensors) == 1 and bool(args) and isinstance(args[0], Tensor),
                 "lone": len(args) == 1 and not kwargs,
                 "learns": torch.is_grad_enabled() or not self.network.training or in_reentrant_checkpoint(),
@@ -619,9 +632,29 @@ class _Recorder(TorchFunctionMode):
         call = self.calls[self.stack.pop()]
         assert call["path"] == self.paths[module]
         call["outputs"] = self._known(tensors_of(output))
+        leaves = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        call["opens"] = len(leaves) == len(call["outputs"]) == len(tensors_of(output))
         call["plain"] &= isinstance(output, Tensor) and len(call["inputs"]) == len(call["outputs"]) == 1
         if isinstance(module, NullEdge):
             self.nulls.update(call["outputs"])
+
+    def _enter_scripted(self, module: nn.Module, args: Any) -> None:
+        """Before any module of this process; a scripted one is one operation, whatever it does inside."""
+        if isinstance(module, torch.jit.ScriptModule) and module in self.paths:
+            self.opaque = True
+
+    def _leave_scripted(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not isinstance(module, torch.jit.ScriptModule) or module not in self.paths:
+            return
+        self.opaque = False
+        self._enter(module, args, kwargs)
+        inputs = self._known(tensors_of((args, kwargs)))
+        number = self._note(Operation("scripted", "other", tuple(self.stack), inputs, (), 0, False))
+        self._charge()
+        self.seconds.append(0.0)
+        outputs = tuple(self._new(t, number) for t in tensors_of(output) if id(t) not in self.index)
+        self.operations[number] = replace(self.operations[number], outputs=outputs)
+        self._leave(module, args, kwargs, output)
 
     def _note(self, operation: Operation) -> int:
         self.operations.append(operation)
@@ -648,6 +681,8 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.opaque:
+            return func(*args, **kwargs)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = self._known(given)
         is_value = lambda a: isinstance(a, Tensor) and id(a) in self.index  # noqa: E731
@@ -735,13 +770,16 @@ def _describe(network: nn.Module) -> dict[str, ModuleInfo]:
             inplace=getattr(module, "inplace", False) is True,
             place=module.place if isinstance(module, NullEdge | CellOperation) else None,
             geometry=geometry(module),
+            weights=sum(p.numel() for p in module.parameters(recurse=False)),
+            has_state=next(_state(module), None) is not None,
+            scripted=isinstance(module, torch.jit.ScriptModule),
         )
         for module, paths in names.items()
     }
 
 
 def _kind(module: nn.Module) -> Any:
-    if isinstance(module, CONVOLUTIONS):
+    if isinstance(module, (*CONVOLUTIONS, nn.modules.conv._ConvTransposeNd)):
         return "convolution"
     if isinstance(module, nn.Linear):
         return "linear"

@@ -11,7 +11,7 @@ counts and what is measured are summed, so that all of them take the same steps.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -19,13 +19,14 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.parameter import is_lazy
 
 from .budget import Costs
 from .config import Config
 from .data import Data
 from .distributed import SyncedNorms, sum_gradients, summed, world
 from .edges import NONE, ORIGINAL
-from .errors import DnatError, UsageError, WrongTypeError
+from .errors import DnatError, UsageError, WrongTypeError, users_code
 from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
@@ -72,6 +73,47 @@ class Evaluation:
     accuracy: float
 
 
+def check_usable(network: nn.Module, data: Data) -> None:
+    """Refuse a network that cannot be run on images: without weights, or in another precision.
+
+    Raises:
+        ValueError: see above; the message names a weight and says what to do.
+    """
+    weights = [*network.named_parameters(), *network.named_buffers()]
+    for name, tensor in weights:
+        if is_lazy(tensor):
+            raise UsageError(f"{name} has no shape yet: run the network once on images before it is given")
+        if tensor.is_meta:
+            raise UsageError(
+                f"{name} of {type(network).__name__} lies on the meta device, where weights have no values: build "
+                "the network outside of torch.device('meta'), or use to_empty(device='cpu') and load weights first"
+            )
+    other = next(((n, t) for n, t in weights if t.is_floating_point() and t.dtype != torch.float32), None)
+    if other is None:
+        return
+    try:
+        with in_mode(network, False), torch.no_grad():
+            network(data.example(2).to(other[1].device))
+    except Exception as error:
+        kind = str(other[1].dtype).removeprefix("torch.")
+        raise UsageError(
+            f"{other[0]} is {kind}, but images come as float32, with which the forward fails ({error}): give "
+            "network.float(); the setting amp='bf16' computes in mixed precision"
+        ) from error
+
+
+def check_finite(network: nn.Module) -> None:
+    """Refuse weights, or statistics of norms, that hold NaN or infinity before anything is trained.
+
+    Raises:
+        ValueError: they do; the message names them.
+    """
+    statistics = ((n, b) for n, b in network.named_buffers() if n.endswith(("running_mean", "running_var")))
+    for name, tensor in (*network.named_parameters(), *statistics):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UsageError(f"{name} of the network as it is given holds NaN or infinity; look at its weights")
+
+
 def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
     """SGD for the weights; the learning rate is set at each step."""
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -90,7 +132,7 @@ def theta_rate(config: Config, batches: int) -> float:
     >>> theta_rate(Config(architecture_epochs=3, theta_reach=6.0, settle=0), batches=100)
     0.02
     """
-    if config.lr_theta is not None:
+    if config.lr_theta != "auto":
         return config.lr_theta
     return min(config.theta_reach / theta_steps(config, batches), FASTEST_THETA)
 
@@ -159,6 +201,13 @@ def auxiliary_scores(output: object) -> list[Tensor]:
     names = getattr(output, "_fields", ())
     found = [getattr(output, name) for name in names if name.startswith("aux")]
     return [t for t in found if isinstance(t, Tensor)]
+
+
+def in_forward(network: nn.Module, images: Tensor) -> AbstractContextManager[None]:
+    """Within, what a network's own code raises for a batch of images is told as its error."""
+    mode = "train" if network.training else "eval"
+    what = f"{type(network).__name__}'s forward failed on images of shape {tuple(images.shape)} in {mode} mode"
+    return users_code(what, alone=False)
 
 
 def _wide(output: Tensor) -> Tensor:
@@ -459,7 +508,7 @@ class Trainer:
         """What the teacher says of the images, as log-probabilities at the temperature of distillation."""
         if self.teacher is None:
             return None
-        with torch.no_grad(), autocast(self.config, images.device):
+        with torch.no_grad(), autocast(self.config, images.device), in_forward(self.teacher, images):
             output = scores(self.teacher(images)).float()
         return log_softmax(output / self.config.distillation_temperature, 1)
 
@@ -471,7 +520,8 @@ class Trainer:
         (Hinton et al. 2015, section 2).
         """
         together = SyncedNorms() if self.world.size > 1 else nullcontext()
-        with autocast(self.config, images.device), together, self._taught() as distances:
+        precise, named = autocast(self.config, images.device), in_forward(self.weights, images)
+        with precise, together, named, self._taught() as distances:
             found = self.network(images)
         output = _wide(scores(found))
         loss = cross_entropy(output, labels)
@@ -654,19 +704,46 @@ def autocast(config: Config, device: torch.device) -> Iterator[None]:
 
 
 def evaluate(
-    network: nn.Module, data: Data, config: Config | None = None, batch_size: int | None = None
+    network: nn.Module,
+    data: Data,
+    config: Config | None = None,
+    batch_size: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Evaluation:
     """Mean loss and accuracy on the test images, in batches of 500, or fewer if they are larger than 64 x 64.
 
     Runs in eval mode without gradients; afterwards every module is in the mode in which it was, and no buffer has
     changed.
+
+    Args:
+        network: whose outputs are class scores.
+        data: with the test images.
+        config: for its precision.
+        batch_size: images a batch.
+        classes: names of the network's outputs, in order (of the data that it was trained on: `Data.classes`). The
+            images' classes are found among them by name; by default they are the first outputs, in their order.
+
+    Raises:
+        ValueError: a network without weights, in another precision than images, or with too few outputs.
+        DataError: classes that are not among those of the network.
+        TypeError: arguments of another type.
     """
-    height, width = data.image_size
-    batch_size = batch_size or max(1, min(500, 500 * 64**2 // (height * width)))
+    if not isinstance(network, nn.Module):
+        raise WrongTypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
+    if not isinstance(data, Data):
+        raise WrongTypeError(f"data must be a dnat.Data, not {type(data).__name__}: see dnat.load")
+    check_usable(network, data)
+    data = data if classes is None else data.numbered(classes)
+    batch_size = batch_size or usual_batch(data.image_size)
     here = world()
     batches = data.test_batches(batch_size, part=(here.rank, here.size))
     with in_mode(network, False), kept_buffers(network.modules()), torch.inference_mode():
         return measured(network, batches, config or Config(), together=True)
+
+
+def usual_batch(size: tuple[int, int]) -> int:
+    """How many images of a height and width are tested at a time: 500, or fewer of more than 64 x 64 pixels."""
+    return max(1, min(500, 500 * 64**2 // (size[0] * size[1])))
 
 
 def measured(
@@ -678,8 +755,12 @@ def measured(
     """
     loss, correct, images = 0.0, 0, 0
     for batch, labels in batches:
-        with autocast(config, batch.device):
+        with autocast(config, batch.device), in_forward(network, batch):
             output = scores(network(batch)).float()
+        if int(labels.max()) >= output.shape[1]:
+            raise UsageError(
+                f"the network tells {output.shape[1]} classes apart, but there is a label {int(labels.max())}"
+            )
         loss += cross_entropy(output, labels, reduction="sum").double().item()
         correct += int((output.argmax(1) == labels).sum())
         images += len(labels)

@@ -7,7 +7,7 @@ from reference import SMALL, images, small
 from torch import nn
 
 import dnat
-from dnat.budget import Costs, InfeasibleError, best, by_edge, cheapest
+from dnat.budget import Costs, InfeasibleError, _Model, best, by_edge, cheapest
 from dnat.discretization import discretization
 from dnat.edges import problems
 
@@ -156,3 +156,13 @@ def test_what_nobody_reads_is_paid_for_and_stays():
     assert best(groups, scores, costs, fixed + conv - 1) == {"conv": "identity"}
     with pytest.raises(InfeasibleError, match=f"smallest reachable cost is {fixed:.6g}"):
         best(groups, scores, costs, fixed - 1)
+
+
+def test_a_model_gives_the_same_answer_twice():
+    edges = edges_of(small("resnet8"))
+    groups, costs = groups_of(edges), Costs(edges)
+    scores = {g: {c: float(len(c)) for c in choices} for g, choices in legal_of(groups).items()}
+    model = _Model(groups, scores, costs, 0.6 * costs.total)
+    first, rows = model.solve(), len(model.rows.bounds)
+    assert model.solve() == first == best(groups, scores, costs, 0.6 * costs.total)
+    assert len(model.rows.bounds) == rows

@@ -28,12 +28,13 @@ from ..records import Records
 from ..relaxation import relax
 from ..tracing import copied, in_training, trace
 from ..tracking import Tracker
-from ..training import Evaluation, Progress, evaluate
+from ..training import Evaluation, Progress, check_finite, check_usable, evaluate
 from ..transform import (
     Commitment,
     EdgeReport,
     FixedReport,
     Transformation,
+    check_listeners,
     check_training,
     choose_device,
     named,
@@ -92,6 +93,8 @@ def check_search(method: str, network: nn.Module, data: Data, config: Config) ->
         ValueError, TypeError: see `search_and_train`.
     """
     choose_device(config.device)
+    check_usable(network, data)
+    check_finite(network)
     config = configured(method, config)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = data.example(2).to(device)
@@ -115,7 +118,9 @@ def configured(method: str, config: Config) -> Config:
 
 def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> GenotypeSpace | EdgeSpace:
     if not works_on_genotype(network, config):
-        return EdgeSpace(network, make_plan(network, trace(network, example), example, config), config)
+        return EdgeSpace(
+            network, make_plan(network, trace(network, example, batch=len(example)), example, config), config
+        )
     assert isinstance(network, CellNetwork)
     if config.budget is not None or config.latency_budget is not None:
         raise UsageError(
@@ -151,6 +156,7 @@ def search_and_train(
     Raises:
         ValueError, NonFiniteError, Interrupted: as `dnat.transform`.
     """
+    check_listeners(records, tracker, stop)
     network, data, config = named(network, data, config)
     config = configured(method, config)
     with reproducible(config):
@@ -170,7 +176,7 @@ def search_and_train(
             derived, commitment = _of_edges(space, original, choices, example, config, found)
         commitment = replace(commitment, compact=evaluate(derived, here, config))
         taken = time.monotonic() - begun
-        cost_before, before = cost(original, example), evaluate(original, here, config)
+        cost_before, before = cost(original, example, batch=len(example)), evaluate(original, here, config)
         latency_before = latency(original, here.example(config.latency_batch))
     if tracker:
         tracker.committed(sum(c != ORIGINAL for c in commitment.choices.values()), len(commitment.choices))
@@ -292,7 +298,7 @@ def _of_genotype(
     """The network of the genotype, and the report on its edges."""
     assert isinstance(original, CellNetwork)
     reports = []
-    for edge in find_edges(trace(original, example), config.moves, everything=True):
+    for edge in find_edges(trace(original, example, batch=len(example)), config.moves, everything=True):
         if edge.kind not in ("operation", "skip"):
             continue
         cell = original.get_submodule(edge.entry.rpartition(".nodes.")[0])

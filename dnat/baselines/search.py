@@ -214,7 +214,8 @@ class SearchRun(Generic[A]):
         loss, correct, images = state.progress.totals.tolist()
         state.progress.epoch += 1
         state.phase = 0
-        seen = sum(self.batches) * self.config.search.batch_size
+        parts = zip(self.batches, (self.weights_data, self.policy_data), strict=False)
+        seen = sum(min(n * self.config.search.batch_size, len(part.train_labels)) for n, part in parts)
         row: dict[str, Any] = {
             "epoch": state.progress.epoch,
             "stage": "search",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from ..distributed import SyncedNorms
@@ -36,13 +37,14 @@ class EdgeHooks:
         self.has_identity = IDENTITY in edge.choices
         self.is_null = edge.kind == "skip"
         self.inputs: list[Tensor] = []
+        self.part = edge.part
         self.is_pair = edge.entry != edge.exit
         self.waiting: list[tuple[Tensor, Tensor]] = []
         self.most = edge.interleaved()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the edge's first module: note what it is given."""
-        self.inputs.append(args[0])
+        self.inputs.append(args[0] if self.part is None else torch.empty(0))  # only an identity would ask for it
 
     def between(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         """After the first module of an edge that ends at another: note what it made of its input."""
@@ -54,8 +56,16 @@ class EdgeHooks:
         self.inputs.clear()  # left behind by a forward that raised
         return x
 
-    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        """After the edge's last module: what the relaxed edge makes of it."""
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """After the edge's last module: what the relaxed edge makes of it, or of the part that is read."""
+        if self.part is None:
+            return self._relaxed(args, output)
+        leaves, structure = tree_flatten(output)
+        place = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)][self.part]
+        leaves[place] = self._relaxed(args, leaves[place])
+        return tree_unflatten(leaves, structure)
+
+    def _relaxed(self, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if self.is_pair:
             place = next(i for i, (made, _) in enumerate(self.waiting) if made is args[0])
             _, x = self.waiting.pop(place)

@@ -16,7 +16,7 @@ from ..summary import HEADERS, legend, signed_interval, spread
 from .configuration import environments, recipes, settings
 from .figures import DARK, LIGHT, Figure, Look, cost_figure, curve_figure, strip_figure, tradeoff_figure
 from .gather import Report, Run
-from .headline import Headline, duration, headline, sentences, verdict
+from .headline import Headline, duration, headline, is_equal, sentences, verdict
 from .series import SEED_CURVES, Choices, Gates, agreement, choices, gates
 from .table import LAYOUTS, long_lines, papers_legend, papers_tables
 
@@ -189,6 +189,9 @@ def _tiles(report: Report) -> list[Tile]:
 def _tile(found: Headline, level: float) -> Tile:
     row = found.row
     notes = [f"{row.method}, n = {row.n}"]
+    equal = [r.method for r in found.group.rows if r is not row and is_equal(r.mean, row.mean)]
+    if equal:
+        notes.append(f"the same as {' and '.join(equal)}, with fewer multiply-adds")
     if found.compared is not None:
         change = signed_interval(found.compared.mean, found.compared.interval, digits_after=2)
         notes.append(f"{change} points to {found.compared.baseline}; {verdict(found.compared, level)}")

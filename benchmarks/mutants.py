@@ -45,7 +45,7 @@ COMPARISONS = {
 }
 ARITHMETIC = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
-    **{ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr},
+    **{ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult},
 }
 FUNCTIONS = {"any": "all", "all": "any", "min": "max", "max": "min", "sorted": "list", "reversed": "list"}
 COPIES = ("clone", "detach", "copy", "contiguous", "strip", "lower")
@@ -114,7 +114,7 @@ def values(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     match node:
         case ast.Constant(value=bool() as value):
             yield "switch", ast.Constant(not value)
-        case ast.Constant(value=int() | float() as value):
+        case ast.Constant(value=int() | float() as value) if not 0 < value < 1e-5:  # which guards a division
             yield "number", ast.Constant(value * 2 if isinstance(value, float) and value else value + 1)
         case ast.Call():
             yield from calls(node)

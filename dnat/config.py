@@ -125,7 +125,7 @@ PRESETS["fine-tune"] = PRESETS["improved"] | {
 class Search:
     """How the methods search that dnat is compared with: NAT, NAT++, other policies, NAO; see `dnat.baselines`.
 
-    The defaults are those of NAT's code where its intent is clear (reference: methods A2 to A8).
+    The defaults are those of NAT's code where its intent is clear (docs/methods.md A2 to A8).
 
     Raises:
         ValueError, TypeError: as for `Config`.
@@ -137,7 +137,8 @@ class Search:
     """What is transformed: the "genotype" of a network of cells, on a supernet, as in the papers; or the "edges"
     of any network, on its own weights. "auto": the genotype where there is one."""
     epochs: int = _FROM_PRESET
-    """Epochs of the search; by default a sixth of those of the training (100 of 600, as NAT's; NAT++ took 200)."""
+    """Epochs of the search; by default a sixth of those of the training (100 of 600, as NAT's), and for NAT++ with
+    `official` a third (200 of 600, as its code has it)."""
     channels: int = 20
     """Channels of the supernet's first cells."""
     layers: int = 8
@@ -152,6 +153,10 @@ class Search:
     """Momentum of SGD for the shared weights."""
     weight_decay: float = 3e-4
     """Weight decay of the shared weights."""
+    unused_weights: Literal["auto", "rest", "move"] = "auto"
+    """What becomes of shared weights that a step does not use: they "rest", or, once they have been used, "move"
+    by their momentum and weight decay, as under PyTorch 0.4, for which the released code is (docs/methods.md A7).
+    "auto": "move" with `official`, else "rest"."""
     lr_policy: float = 3e-4
     """Learning rate of the policy, by Adam."""
     betas_policy: tuple[float, float] = (0.5, 0.999)
@@ -187,6 +192,11 @@ class Search:
             _check(self, name, "in [0, 1)", lambda v: 0 <= v < 1)
         _check(self, "split", "between 0 and 1", lambda v: 0 < v < 1)
         _check(self, "betas_policy", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+
+    @property
+    def moves_unused(self) -> bool:
+        """Whether shared weights that a step does not use move all the same; see `unused_weights`."""
+        return self.official if self.unused_weights == "auto" else self.unused_weights == "move"
 
     @classmethod
     def from_table(cls, table: Any) -> "Search":
@@ -343,9 +353,8 @@ class Config:
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
             object.__setattr__(self, "architecture_epochs", default)
-        if self.search.epochs is None:
-            search = dataclasses.replace(self.search, epochs=max(1, round(self.epochs / 6)))
-            object.__setattr__(self, "search", search)
+        if not self.search.official:  # otherwise the method decides; see `for_method`
+            object.__setattr__(self, "search", _with_epochs(self.search, self.epochs, 6))
         limit = f"from 1 to epochs ({self.epochs})"
         _check(self, "architecture_epochs", limit, lambda v: 1 <= v <= self.epochs)
         _check(self, "distillation", "from 0 to 1", lambda v: 0 <= v <= 1)
@@ -372,6 +381,16 @@ class Config:
             _check(self, name, "a number of at least 0", lambda v: 0 <= v < math.inf)
         _check(self, "momentum", "in [0, 1)", lambda v: 0 <= v < 1)
         _check(self, "theta_betas", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+
+    def for_method(self, method: str) -> "Config":
+        """The same settings with the epochs of the search that a method has by default.
+
+        >>> config = Config(epochs=600, search=Search(official=True))
+        >>> config.for_method("nat").search.epochs, config.for_method("nat++").search.epochs
+        (100, 200)
+        """
+        share = 3 if method == "nat++" and self.search.official else 6
+        return dataclasses.replace(self, search=_with_epochs(self.search, self.epochs, share))
 
     @property
     def moves(self) -> str | dict[str, Any]:
@@ -427,6 +446,7 @@ class Job:
         for name in ("train_limit", "test_limit", "image_size"):
             if getattr(self, name) is not None:
                 _check(self, name, "at least 1", lambda v: v >= 1)
+        object.__setattr__(self, "config", self.config.for_method(self.method))
         if self.method not in SEARCHING:
             # The number of epochs follows from the configuration's own.
             named = [f.name for f in fields(Search) if f.name != "epochs"]
@@ -535,6 +555,11 @@ def _check(config: object, name: str, wanted: str, holds: Callable[[Any], bool])
     value = getattr(config, name)
     if not holds(value):
         raise UsageError(f"{name} must be {wanted}, not {value!r}")
+
+
+def _with_epochs(search: Search, training: int, share: int) -> Search:
+    """The settings of a search, with a share of the training's epochs where none are given."""
+    return search if search.epochs else dataclasses.replace(search, epochs=max(1, round(training / share)))
 
 
 def _check_budgets(config: Config) -> None:

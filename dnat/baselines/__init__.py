@@ -107,7 +107,8 @@ def regrow(network: nn.Module, genotype: Genotype, config: Config) -> nn.Module:
 
 
 def configured(method: str, config: Config) -> Config:
-    """The settings as a method takes them: NAT++ has moves of its own."""
+    """The settings as a method takes them: NAT++ has moves of its own, and as released its own epochs."""
+    config = config.for_method(method)
     if method == "nat++" and config.space == "dnat":
         config = replace(config, space="nat++")
     return config

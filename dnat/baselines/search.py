@@ -2,9 +2,9 @@
 
 In each epoch the shared weights are trained once through their part of the training images, each batch under a
 random architecture; then the policy once through the rest, each batch giving one reward: the accuracy of what the
-policy made of an architecture, less that architecture's own (NAT, algorithm 1; reference: methods A7). In the end
+policy made of an architecture, less that architecture's own (NAT, algorithm 1; docs/methods.md A7). In the end
 architectures are drawn for the network that was given, judged on the second part of the training images, and the
-best is kept (methods A8). Test images have no part in any of it.
+best is kept (docs/methods.md A8). Test images have no part in any of it.
 
 Every draw comes from a stream of its own, so that a search that was stopped ends with the same bits.
 """
@@ -254,7 +254,8 @@ class SearchRun(Generic[A]):
             output = scores(self.network(images))
         output = output.float()
         loss = cross_entropy(output, labels)
-        self.optimizer.zero_grad(set_to_none=True)
+        # With zeros for gradients weights go on moving; without any they rest.
+        self.optimizer.zero_grad(set_to_none=not self.config.search.moves_unused)
         loss.backward()
         self.optimizer.step()
         correct, n = (output.detach().argmax(1) == labels).sum(), labels.new_tensor(len(labels)).to(self.wide)
@@ -276,7 +277,7 @@ class SearchRun(Generic[A]):
 
     @torch.no_grad()
     def _accuracy(self, architecture: A, images: Tensor, labels: Tensor) -> float:
-        """On one batch, with its own statistics; the released code lets the running ones drift (methods A7)."""
+        """On one batch, by its statistics; the released code lets the running ones drift (docs/methods.md A7)."""
         self.space.choose(architecture)
         self.network.train()
         drifting = nullcontext() if self.config.search.official else frozen_statistics(self.network)
@@ -424,6 +425,7 @@ class SearchRun(Generic[A]):
             "identity": self.identity,
             "network": {k: v.cpu() for k, v in self.network.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
+            "used": [name for name, p in self.network.named_parameters() if p.grad is not None],
             "reinforce": self.reinforce.state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -439,6 +441,9 @@ class SearchRun(Generic[A]):
         check_identity(state, self.identity)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        used = frozenset(state["used"])
+        for name, parameter in self.network.named_parameters():
+            parameter.grad = torch.zeros_like(parameter) if name in used else None
         self.reinforce.restore(state["reinforce"])
         for name in ("phase", "rewards", "entropies", "seconds", "epoch_seconds"):
             setattr(self.state, name, state[name])
@@ -466,7 +471,7 @@ def check_identity(found: Mapping[str, Any], identity: str) -> None:
 
 
 def divided(data: Data, config: Config) -> tuple[Data, Data]:
-    """The training images in two: to train shared weights on, and to judge architectures by (methods A7).
+    """The training images in two: to train shared weights on, and to judge architectures by (docs/methods.md A7).
 
     The second part stands in for the test images of both: nothing that is chosen here may see those.
 

@@ -602,7 +602,7 @@ def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> 
 
     The mean cross entropy with the group's gates as they are, less that with the choice in force, on the first
     `config.trial_batches` batches of an epoch of training images; norms use the batch's statistics. (Wang et al.
-    2021, DARTS-PT, choose operations by what their removal does to the accuracy; reference: methods C7.4.)
+    2021, DARTS-PT, choose operations by what their removal does to the accuracy.)
 
     Returns:
         A row for each group in the order of theta's columns; 0 for what a group cannot become.
@@ -696,7 +696,7 @@ def is_dead(network: nn.Module, data: Data, images: int = 64) -> bool:
     """Whether a network gives every image the same answer, so that it cannot be better than chance.
 
     That is what a network does in which nothing leads from the images to the scores: of NAT's published runs,
-    those with 10 % accuracy on CIFAR-10 (reference: methods C3). Scores of the first test images are compared, to
+    those with 10 % accuracy on CIFAR-10 (docs/methods.md C4). Scores of the first test images are compared, to
     the rounding of their type.
     """
     with in_mode(network, False), torch.inference_mode():

@@ -78,7 +78,7 @@ def test_the_graph_policy_is_what_its_layers_say_node_by_node(official):
 
 
 def test_the_released_policy_cannot_see_what_it_decides_on():
-    """No logits of DARTS's cell react to any operation; and in random cells none to its own (methods A3)."""
+    """No logits of DARTS's cell react to any operation; in random cells none to its own (docs/methods.md A3)."""
     s = space()
     graph = s.graph(s.given)
     policy = gcn(graph, s.operations, official=True)
@@ -246,7 +246,7 @@ def test_sampled_gradients_have_the_exact_mean():
 
 @pytest.mark.parametrize(("official", "limit"), [(False, 0.6), (True, 0.3)])
 def test_the_moving_average_of_a_constant_reward(official, limit):
-    """The released code's is fed the advantage, so that it goes to half of the reward (methods A7)."""
+    """The released code's is fed the advantage, so that it goes to half of the reward (docs/methods.md A7)."""
     s = space()
     graph = s.graph(s.given)
     search = Search(official=official, decay=0.9)

@@ -158,7 +158,8 @@ def test_inputs_are_drawn_uniformly(official):
             inputs[edge.input] += 1
             operations[edge.operation] += 1
     assert (np.abs(inputs - 2 * n / 5) < 5 * np.sqrt(2 * n / 5)).all()
-    assert (operations["null"] == 0) == official  # the released code never shows a policy null edges (methods A5)
+    # The released code never shows a policy null edges (docs/methods.md A5).
+    assert (operations["null"] == 0) == official
     seen = [c for name, c in operations.items() if name != "null" or not official]
     assert all(abs(c - 2 * n / len(seen)) < 5 * np.sqrt(2 * n / len(seen)) for c in seen)
 
@@ -248,11 +249,13 @@ def test_null_edges_that_were_not_built_stay_but_in_the_released_form(table, off
         for row in nulls:
             assert {move for move, legal in zip(s.moves, mask[cell, row], strict=True) if legal} == wanted
     if official:  # and what it connects is made
-        moves = [[s.moves.index("skip_connect" if e.operation == "null" else "same" if table is None else e.operation)
-                  for e in edges]] * 2  # fmt: skip
+        names = [{"null": "skip_connect"}.get(e.operation, e.operation if table else "same") for e in edges]
+        moves = [[s.moves.index(name) for name in names]] * 2
         after = s.moved(s.given, torch.tensor(moves))
         grown = regrown(network, after, 0)
-        assert dnat.cost(grown, torch.zeros(1, 3, 8, 8)).params > dnat.cost(network, torch.zeros(1, 3, 8, 8)).params
+        assert (
+            dnat.cost(grown, torch.zeros(1, 3, 8, 8)).params > dnat.cost(network, torch.zeros(1, 3, 8, 8)).params
+        )
         assert all(len(node) == 2 for node in grown.cells[0].nodes)
 
 

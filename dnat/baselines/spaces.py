@@ -36,9 +36,9 @@ from .graphs import Graph
 from .supernet import Supernet
 
 NAT = ("null", "same", "skip_connect")
-"""The moves of NAT (methods A4)."""
+"""The moves of NAT (docs/methods.md A4)."""
 
-# What NAT's random inputs are made of, by the rule of the cell's output (methods A1).
+# What NAT's random inputs are made of, by the rule of the cell's output (docs/methods.md A1).
 FULLY_CONCAT = (
     *("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5"),
     *("dil_conv_3x3", "dil_conv_5x5", "conv_3x3", "null"),
@@ -104,7 +104,8 @@ class Space(Protocol[A]):
 class GenotypeSpace:
     """NAT's space: the genotypes of a network of cells, on a supernet.
 
-    The two cells of a genotype are two graphs, whose roots are the outputs of the two cells before (methods A3).
+    The two cells of a genotype are two graphs, whose roots are the outputs of the two cells before
+    (docs/methods.md A3).
 
     Args:
         network: a network of cells.
@@ -153,7 +154,7 @@ class GenotypeSpace:
         self.tokens = self._tokens()
 
     def sample(self, random: np.random.Generator) -> Genotype:
-        """Two edges from uniform earlier nodes, with uniform operations, into each node (methods A5).
+        """Two edges from uniform earlier nodes, with uniform operations, into each node (docs/methods.md A5).
 
         The released code leaves null out, though the inputs that are to be transformed have such edges.
         """
@@ -201,7 +202,7 @@ class GenotypeSpace:
         elif self.official:
             mask = torch.ones(len(names), len(self.moves), dtype=torch.bool)
         else:
-            # A move that is another name for staying would only double its probability (methods A4).
+            # A move that is another name for staying would only double its probability (docs/methods.md A4).
             mask = torch.tensor([[move != name for move in self.moves] for name in names])
         if self.fixed_nulls and not self.official:  # the released code connects any
             stays = "same" if self.table is None else "null"

@@ -6,6 +6,7 @@ import re
 import tomllib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from test_transform import watched
 import dnat
 from dnat.baselines import FOUND, LEARNERS, configured
 from dnat.baselines import search as searching
+from dnat.baselines.embedding import PAPER, fit, improved
 from dnat.baselines.search import SearchRun, divided
 from dnat.baselines.spaces import GenotypeSpace
 from dnat.cli import cli
@@ -152,6 +154,27 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
     assert untimed(again) != untimed(whole_run())
 
 
+def test_the_time_before_a_stop_counts(tmp_path, monkeypatch):
+    job = Job(network="test:any", method="nat", config=settings())
+    with Records.open(tmp_path / "run", job) as records, pytest.raises(Interrupted):
+        METHODS["nat"](cell_network(), tiny_data(32), job.config, records=records, stop=lambda p: p.step == 2)
+    original = Records.newest
+
+    def later(self):
+        newest = original(self)
+        if self.stage == "search" and newest:
+            assert 0 < newest[1]["epoch_seconds"] < 1000
+            newest[1]["epoch_seconds"] += 1000
+        return newest
+
+    monkeypatch.setattr(Records, "newest", later)
+    with Records.open(tmp_path / "run", job) as records:
+        again = METHODS["nat"](cell_network(), tiny_data(32), job.config, records=records)
+    first, second, *_ = again.history
+    assert first["seconds"] > 1000 > second["seconds"]
+    assert 1000 < again.seconds["search"] < 2000
+
+
 def _scrambled(value):
     """The same tree with other floating point tensors."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -257,19 +280,51 @@ def test_dead_networks_are_made_by_the_released_form_alone(monkeypatch):
     assert released.results()["dead"]
 
 
-def test_nao_may_change_inputs_and_cost_and_the_record_shows_it():
-    result = METHODS["nao"](cell_network("darts_v2"), tiny_data(32), settings(search={"samples": 4}))
-    old, new = cell_network("darts_v2").genotype, result.genotype
+def test_nao_may_change_inputs_and_cost_and_the_record_shows_it(monkeypatch):
+    """One edge of DARTS's normal cell gets another operation, one another input, one both; the rest stays."""
+    changes = {"normal:0.0": ("conv_3x3", 0), "normal:2.1": ("skip_connect", 2), "normal:3.1": ("null", 0)}
+    given = cell_network("darts_v2").genotype
+    space = GenotypeSpace(cell_network("darts_v2"), None, settings(), (3, 8, 8), 5)
+    sequence = space.sequence(given)
+    for group, (operation, source) in changes.items():
+        node, place = map(int, group.partition(":")[2].split("."))
+        at = 2 * (2 * node + place)
+        sequence[at : at + 2] = source, len(given.normal.nodes) + 1 + space.names.index(operation)
+    monkeypatch.setattr(searching, "improved", lambda *args, accept: [x for x in [tuple(sequence)] if accept(x)])
+    result = METHODS["nao"](cell_network("darts_v2"), tiny_data(32), settings())
+    assert len(result.choices) == len(result.commitment.edges)
+    seen = {}
     for edge in result.commitment.edges:
-        kind, _, place = edge.group.partition(":")
-        i, j = map(int, place.split("."))
-        a, b = (getattr(g, kind).nodes[i][j] for g in (old, new))
-        if a == b:
-            assert edge.choice == "original"
-        else:
-            assert {"identity": "skip_connect", "none": "null"}.get(edge.choice, edge.choice) == b.operation
-            assert (f"reads node {b.input} instead" in edge.reason) == (a.input != b.input)
+        seen.setdefault(edge.group, set()).add((edge.choice, edge.reason))
+    assert len(seen) == 16
+    wanted = {
+        "normal:0.0": {("conv_3x3", "")},
+        "normal:2.1": {("identity", "reads node 2 instead of node 0")},
+        "normal:3.1": {("none", "reads node 0 instead of node 2")},
+    }
+    assert seen == {group: wanted.get(group, {("original", "")}) for group in seen}
     assert result.cost_after.madds != result.cost_before.madds
+
+
+def test_nao_judges_those_of_which_it_expects_most():
+    run = search_run("nao", search={"samples": 3})
+    random = np.random.default_rng(0)
+    sequences = torch.tensor([run.space.sequence(run.space.sample(random)) for _ in range(40)])
+    scores = (sequences[:, 1::4] % 7).double().sum(1)
+    small = replace(PAPER, embedding=8, hidden=16, predictor_hidden=8, epochs=30, positions=True, lr=0.01)
+    model, _ = fit(sequences, scores, run.space.tokens, 0, small)
+    given = torch.tensor(run.space.sequence(run.space.given))
+    reached = improved(model, given, 4 * 3, accept=lambda s: is_alive(run.space.architecture(s)))
+    assert len(reached) > 3
+
+    def promised(found):
+        return model.predict(model.encode(torch.tensor(found))).tolist()
+
+    kept = [tuple(run.space.sequence(a)) for a in run._steps(model)]
+    left = [s for s in reached if s not in kept]
+    assert len(kept) == 3
+    assert min(promised(kept)) >= max(promised(left))
+    assert min(promised(left)) < max(promised(kept))
 
 
 @pytest.mark.parametrize("method", ["nat", "nat++", "random", "max-gcn", "nao"])

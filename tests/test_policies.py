@@ -297,6 +297,10 @@ def test_initial_weights_come_from_the_seed_alone():
         made.append(make_policy("gcn", graph, s.operations, Search(), seed).state_dict())
     assert all(torch.equal(made[0][k], made[1][k]) for k in made[0])
     assert not torch.equal(made[0]["head.weight"], made[2]["head.weight"])
-    layer = made[0]["first.weight"]
-    assert layer.abs().max() <= 0.1  # 1 / sqrt(100)
+    for layer in ("first.weight", "first.bias", "second.weight", "second.bias"):
+        values = made[0][layer].flatten()
+        assert values.abs().max() <= 0.1  # 1 / sqrt(100)
+        # Uniform: less than 1 in 10^4 means lies farther out, and some values lie at both ends.
+        assert abs(float(values.mean())) < 4 * 0.1 / (3 * values.numel()) ** 0.5
+        assert values.min() < -0.08 < 0.08 < values.max()
     assert isinstance(graph, Graph)

@@ -14,7 +14,8 @@ import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -82,6 +83,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "epochs": 600,
         "lr": 0.025,
+        "cutout": "searched",  # 16 pixels, for DARTS and ProxylessNAS alone
         "distillation": 0.0,
         "settle": 0.0,
         "gate": "raw",  # o(x) = theta_same * op(x) + theta_identity * x; no normalization
@@ -98,6 +100,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "improved": {
         "epochs": 200,
         "lr": 0.025,
+        "cutout": 0,
         "distillation": 0.0,
         "settle": 0.5,  # choices are made half way through the stage and come into force step by step
         "gate": "sigmoid",  # bounded gates that prefer to be 0 or 1, so that committing changes little
@@ -259,8 +262,9 @@ class Config:
     """Weight decay of the weights; theta never has any."""
     grad_clip: float = 5.0
     """Largest L2 norm of the weights' gradient; 0 switches clipping off."""
-    cutout: int = 0
-    """Side in pixels of the square that cutout blanks; 0 switches it off."""
+    cutout: int | Literal["searched"] = _FROM_PRESET
+    """Side in pixels of the square that cutout blanks; 0 switches it off. "searched": 16, as in DARTS's recipe, in
+    networks of cells and ProxylessNAS's, on images of at least 32 x 32; 0 in others."""
 
     auxiliary: float = 0.4
     """Weight of auxiliary heads' loss, where a network has such heads (DARTS's, GoogLeNet's); 0 ignores them."""
@@ -371,7 +375,6 @@ class Config:
         for name in (
             "auxiliary",
             "matching",
-            "cutout",
             "weight_decay",
             "grad_clip",
             "zero_one_weight",
@@ -379,6 +382,7 @@ class Config:
             "skip_threshold",
         ):
             _check(self, name, "a number of at least 0", lambda v: 0 <= v < math.inf)
+        _check(self, "cutout", "'searched' or a number of at least 0", lambda v: v == "searched" or v >= 0)
         _check(self, "momentum", "in [0, 1)", lambda v: 0 <= v < 1)
         _check(self, "theta_betas", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
 
@@ -587,12 +591,13 @@ def _check_types(config: Any) -> None:
         value, hint = getattr(config, f.name), hints[f.name]
         if value is None and (f.default is None or type(None) in get_args(hint)):
             continue
-        options = [o for o in get_args(hint) if o is not type(None)] if type(None) in get_args(hint) else [hint]
+        several = get_origin(hint) in (Union, UnionType)
+        options = [o for o in get_args(hint) if o is not type(None)] if several else [hint]
         wanted = options[0]
-        problem = _type_problem(value, wanted)
-        if problem and not any(not _type_problem(value, other) for other in options[1:]):
+        problems = [_type_problem(value, option) for option in options]
+        if all(problems):
             raise (UsageError if get_origin(wanted) is Literal else WrongTypeError)(
-                f"{f.name} must be {problem}, not {_show(value)}"
+                f"{f.name} must be {' or '.join(problems)}, not {_show(value)}"
             )
         if wanted is float:
             object.__setattr__(config, f.name, float(value))
@@ -602,7 +607,8 @@ def _type_problem(value: object, wanted: Any) -> str:
     """What a value should have been; empty if it is."""
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin is Literal:
-        return "" if value in arguments else f"one of {', '.join(map(str, arguments))}"
+        names = f"one of {', '.join(map(str, arguments))}" if arguments[1:] else repr(arguments[0])
+        return "" if value in arguments else names
     if origin is tuple and arguments[1:] == (...,):
         fits = isinstance(value, tuple) and not any(_type_problem(v, arguments[0]) for v in value)
         return "" if fits else "a list of texts (in Python a tuple)"

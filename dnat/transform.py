@@ -40,6 +40,7 @@ from .training import (
     Trainer,
     batches_per_epoch,
     burden,
+    cutout_side,
     effects,
     evaluate,
     is_dead,
@@ -383,6 +384,8 @@ class _Run:
         device = choose_device(config.device)
         original = copied(self.given).to(device).train()
         self.data = self.data.to(device)
+        # What is made of the network cannot tell any more what it was made of.
+        config = self.config = replace(config, cutout=cutout_side(config, original, self.data))
         if config.channels_last:
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = self.data.example(2)

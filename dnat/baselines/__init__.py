@@ -28,7 +28,7 @@ from ..records import Records
 from ..relaxation import relax
 from ..tracing import copied, trace
 from ..tracking import Tracker
-from ..training import Evaluation, Progress, evaluate
+from ..training import Evaluation, Progress, cutout_side, evaluate
 from ..transform import (
     Commitment,
     EdgeReport,
@@ -157,6 +157,7 @@ def search_and_train(
     with reproducible(config):
         device = choose_device(config.device)
         original, here = copied(network).to(device).train(), data.to(device)
+        config = replace(config, cutout=cutout_side(config, original, here))
         example = here.example(2)
         check_training(original, here, config, example)
         space = _space(original, example, here, config)

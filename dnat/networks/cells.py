@@ -286,6 +286,8 @@ class CellNetwork(nn.Module):
     torch.Size([2, 10])
     """
 
+    searched = True  # so that the preset "paper" takes cutout; see `Config.cutout`
+
     def __init__(
         self,
         genotype: Genotype | str,

@@ -40,10 +40,11 @@ from ..training import (
     scores,
 )
 from ..transform import SAVE_SECONDS
-from .embedding import PAPER, Nao, fit, improved
+from .embedding import PAPER, RELEASED, Nao, fit, improved
+from .embedding import Settings as NaoSettings
 from .judging import judge, judge_as_released
 from .policies import Reinforce, draw, generator_for, make_policy
-from .spaces import Space
+from .spaces import GenotypeSpace, Space
 
 A = TypeVar("A")
 
@@ -349,10 +350,18 @@ class SearchRun(Generic[A]):
             return []
         accuracies = [self._judged(a, i, len(known))[1] for i, a in enumerate(known)]
         sequences = torch.tensor([self.space.sequence(a) for a in known])
-        # What an operation is worth depends on its edge: without positions the predictor sees little of that.
-        settings = replace(PAPER, epochs=self.config.search.nao_epochs, positions=not self.config.search.official)
-        model, _ = fit(sequences, torch.tensor(accuracies), self.space.tokens, self._nao_seed(), settings)
+        model, _ = fit(
+            sequences, torch.tensor(accuracies), self.space.tokens, self._nao_seed(), self._nao_settings()
+        )
         return self._steps(model)
+
+    def _nao_settings(self) -> NaoSettings:
+        epochs = self.config.search.nao_epochs
+        if not self.config.search.official:
+            # What an operation is worth depends on its edge: without positions the predictor sees little of that.
+            return replace(PAPER, epochs=epochs, positions=True)
+        # An edge of a genotype has two tokens, its input and its operation; other edges have one.
+        return replace(RELEASED, epochs=epochs, tokens=2 if isinstance(self.space, GenotypeSpace) else 1)
 
     def _nao_seed(self) -> int:
         return int(self._random("nao").integers(2**31))

@@ -121,11 +121,14 @@ def test_what_the_trade_off_leaves_out_does_not_move(share, idle):
         fit(sequences, toy.scores(sequences), toy.legal, 5, replace(SMALL, epochs=e, trade_off=share))[0]
         for e in (1, 5)
     )
+    stood = set()
     for (name, a), b in zip(first.named_parameters(), last.parameters(), strict=True):
         if name.startswith(idle):
             assert torch.equal(a, b), name
+            stood.add(name.partition(".")[0])
         elif name.startswith(("encoder", "predictor", "answer")):
             assert not torch.equal(a, b), name
+    assert stood == set(idle)
 
 
 # What the parts compute, by hand in double precision

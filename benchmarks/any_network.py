@@ -369,18 +369,18 @@ def _set_of(
         AssertionError: which check failed.
     """
     told = {edge.key: choice for edge, choice in choices.items()}
-    found = discretization(network, told, example, edges=edges)
+    found = discretization(network, told, example, edges[0].program)
     report.changes += len(told)
-    report.kept += len(found.kept)
-    report.reasons = dict(Counter(report.reasons) + Counter(found.kept.values()))
+    report.kept += len(found.undone)
+    report.reasons = dict(Counter(report.reasons) + Counter(found.undone.values()))
     extra = _extra(found.network, network, edges)
     assert not extra, f"new names in the state_dict: {sorted(extra)[:3]}"
     changed = _changed(found.network, network)
     assert not changed, f"module {changed[0]} is not what it was; {told}"
     done = {edge.key: found.choices.get(edge.key, "original") for edge in edges}
-    undone = [k for k, c in told.items() if done[k] != c and k not in found.kept]
+    undone = [k for k, c in told.items() if done[k] != c and k not in found.undone]
     assert not undone, f"not done and not reported: {undone[:3]}"
-    if not found.kept and not found.partial:
+    if not found.undone and not found.partial:
         costs, (before, after) = (
             Costs(edges),
             (dnat.cost(copied(n), example).madds for n in (network, found.network)),
@@ -450,12 +450,12 @@ def _saved(network: nn.Module, edges: Sequence[Edge], example: Any, report: Repo
     saved = {edge: costs.total - costs.of({edge: "none"}) for edge in nones}
 
     def measure(edge: Edge) -> None:
-        found = discretization(network, {edge.key: "none"}, example, edges=edges)
+        found = discretization(network, {edge.key: "none"}, example, edges[0].program)
         report.changes += 1
-        report.kept += len(found.kept)
-        report.reasons = dict(Counter(report.reasons) + Counter(found.kept.values()))
+        report.kept += len(found.undone)
+        report.reasons = dict(Counter(report.reasons) + Counter(found.undone.values()))
         real = before - dnat.cost(found.network, example).madds
-        if not found.kept and not found.partial and abs(real - saved[edge]) > 1:
+        if not found.undone and not found.partial and abs(real - saved[edge]) > 1:
             report.failures.append(f"none at {edge.key} saves {real}, not {saved[edge]:.0f} as calculated")
 
     step = len(nones) / min(len(nones), NONES)

@@ -29,7 +29,8 @@ import dnat
 from dnat.budget import Costs, by_edge
 from dnat.config import PRESETS
 from dnat.data import Data
-from dnat.edges import find_edges, problems
+from dnat.edges import problems
+from dnat.planning import find_edges
 from dnat.selection import Decision
 from dnat.tracing import trace
 

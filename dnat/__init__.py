@@ -4,6 +4,10 @@
 
 The public names stand below in the order of that story. They are imported when they are first used, so that
 `dnat --help` need not wait for torch.
+
+`dnat.cost`, `dnat.transform`, `dnat.export` and `dnat.transitions` are the functions, also when the modules of
+the same names were imported: `import dnat.cost as m` gives the function. Other names of such a module are
+imported with `from dnat.cost import operation_seconds`.
 """
 
 import importlib
@@ -21,11 +25,11 @@ if TYPE_CHECKING:
     from .data import load as load
     from .discretization import discretize as discretize
     from .edges import Edge as Edge
-    from .edges import find_edges as find_edges
     from .errors import DnatError as DnatError
     from .export import export as export
     from .ground_truth import compare_with_table as compare_with_table
     from .networks import build as build
+    from .planning import find_edges as find_edges
     from .records import Records as Records
     from .relaxation import RelaxedNetwork as RelaxedNetwork
     from .relaxation import relax as relax
@@ -45,7 +49,7 @@ _HOME = {
     "transitions": "transitions",
     "trace": "tracing",
     "Program": "tracing",
-    "find_edges": "edges",
+    "find_edges": "planning",
     "Edge": "edges",
     "relax": "relaxation",
     "RelaxedNetwork": "relaxation",
@@ -82,7 +86,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(types.ModuleType):
-    """Keeps `dnat.cost` and `dnat.transform` the functions.
+    """Keeps `dnat.cost`, `dnat.transform`, `dnat.export` and `dnat.transitions` the functions.
 
     Importing the modules of the same names would otherwise put the modules in their place.
     """

@@ -180,8 +180,12 @@ class _Model:
         self.price: defaultdict[int, float] = defaultdict(float)
         self.paid = costs._useless  # whatever is chosen
         self._needs()
+        self.scale = max(costs.total, 1e-30)
         if limit is None:  # minimize the cost instead
-            self.objective = [-self.price[i] / max(costs.total, 1e-30) for i in range(len(self.objective))]
+            self.objective = [-self.price[i] / self.scale for i in range(len(self.objective))]
+        else:
+            terms = [(v, -p / self.scale) for v, p in self.price.items()]
+            self.rows.add(terms, (self.paid - limit) / self.scale)
 
     def _variable(self, worth: float = 0.0) -> int:
         self.objective.append(worth)
@@ -302,9 +306,6 @@ class _Model:
 
     def solve(self) -> dict[str, str] | None:
         """The best legal choices; None where there are none within the limit."""
-        scale = max(self.costs.total, 1e-30)
-        if self.limit is not None:
-            self.rows.add([(v, -p / scale) for v, p in self.price.items()], (self.paid - self.limit) / scale)
         while True:
             found = self._solution()
             if found is None:

@@ -13,11 +13,14 @@ from typing import Any
 import click
 
 from . import __version__
-from .errors import DnatError, UsageError
+from .errors import DnatError, UsageError, users_code
 
 SOURCE = Path(__file__).resolve().parent
-FIRST = os.environ.get("RANK", "0") == "0"
+FIRST = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 """Whether this process is the only one, or the first of those that torchrun started."""
+
+
+_PIXELS = click.IntRange(1, 8192)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -59,6 +62,7 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--test-limit", type=int, help="Use so many test images, class-balanced."),
         click.option("--image-size", type=int, help="Resize images where the data set allows it."),
         click.option("--workers", type=int, help="Processes that decode images which do not fit into memory."),
+        click.option("--skip-broken", is_flag=True, default=None, help="Leave out pictures that cannot be read."),
         click.option("--device", help="auto (default), cpu, cuda, cuda:1, mps."),
         click.option("--config", "file", type=click.Path(), help="Settings in a TOML file."),
         click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable."),
@@ -69,18 +73,43 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def make_job(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) -> Any:
-    """The job that a file, --set and flags describe; later ones win."""
-    from .config import Job, read_toml
+    """The job that a file, --set and flags describe; settings are checked without waiting for torch."""
+    from dataclasses import replace
+
+    from .config import Job
+
+    job = Job.from_flat(given_settings(file, pairs, flags))
+    if not job.network.startswith("genotype") or job.network_options.get("genotype"):
+        return job
     from .networks import genotype_of, is_genotype
+
+    if not is_genotype(job.network):
+        return job
+    # The run holds the genotype itself: it means the same wherever the file goes.
+    return replace(job, network_options=job.network_options | {"genotype": genotype_of(job.network)})
+
+
+def given_settings(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a file, --set and flags as one table; later ones win."""
+    from .config import read_toml
 
     table = read_toml(file) if file else {}
     _add_settings(table, pairs)
-    table |= {key: value for key, value in flags.items() if value is not None}
-    if is_genotype(str(table.get("network"))):
-        # The run holds the genotype itself: it means the same wherever the file goes.
-        options = table.setdefault("network_options", {})
-        options["genotype"] = options.get("genotype") or genotype_of(table["network"])
-    return Job.from_flat(table)
+    return table | {key: value for key, value in flags.items() if value is not None}
+
+
+def network_options(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """What --set says of a command that takes a network and no run: its options.
+
+    Raises:
+        ValueError: something else is set, which would be of no use.
+    """
+    table: dict[str, Any] = {}
+    _add_settings(table, pairs)
+    options = table.pop("network_options", {})
+    if table:
+        raise UsageError(f"--set takes network.OPTION=VALUE here: {next(iter(table))!r} is a setting of a run")
+    return options
 
 
 def _add_settings(table: dict[str, Any], pairs: tuple[str, ...]) -> None:
@@ -90,11 +119,20 @@ def _add_settings(table: dict[str, Any], pairs: tuple[str, ...]) -> None:
     for key, value in map(parse_setting, pairs):
         group, dot, option = key.partition(".")
         if dot and group in ("network", "search"):
-            table.setdefault("network_options" if group == "network" else group, {})[option] = value
+            name = "network_options" if group == "network" else group
+            if not isinstance(table.setdefault(name, {}), dict):
+                raise UsageError(f"{name} must be a table of settings for --set {key} to add to it")
+            table[name] = {**table[name], option: value}
         else:
             table[key] = value
 
 
+_ANEW = click.option(
+    "--begin-again",
+    "anew",
+    is_flag=True,
+    help="Begin again where no checkpoint is whole; without, that is an error.",
+)
 _WANDB = click.option(
     "--wandb",
     type=click.Choice(["off", "offline", "online"]),
@@ -107,12 +145,21 @@ _WANDB = click.option(
 @cli.command()
 @_job_options
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Run directory (default: runs/NETWORK-DATA-METHOD-seedS)."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory (default: runs/NETWORK-DATA-METHOD-seedS, with a digest of unusual settings).",
 )
 @click.option("--download", is_flag=True, help="Fetch the data set if it is missing; nothing is fetched without.")
+@_ANEW
 @_WANDB
 def transform(
-    out: Path | None, download: bool, wandb: str, file: str | None, pairs: tuple[str, ...], **flags: Any
+    out: Path | None,
+    download: bool,
+    anew: bool,
+    wandb: str,
+    file: str | None,
+    pairs: tuple[str, ...],
+    **flags: Any,
 ) -> None:
     """Train a network, transform it, and train it on.
 
@@ -122,16 +169,19 @@ def transform(
     dnat transform --network resnet20 --data cifar10 --data-root DIR --epochs 60 --seed 1
     dnat transform --network resnet8 --set network.width=8 --set lr_theta=0.01 --out runs/narrow
     """
+    from .config import run_name
+
     job = make_job(file, pairs, flags)
-    name = f"{job.network}-{job.data}-{job.method}-seed{job.config.seed}".replace(":", "-").replace("/", "-")
-    _run(job, out or Path("runs") / name, download, wandb)
+    usual = run_name(job, with_threads="threads" in given_settings(file, pairs, flags))
+    _run(job, out or Path("runs") / usual, download, anew, wandb)
 
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data-root", help="Folder with the data set's files, if it moved.")
+@_ANEW
 @_WANDB
-def resume(run: Path, data_root: str | None, wandb: str) -> None:
+def resume(run: Path, data_root: str | None, anew: bool, wandb: str) -> None:
     """Go on with a run that was stopped; the result is the same, bit for bit.
 
     With --wandb what Weights & Biases lacks of the run is brought up, also of one that is done.
@@ -144,10 +194,10 @@ def resume(run: Path, data_root: str | None, wandb: str) -> None:
     from .records import read_job
 
     job = read_job(run)
-    _run(replace(job, data_root=data_root) if data_root else job, run, False, wandb)
+    _run(replace(job, data_root=data_root) if data_root else job, run, False, anew, wandb)
 
 
-def _run(job: Any, directory: Path, download: bool, wandb: str) -> None:
+def _run(job: Any, directory: Path, download: bool, anew: bool, wandb: str) -> None:
     # Older torch refuses deterministic matrix products on CUDA without it, and only reads it at the start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from .runs import run
@@ -170,7 +220,8 @@ def _run(job: Any, directory: Path, download: bool, wandb: str) -> None:
                 tracker=tracker,
                 stop=stop,
                 download=download,
-                notify=lambda t: screen.print(f"note: {t}"),
+                anew=anew,
+                notify=lambda t: screen.print(f"note: {t}", highlight=False, markup=False),
             )
         tracker.result(record)
     except BaseException as error:
@@ -179,7 +230,7 @@ def _run(job: Any, directory: Path, download: bool, wandb: str) -> None:
     finally:
         tracker.finish()
     if done:
-        screen.print(f"{directory} is done already; this is its result.", highlight=False)
+        screen.print(f"{directory} is done already; this is its result.", highlight=False, markup=False)
     if FIRST:
         _show(screen, directory, record)
 
@@ -203,7 +254,7 @@ def _tracker(job: Any, directory: Path, wandb: str, screen: Any) -> Any:
 def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
     import json
 
-    from .terminal import changes_table, result_table
+    from .terminal import changes_table, result_table, verdict
 
     screen.print(result_table(record))
     architecture = json.loads((directory / "architecture.json").read_text())
@@ -218,13 +269,17 @@ def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
         screen.print(f"none of the {len(commitment['edges'])} edges changed", highlight=False)
     elif commitment:
         screen.print(changes_table(commitment["edges"]))
+    if commitment and (text := verdict(commitment["edges"])):
+        screen.print(text, highlight=False)
     if commitment:
         for edge in commitment["edges"]:
             if edge["reason"]:
-                screen.print(f"note: {edge['key']}: {edge['reason']}", highlight=False)
+                screen.print(f"note: {edge['key']}: {edge['reason']}", highlight=False, markup=False)
         for note in commitment["notes"]:
-            screen.print(f"note: {note}", highlight=False)
-    screen.print(f"files: {directory}/ (record.json, network.safetensors, architecture.png)", highlight=False)
+            screen.print(f"note: {note}", highlight=False, markup=False)
+    screen.print(
+        f"files: {directory}/ (record.json, network.safetensors, architecture.png)", highlight=False, markup=False
+    )
 
 
 @contextmanager
@@ -257,7 +312,9 @@ def _warnings_to(screen: Any) -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
-        warnings.showwarning = lambda message, *rest, **more: screen.print(f"warning: {message}", highlight=False)
+        warnings.showwarning = lambda message, *rest, **more: screen.print(
+            f"warning: {message}", highlight=False, markup=False
+        )
         yield
 
 
@@ -392,9 +449,10 @@ class SweepEnded(DnatError):
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--data-root", help="Folder with the data set's files, if it moved.")
-def evaluate(run: Path, data_root: str | None) -> None:
-    """Test the network of a finished run again, from its files.
+@click.option("--data-root", help="Folder with the data set's files, if it moved, or with others of its classes.")
+@click.option("--skip-broken", is_flag=True, default=None, help="Leave out pictures that cannot be read.")
+def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None:
+    """Test the network of a finished run again, from its files, or on other images of classes that it knows.
 
     \b
     dnat evaluate runs/resnet8-digits-dnat-seed0
@@ -403,11 +461,14 @@ def evaluate(run: Path, data_root: str | None) -> None:
 
     from .cost import cost
     from .records import read_job
-    from .runs import load_data, restore
+    from .runs import load_data, other_images, restore
     from .training import evaluate as test
 
     job = read_job(run)
-    data = load_data(replace(job, data_root=data_root) if data_root else job)
+    job = replace(job, data_root=data_root or job.data_root, skip_broken=skip_broken or job.skip_broken)
+    data, notes = other_images(run, load_data(job))
+    for note in notes:
+        click.echo(f"note: {note}")
     network, job, _ = restore(run)
     result = test(network, data, job.config)
     click.echo(f"test accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {len(data.test_labels)} images")
@@ -415,24 +476,62 @@ def evaluate(run: Path, data_root: str | None) -> None:
 
 
 @cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to show, at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list in place of a table.")
+def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool) -> None:
+    """Tell what a finished run's network takes pictures for, prepared as its test images were.
+
+    FILES are pictures, or folders, of which all pictures are taken. Those that cannot be read are named, and the
+    exit code is 65 then; the others are predicted.
+
+    \b
+    dnat predict runs/resnet8-folder-dnat-seed0 cat.jpg holidays/
+    dnat predict runs/resnet8-folder-dnat-seed0 pictures/val --top 1 --json > predictions.json
+    """
+    import json
+
+    from .errors import DataError
+    from .prediction import found_in, predicted
+    from .terminal import console, predictions_table, predictions_text
+
+    pictures = found_in(files)
+    found = list(predicted(run, pictures, top))
+    broken = [p for p in found if p.problem]
+    if as_json:
+        click.echo(json.dumps([p.table() for p in found], indent=1))
+    elif sys.stdout.isatty():
+        console().print(predictions_table([p for p in found if not p.problem]))
+    else:
+        for line in predictions_text([p for p in found if not p.problem]):
+            click.echo(line)
+    for prediction in broken:
+        click.echo(prediction.problem, err=True)
+    if broken:
+        raise DataError(f"{len(broken)} of {len(found)} files could not be read")
+
+
+@cli.command()
 @click.option("--network", required=True, help="Name of the network.")
-@click.option("--image-size", type=int, help="Side of the images in pixels (default: the network's usual one).")
+@click.option("--data", help="Name of a data set, whose classes, channels and size the network is built for.")
+@click.option("--data-root", help="Folder with the data set's files (default: $DNAT_DATA, then ./data).")
+@click.option(
+    "--image-size", type=_PIXELS, help="Side of the images in pixels (default: the data's, or the network's)."
+)
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="network.OPTION=VALUE; repeatable.")
 @click.option("--space", default="dnat", show_default=True, help="Choices of an edge: dnat or nat++.")
 @click.option("--all", "everything", is_flag=True, help="List what cannot change, too, with the reasons.")
 @click.option("--measure", is_flag=True, help="Measure here how long the network takes, and each edge's part.")
-@click.option("--batch-size", type=int, default=1, show_default=True, help="Images of the batch to measure with.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 1 << 16),
+    default=1,
+    show_default=True,
+    help="Images of the batch to measure with.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Device to measure on.")
-def edges(
-    network: str,
-    image_size: int | None,
-    pairs: tuple[str, ...],
-    space: str,
-    everything: bool,
-    measure: bool,
-    batch_size: int,
-    device: str,
-) -> None:
+def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
     """List where a network may change, what each place may become, and what that would save.
 
     \b
@@ -440,22 +539,26 @@ def edges(
     dnat edges --network torchvision:mobilenet_v2 --image-size 96 --measure
     dnat edges --network torchvision:vgg16_bn --all
     dnat edges --network resnet20 --space nat++
+    dnat edges --network my_code:make_network --data digits
     """
-    import torch
+    from .config import Config, Job
 
-    from .networks import build, usual_size
-    from .runs import survey
+    if flags["data_root"] and not flags["data"]:
+        raise UsageError("--data-root needs --data: it says where that data set lies")
+    options = network_options(pairs)
+    places = {k: v for k in ("data", "data_root", "image_size") if (v := flags[k]) is not None}
+    job = Job(network=network, network_options=options, config=Config(device=flags["device"]), **places)
+    from .runs import network_and_images, survey
     from .terminal import console, survey_tables
     from .transform import choose_device
 
-    options = make_job(None, pairs, {"network": network}).network_options
-    size = image_size or usual_size(network)
-    place = choose_device(device)
-    built = build(network, seed=0, **options).to(place)
-    found = survey(built, torch.zeros(2, 3, size, size, device=place), batch_size if measure else None, space)
-    if not found.edges and not everything:
+    built, images = network_and_images(job, with_data=flags["data"] is not None)
+    place = choose_device(flags["device"])
+    batch = flags["batch_size"] if flags["measure"] else None
+    found = survey(built.to(place), images.to(place), batch, flags["space"])
+    if not found.edges and not flags["everything"]:
         raise UsageError(f"{network} has no operation that could be changed; --all tells why")
-    for table in survey_tables(network, found, everything):
+    for table in survey_tables(network, found, flags["everything"], tuple(images.shape[1:])):
         console().print(table)
 
 
@@ -496,23 +599,32 @@ def export(run: Path, form: str, out: Path | None, verify: bool) -> None:
     dnat export runs/resnet8-digits-dnat-seed0 --to py
     dnat export runs/resnet8-digits-dnat-seed0 --to onnx --out model.onnx
     """
+    from .export import FORMATS
     from .export import export as write
-    from .runs import restore
+    from .naming import unknown
+    from .runs import preprocess_of, restore
 
+    if form not in FORMATS:  # before a run is read for it
+        raise unknown("form", form, FORMATS)
     network, _, example = restore(run)
+    preprocess = preprocess_of(run)
     # A run's own network.safetensors stays as it is.
-    written = write(network, example, form, out or run / "exported", verify=verify)
+    written = write(network, example, form, out or run / "exported", preprocess=preprocess, verify=verify)
     for path in written.files:
         click.echo(path)
     for note in written.notes:
         click.echo(f"note: {note}")
+    if preprocess is None:
+        click.echo("note: how images are made is not told: the run is of an older dnat, which did not note it")
     if verify:
         click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
 
 
 @cli.command()
 @click.argument("names", nargs=-1)
-@click.option("--image-size", type=int, help="Side of the images in pixels (default: the network's usual one).")
+@click.option(
+    "--image-size", type=_PIXELS, help="Side of the images in pixels (default: the network's usual one)."
+)
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="network.OPTION=VALUE; repeatable.")
 def networks(names: tuple[str, ...], image_size: int | None, pairs: tuple[str, ...]) -> None:
     """List the networks that can be built by name, or count those that are named.
@@ -526,10 +638,11 @@ def networks(names: tuple[str, ...], image_size: int | None, pairs: tuple[str, .
     from .runs import sized
     from .terminal import console, families_table, networks_table
 
-    screen = console()
+    screen, options = console(), network_options(pairs)
+    if not names and (options or image_size):
+        raise UsageError("--set and --image-size are for networks that are named: dnat networks NAME ...")
     if names:
-        jobs = [make_job(None, pairs, {"network": name}) for name in names]
-        found = {j.network: sized(j.network, j.network_options, image_size) for j in jobs}
+        found = {name: sized(name, options, image_size) for name in names}
         sources = {n: d.source if (d := definition(n)) else "" for n in found}
         screen.print(networks_table("counted now", found, sources))
         return
@@ -635,7 +748,8 @@ def main() -> None:
     if os.getcwd() not in sys.path:  # as with `python -m`: networks of the user's own are found where they stand
         sys.path.insert(0, os.getcwd())
     try:
-        cli.main(standalone_mode=False)
+        with users_code("code of the network's failed", alone=False):
+            cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

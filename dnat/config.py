@@ -6,11 +6,12 @@ the fully resolved values, so that a later change of a default cannot change wha
 
 import dataclasses
 import functools
-import json
 import math
 import operator
 import os
+import re
 import tomllib
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -25,8 +26,17 @@ from .seeds import check_seed
 
 Mode = Literal["full", "cell"]
 Gate = Literal["raw", "sigmoid"]
-Commit = Literal["reset", "fold", "merge"]
 
+MOST_THREADS = 1024
+"""More threads than any machine that we know of has cores: torch dies of some, or asks for all memory."""
+MOST_PIXELS = 8192
+"""The largest side of images."""
+MOST_DEPTH = 32
+"""Lists and tables in settings that stand in more of others are a mistake, or an attack."""
+LARGEST = 1e30
+"""The largest number: beyond the square root of what 32 bits hold nothing can be computed."""
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,4})?")
 _UNITS = {"k": 1e3, "m": 1e6, "g": 1e9}
 _SECONDS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 
@@ -57,7 +67,7 @@ def parse_amount(text: str | float, *, seconds: bool = False) -> Amount:
     >>> parse_amount("120M"), parse_amount("70%").of(1000), parse_amount("5ms", seconds=True).value
     (Amount(value=120000000.0, relative=False), 700.0, 0.005)
     """
-    written = str(text).strip().lower()
+    written = text.strip().lower() if isinstance(text, str) else shown(text)
     units = _SECONDS if seconds else _UNITS
     for unit, factor in (("%", 0.01), *sorted(units.items(), key=lambda u: -len(u[0])), ("", 1.0)):
         number = written.removesuffix(unit) if unit else written
@@ -72,7 +82,7 @@ def parse_amount(text: str | float, *, seconds: bool = False) -> Amount:
         if not whole and 0 < value < math.inf and (not relative or value <= 1):
             return Amount(value, relative)
     examples = '0.7, 70%, "5ms", "0.2s"' if seconds else '0.7, 70%, "120M", "1.2G"'
-    raise UsageError(f"{text!r} is not a budget: give a share of the original or an amount ({examples})")
+    raise UsageError(f"{shown(text)} is not a budget: give a share of the original or an amount ({examples})")
 
 
 # Stands for "not given"; typed as anything, since __post_init__ replaces it before anyone reads the field.
@@ -87,7 +97,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distillation": 0.0,
         "settle": 0.0,
         "gate": "raw",  # o(x) = theta_same * op(x) + theta_identity * x; no normalization
-        "commit": "reset",  # the kept operation goes on with theta 1
         "skips": True,  # the hand-made networks carry the null edges of NAT's genotypes
         "skip_threshold": 1.0,  # literal argmax of (0, theta_identity, 1) on a null edge
         "lr_theta": 3e-4,  # Adam's step, as in DARTS
@@ -104,10 +113,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distillation": 0.0,
         "settle": 0.5,  # choices are made half way through the stage and come into force step by step
         "gate": "sigmoid",  # bounded gates that prefer to be 0 or 1, so that committing changes little
-        "commit": "fold",  # the kept operation goes on with its theta folded into norm or weights
         "skips": False,
         "skip_threshold": 0.5,
-        "lr_theta": None,  # from theta_reach: a short stage can change choices as a long one can
+        "lr_theta": "auto",  # from theta_reach: a short stage can change choices as a long one can
         "theta_betas": (0.9, 0.999),
         "zero_one_weight": 0.01,
         "cost_weight": 0.2,
@@ -276,10 +284,10 @@ class Config:
     """How theta weighs an operation: "raw" as in the paper, "sigmoid" for bounded gates."""
     theta_optimizer: Literal["adam", "sgd"] = "adam"
     """Optimizer of theta."""
-    lr_theta: float | None = None
-    """Learning rate of theta, constant; None takes `theta_reach` / steps of the architecture stage."""
+    lr_theta: float | Literal["auto"] = _FROM_PRESET
+    """Learning rate of theta, constant; "auto" takes `theta_reach` / steps of the architecture stage."""
     theta_reach: float = 6.0
-    """How far theta could move before the choices are made, where lr_theta is not given (at most 0.1 a step)."""
+    """How far theta could move before the choices are made, where lr_theta is "auto" (at most 0.1 a step)."""
     theta_betas: tuple[float, float] = _FROM_PRESET
     """Adam's betas for theta (the first is the momentum when theta is trained by SGD)."""
     zero_one_weight: float = _FROM_PRESET
@@ -299,10 +307,6 @@ class Config:
     paths: Literal["two", "all"] = "two"
     """How many operations are computed beside the original, in the space "nat++": "two" paths take one of each
     group's operations in each step, at random; "all" takes all of them, at more time and memory."""
-    charge_shares: bool = False
-    """Whether the charge for cost opens the shares of other operations, too: all of them alike, the worst as fast
-    as the best, since Adam takes full steps for a slope that is small, if it keeps its sign. Otherwise the loss of
-    the images alone opens them."""
     matching: float = 1.0
     """Weight of the loss that teaches other operations, of the space "nat++", what the original computes."""
     warm_start: bool = True
@@ -320,9 +324,6 @@ class Config:
     """Whether networks made by name carry the null edges of NAT's genotypes, where they have them."""
     skip_threshold: float = _FROM_PRESET
     """A null edge becomes an identity when its gate exceeds this."""
-    commit: Commit = _FROM_PRESET
-    """What becomes of theta of a kept operation: "reset" to 1, "fold" into its norm or weights, or "merge"."""
-
     distillation: float = _FROM_PRESET
     """Weight, from 0 to 1, of the answers of the original, as it was given, beside the labels."""
     distillation_temperature: float = 4.0
@@ -338,7 +339,7 @@ class Config:
     channels_last: bool = True
     """Whether images and convolution weights are laid out channels last."""
     threads: int = _FROM_PRESET
-    """CPU threads; part of a run's identity, since sums depend on it. By default, all cores at hand."""
+    """CPU threads; sums depend on them. By default all cores at hand; a run goes on with as many as before."""
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -352,8 +353,10 @@ class Config:
         _check_moves(self)
         if self.judge == "loss" and self.budget is None and self.latency_budget is None:
             raise UsageError("judge 'loss' needs a budget: without one nothing is worth a higher loss")
-        for name in ("epochs", "batch_size", "threads", "latency_batch", "trial_batches"):
+        for name in ("epochs", "batch_size", "latency_batch", "trial_batches"):
             _check(self, name, "at least 1", lambda v: v >= 1)
+        _check(self, "threads", f"from 1 to {MOST_THREADS}", lambda v: 1 <= v <= MOST_THREADS)
+        _check(self, "device", "auto, cpu, cuda, cuda:1, mps", lambda v: bool(_DEVICE.fullmatch(v)))
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
             object.__setattr__(self, "architecture_epochs", default)
@@ -368,7 +371,7 @@ class Config:
             "lr",
             "theta_reach",
             "distillation_temperature",
-            *(["lr_theta"] if self.lr_theta is not None else []),
+            *(["lr_theta"] if self.lr_theta != "auto" else []),
         ):
             _check(self, name, "a positive number", lambda v: 0 < v < math.inf)
         _check(self, "drop_path", "in [0, 1)", lambda v: 0 <= v < 1)
@@ -439,6 +442,8 @@ class Job:
     """Whether pictures are decoded while the network trains; by default where they do not fit into memory."""
     workers: int | None = None
     """Processes that decode them; by default one a core, at most 8."""
+    skip_broken: bool | None = None
+    """Whether pictures that cannot be read are left out; by default they end the run before it begins."""
     method: Literal["dnat", "original", "nat", "nat++", "random", "lstm", "max-gcn", "nao"] = "dnat"
     """"dnat" transforms; "original" trains the untouched network with the same seed, images and recipe; the others
     search for a transformation first, and train its result from the beginning (docs/baselines.md)."""
@@ -447,9 +452,15 @@ class Job:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("train_limit", "test_limit", "image_size"):
+        for name, least in (("train_limit", 1), ("test_limit", 1), ("workers", 0)):
             if getattr(self, name) is not None:
-                _check(self, name, "at least 1", lambda v: v >= 1)
+                _check(self, name, f"at least {least}", functools.partial(operator.le, least))
+        if self.image_size is not None:
+            _check(self, "image_size", f"from 1 to {MOST_PIXELS}", lambda v: 1 <= v <= MOST_PIXELS)
+        if self.method == "original" and (
+            self.config.budget is not None or self.config.latency_budget is not None
+        ):
+            raise UsageError("method 'original' changes nothing and keeps no budget: leave it out there")
         object.__setattr__(self, "config", self.config.for_method(self.method))
         if self.method not in SEARCHING:
             # The number of epochs follows from the configuration's own.
@@ -523,12 +534,41 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or is not TOML; the message names the file and the place.
     """
+    if Path(path).exists() and not Path(path).is_file():  # a pipe could be waited for, for ever
+        raise UsageError(f"{path}: cannot be read: it is no regular file")
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return parse_toml(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """A text of TOML as a table; also what Python's own reader takes or dies of, but no setting can be.
+
+    Raises:
+        ValueError: it is no TOML, is nested too deeply, or has an integer of more than 64 bits.
+    """
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise UsageError("its lists or tables are nested too deeply") from None
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # an integer of thousands of digits
+        raise UsageError("it holds an integer of more than 64 bits") from None
+    _check_size(table)
+    return table
+
+
+def _check_size(value: Any, depth: int = 0) -> None:
+    if depth > MOST_DEPTH:
+        raise UsageError("its lists or tables are nested too deeply")
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise UsageError("it holds an integer of more than 64 bits")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_size(item, depth + 1)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
@@ -536,29 +576,72 @@ def parse_setting(text: str) -> tuple[str, Any]:
 
     Values are TOML values; a bare word is taken as text.
 
+    Raises:
+        ValueError: it is not one setting, or its value is none.
+
     >>> parse_setting("lr=0.1"), parse_setting("gate=raw"), parse_setting("network.width=8")
     (('lr', 0.1), ('gate', 'raw'), ('network.width', 8))
     """
     key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UsageError(f"--set takes key=value, not {text!r}")
     key, value = key.strip(), value.strip()
+    if not equals or not re.fullmatch(r"[^\s=]+", key):
+        raise UsageError(f"--set takes key=value, not {shown(text)}")
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
+        found = parse_toml(f"value = {value}")
     except tomllib.TOMLDecodeError:
-        return key, tomllib.loads(f"value = {json.dumps(value)}")["value"]
+        return key, value
+    except UsageError as error:
+        raise UsageError(f"--set {key}: {error}") from None
+    if found.keys() != {"value"}:
+        raise UsageError(f"--set takes one key=value, not {shown(text)}: repeat --set for each")
+    return key, found["value"]
+
+
+def directory_name(text: str, ending: str) -> str:
+    """A name for a run directory that every system can hold.
+
+    >>> directory_name("genotype:../my cells.json-digits", "-seed0")
+    'genotype-.-my-cells.json-digits-seed0'
+    """
+    name = re.sub(r"[^A-Za-z0-9._=+-]+", "-", text)
+    name = re.sub(r"\.\.+", ".", name).lstrip("._=+-")
+    if len(name + ending) > 100:  # longer names are none; what is cut off still counts
+        name = f"{name[: 90 - len(ending)]}-{zlib.crc32(name.encode()):08x}"
+    return name + ending
+
+
+def run_name(job: Job, *, with_threads: bool = False) -> str:
+    """The usual name of a job's run directory: network, data, method, seed, and a digest of what is not the usual.
+
+    Args:
+        job: what is done in it.
+        with_threads: whether the number of CPU threads counts, which is so where it was given: by default it is
+            another one on another machine, where the same command is to find the same directory.
+
+    >>> run_name(Job(network="resnet8")), run_name(Job(network="resnet8", config=Config(lr=0.1)))
+    ('resnet8-digits-dnat-seed0', 'resnet8-digits-dnat-seed0-2cd896b0')
+    """
+    usual = Job(network=job.network, data=job.data, method=job.method, config=Config(seed=job.config.seed))
+    others = {key: there for key, (_, there) in usual.differences(job).items() if key != "threads"}
+    if with_threads:
+        others["threads"] = job.config.threads
+    if job.data == "folder" and job.data_root:  # there it says which images
+        others["data_root"] = job.data_root
+    digest = f"-{zlib.crc32(repr(sorted(others.items())).encode()):08x}" if others else ""
+    return directory_name(f"{job.network}-{job.data}-{job.method}", f"-seed{job.config.seed}{digest}")
 
 
 def cores() -> int:
     """CPU cores that this process may use; processes that torchrun starts on one machine share them."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, here // max(1, int(sharing) if sharing.isdecimal() else 1))
 
 
 def _check(config: object, name: str, wanted: str, holds: Callable[[Any], bool]) -> None:
     value = getattr(config, name)
     if not holds(value):
-        raise UsageError(f"{name} must be {wanted}, not {value!r}")
+        raise UsageError(f"{name} must be {wanted}, not {shown(value)}")
 
 
 def _with_epochs(search: Search, training: int, share: int) -> Search:
@@ -591,7 +674,7 @@ def _check_types(config: Any) -> None:
         value, hint = getattr(config, f.name), hints[f.name]
         if value is None and (f.default is None or type(None) in get_args(hint)):
             continue
-        several = get_origin(hint) in (Union, UnionType)
+        several = isinstance(hint, UnionType) or get_origin(hint) is Union
         options = [o for o in get_args(hint) if o is not type(None)] if several else [hint]
         wanted = options[0]
         problems = [_type_problem(value, option) for option in options]
@@ -599,8 +682,17 @@ def _check_types(config: Any) -> None:
             raise (UsageError if get_origin(wanted) is Literal else WrongTypeError)(
                 f"{f.name} must be {' or '.join(problems)}, not {_show(value)}"
             )
-        if wanted is float:
+        _check_range(f.name, value)
+        if wanted is float and not problems[0]:
             object.__setattr__(config, f.name, float(value))
+
+
+def _check_range(name: str, value: object) -> None:
+    """Refuse numbers that nothing can be computed with; infinity and NaN are for the checks of each setting."""
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise UsageError(f"{name} must be a number of at most 64 bits, not {shown(value)}")
+    if isinstance(value, float) and LARGEST < abs(value) < math.inf:
+        raise UsageError(f"{name} must be a number of at most {LARGEST:g}, not {shown(value)}")
 
 
 def _type_problem(value: object, wanted: Any) -> str:
@@ -630,4 +722,19 @@ def _type_problem(value: object, wanted: Any) -> str:
 
 def _show(value: object) -> str:
     kind = {"str": "the text", "bool": "the truth value"}.get(type(value).__name__, type(value).__name__)
-    return f"{kind} {value!r}"
+    return f"{kind} {shown(value)}"
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as an error shows it: one line, not longer than one reads.
+
+    >>> shown("a"), shown([1] * 99, 10), shown(10**5000)
+    ("'a'", '[1, 1, ...', 'an integer of 16610 bits')
+    """
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of something that is in it
+        return f"a {type(value).__name__} that is too large to be shown"
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -3,38 +3,62 @@
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
+from .counting import Counter, Functions, checked_batch, warn_of_batch, warn_of_uncounted
 from .errors import UsageError
-from .tracing import Example, Program, examples_of, in_mode, timed
+from .tracing import Example, Program, examples_of, in_mode, tensors_of, timed
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and multiply-adds of one image (or one row of whatever the batch holds)."""
+    """Parameters, and multiply-adds of one image (or one row of whatever the batch holds).
+
+    `uncounted` names the operators that may multiply and are not among them, since no formula is known.
+    """
 
     params: int
     madds: int
+    uncounted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.params / 1e6:.3f} M parameters, {self.madds / 1e6:.2f} M MAdds"
+        less = f" (without {', '.join(self.uncounted)})" if self.uncounted else ""
+        return f"{self.params / 1e6:.3f} M parameters, {self.madds / 1e6:.2f} M MAdds{less}"
+
+    def table(self) -> dict[str, Any]:
+        """As it stands in a record; `uncounted` only where there is something."""
+        counted = {"params": self.params, "madds": self.madds}
+        return counted | ({"uncounted": list(self.uncounted)} if self.uncounted else {})
+
+    def __repr__(self) -> str:
+        less = f", uncounted={self.uncounted}" if self.uncounted else ""
+        return f"Cost(params={self.params}, madds={self.madds}{less})"
 
 
-def cost(network: nn.Module, example: Example) -> Cost:
+def cost(network: nn.Module, example: Example, *, batch: int | None = None) -> Cost:
     """Count a network's parameters and multiply-adds.
 
-    Multiply-adds are those of convolutions, linear layers and matrix products, found by running the network in
-    eval mode under torch's `FlopCounterMode` (its figure halved); biases, norms, activations and pools do not
-    count, as in the papers. Nor do the parameters of modules with a true attribute `training_only`, such as the
-    auxiliary heads of our networks of cells. Of several examples the first is used. The network is left as it was.
+    Multiply-adds are those of convolutions, linear layers, matrix products, attention and recurrent layers, found
+    by running the network in eval mode; the operations of `dnat.trace` sum up to the same. Biases, norms,
+    activations and pools do not count, as in the papers. Nor do the parameters of modules with a true attribute
+    `training_only`, such as the auxiliary heads of our networks of cells. Of several examples the first is used.
+    The network is left as it was.
 
     Args:
         network: any module.
         example: see `dnat.trace`.
+        batch: how many images the example holds. By default the first dimension that all outputs share with an
+            input; where there is none, the whole example is counted, with a warning.
+
+    Raises:
+        ValueError: `batch` is no whole number above 0.
+
+    Warns:
+        UserWarning: the batch is not certain, or something that may multiply was not counted.
 
     >>> print(cost(nn.Linear(10, 5), torch.zeros(2, 10)))
     0.000 M parameters, 0.00 M MAdds
@@ -42,12 +66,18 @@ def cost(network: nn.Module, example: Example) -> Cost:
     Cost(params=55, madds=50)
     """
     args, kwargs = examples_of(example)[0]
-    rows = next((t.shape[0] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.dim()), 1)
-    with torch.no_grad(), in_mode(network, False), FlopCounterMode(display=False) as counter:
-        network(*args, **kwargs)
+    rows, counter = checked_batch(batch), Counter()
+    with torch.no_grad(), in_mode(network, False), counter, Functions(counter):
+        result = network(*args, **kwargs)
+    given, made = tensors_of((args, kwargs)), tensors_of(result)
+    rows = rows or counter.batch(given, made)
+    if rows is None and counter.madds:
+        warn_of_batch([t.shape for t in given], [t.shape for t in made])
+    uncounted = tuple(counter.uncounted)
+    warn_of_uncounted(uncounted)
     extra = {p for m in network.modules() if getattr(m, "training_only", False) is True for p in m.parameters()}
     params = sum(p.numel() for p in network.parameters() if p not in extra)
-    return Cost(params, counter.get_total_flops() // 2 // max(rows, 1))
+    return Cost(params, counter.madds // (rows or 1), uncounted)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The lock of a directory in which one process at a time may work: a run's, or a sweep's. Needs no torch."""
 
+import errno
 import json
 import os
 import socket
@@ -15,6 +16,9 @@ except ImportError:  # Windows: no locks of this kind
     fcntl = None  # type: ignore[assignment]
 
 THERE_ARE_LOCKS = fcntl is not None
+
+_HELD = (errno.EACCES, errno.EAGAIN)
+"""What a lock says that another process has; anything else means that there are no locks here."""
 
 _mine: set[Path] = set()
 """Lock files that this process holds. It must not open them again: closing any copy would give the lock back."""
@@ -45,8 +49,13 @@ class Lock:
             try:
                 # lockf, not flock: workers do not inherit it, so that it ends with this process, even by kill -9.
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
                 self._file.close()
+                if error.errno not in _HELD:
+                    raise LockedError(
+                        f"{directory} cannot be locked ({error.strerror}): its file system has no locks, or "
+                        "its lock service is down; take a directory on another one"
+                    ) from error
                 raise LockedError(f"{directory} is in use by {holder(directory)}") from None
         _mine.add(self._path)
         since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -72,8 +81,8 @@ def is_held(directory: str | Path) -> bool:
     with open(path, "rb") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno in _HELD
     return False
 
 

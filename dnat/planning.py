@@ -1,6 +1,7 @@
 """Before anything is trained: what may change in a network, and whether the budget can be kept."""
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
@@ -8,12 +9,51 @@ from torch import Tensor, nn
 from .budget import Costs, Groups, InfeasibleError, cheapest
 from .config import Amount, Config, parse_amount
 from .cost import operation_seconds
-from .discretization import rewritable
 from .distributed import from_first
-from .edges import Edge, find_edges
+from .edges import Edge, everything_else, groups_of, in_order, legal_edges, nones_once
 from .errors import UsageError
 from .naming import unknown
+from .rewriting import rewritable
 from .tracing import Program
+
+
+def find_edges(
+    program: Program,
+    space: str | Mapping[str, Sequence[str]] = "dnat",
+    *,
+    everything: bool = False,
+    only: Collection[str] | None = None,
+) -> tuple[Edge, ...]:
+    """The edges of a network, in order of execution; all that they offer can be made, exactly, in both modes.
+
+    Nested edges are found too (a branch and the units in it). In a network of genotype cells the edges are those
+    of its genotype alone. Where the none of one edge would do what that of another does (in a series, or in one
+    another), it is offered once: by the last, and by the outer. Each none is tried on a copy of the network.
+
+    Args:
+        program: from `dnat.trace`.
+        space: "dnat": original, identity and none. "nat++", or a table of yours (`transitions.read_transitions`):
+            operations of searched cells and convolutions may also become those that the table says.
+        everything: list all that has weights or multiplies, also what has no choice but "original"; `Edge.refused`
+            says why.
+        only: patterns (`fnmatch.fnmatchcase`) of the keys of those that may change; None: all. A none that would
+            be offered once, and by an edge that may not change, is offered by another that may.
+
+    Raises:
+        ValueError: an unknown space, or no table.
+
+    >>> import dnat, torch
+    >>> edges = find_edges(dnat.trace(dnat.build("resnet8"), torch.zeros(2, 3, 32, 32)))
+    >>> [(e.key, e.choices) for e in edges][:2]
+    [('layer1.0.conv1>layer1.0.bn1', ('original', 'identity')), ('layer1.0.conv2>layer1.0.bn2', \
+('original', 'identity', 'none'))]
+    """
+    edges: Sequence[Edge] = nones_once(rewritable(program, legal_edges(program, space, only=only)))
+    if everything:
+        edges = in_order([*edges, *everything_else(program, edges)])
+    groups = groups_of(program, [e for e in edges if len(e.choices) > 1])
+    listed = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
+    return tuple(e for e in listed if everything or len(e.choices) > 1)
 
 
 @dataclass(frozen=True)
@@ -54,11 +94,11 @@ def make_plan(
         ValueError: nothing may change, a pattern of `config.edges` is that of nothing that may, or no legal set of
             choices keeps the budget.
     """
-    found = rewritable(network, find_edges(program, config.moves, everything=True, only=config.edges), example)
+    found = find_edges(program, config.moves, everything=True, only=config.edges)
     edges = tuple(edge for edge in found if len(edge.choices) > 1)
     for pattern in config.edges or ():
         if not any(fnmatchcase(edge.key, pattern) for edge in edges):
-            raise _no_such_edge(pattern, network, program, example, config)
+            raise _no_such_edge(pattern, program, config)
     if not edges:
         raise UsageError(
             f"{type(network).__name__} has no operation that could be changed; `dnat edges --all` tells why"
@@ -85,15 +125,13 @@ def make_plan(
     return Plan(edges, tuple(edge for edge in found if len(edge.choices) < 2), costs, limit, seconds)
 
 
-def _no_such_edge(
-    pattern: str, network: nn.Module, program: Program, example: Tensor, config: Config
-) -> ValueError:
+def _no_such_edge(pattern: str, program: Program, config: Config) -> UsageError:
     """The error for a pattern of the setting `edges` that is that of no edge that may change."""
-    found = rewritable(network, find_edges(program, config.moves, everything=True), example)
+    found = find_edges(program, config.moves, everything=True)
     fixed = [edge for edge in found if fnmatchcase(edge.key, pattern) and len(edge.choices) < 2]
     if fixed:
         why = "; ".join(f"{choice}: {reason}" for choice, reason in fixed[0].refused)
-        return ValueError(f"the setting edges has {pattern!r}, but {fixed[0].key} may not change: {why}")
+        return UsageError(f"the setting edges has {pattern!r}, but {fixed[0].key} may not change: {why}")
     return unknown("edge that may change", pattern, (e.key for e in found if len(e.choices) > 1))
 
 

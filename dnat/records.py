@@ -28,20 +28,22 @@ import struct
 import subprocess
 import time
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from . import __version__
-from .config import Job, read_toml
+from .config import Job, cores, read_toml, shown
 from .distributed import world
 from .errors import DnatError, UsageError
 from .locks import THERE_ARE_LOCKS, Lock
 from .locks import LockedError as LockedError
 from .naming import unknown
+from .networks.weights import state_of, write_state
 
 MAGIC = b"DNATCK01"
 FORMAT = 1
@@ -109,10 +111,13 @@ def unpack(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ValueError: it was written by a newer format.
     """
     header, payload = _verified(Path(path))
-    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
-        # torch stores; a compressed member could unpack to any size.
-        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
-            raise CorruptError(f"{path}: holds compressed data, which no checkpoint of dnat does")
+    try:
+        members = zipfile.ZipFile(io.BytesIO(payload)).infolist()
+    except zipfile.BadZipFile as error:
+        raise CorruptError(f"{path}: holds something else than tensors, numbers and text: {error}") from error
+    # torch stores; a compressed member could unpack to any size.
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members):
+        raise CorruptError(f"{path}: holds compressed data, which no checkpoint of dnat does")
     try:
         return header, torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
     except Exception as error:  # whatever a hostile pickle raises
@@ -183,17 +188,35 @@ class Records:
     Attributes:
         job: what is done here.
         notices: what a user should know (a damaged checkpoint was left out, the machine is another one).
+        is_new: whether the directory held no run before.
     """
 
     def __init__(self, directory: Path, job: Job) -> None:
         self.directory, self.job = directory, job
         self.stage = "checkpoint"
         self.notices: list[str] = []
+        self.is_new = False
+        self._notify: Callable[[str], None] = lambda text: None
+        self._anew = False
         self._lock: Lock | None = None
 
     @classmethod
-    def open(cls, directory: str | Path, job: Job) -> "Records":
+    def open(
+        cls,
+        directory: str | Path,
+        job: Job,
+        *,
+        notify: Callable[[str], None] = lambda text: None,
+        anew: bool = False,
+    ) -> "Records":
         """Make a run directory, or open it again for the same job.
+
+        Args:
+            directory: of the run.
+            job: what is done in it. CPU threads that are this machine's own number do not count: a run goes on
+                where there are others, with those that it began with (`Records.job` has them).
+            notify: is given each of the `notices`, at once.
+            anew: whether a run begins again whose checkpoints are all damaged; without, that is an error.
 
         Raises:
             ValueError: it belongs to another job (the settings that differ are listed), or to something else.
@@ -208,36 +231,45 @@ class Records:
         ):
             raise UsageError(f"{directory} is not empty and not a run directory: choose another one")
         records = cls(directory, job)
+        records._notify, records._anew = notify, anew
         try:
             directory.mkdir(parents=True, exist_ok=True)
             records._lock = Lock(directory)
             records._begin()
-        except LockedError:
-            raise
-        except OSError as error:
+        except BaseException as error:
             records.close()
-            raise LockedError(f"{directory} cannot be written: {error.strerror or error}") from error
+            if isinstance(error, OSError) and not isinstance(error, LockedError):
+                raise LockedError(f"{directory} cannot be written: {error.strerror or error}") from error
+            raise
         return records
+
+    def _notice(self, text: str) -> None:
+        self.notices.append(text)
+        self._notify(text)
 
     def _begin(self) -> None:
         if not THERE_ARE_LOCKS:
-            self.notices.append("this system has no file locks: do not run two processes in one directory")
+            self._notice("this system has no file locks: do not run two processes in one directory")
         for stray in self.directory.glob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        if not (self.directory / "config.toml").exists():
+        self.is_new = not (self.directory / "config.toml").exists()
+        if self.is_new:
             atomic_write(self.directory / "config.toml", self.job.to_toml().encode())
-        _refuse_other(self.directory, self.job)  # another process may have made it in between
+        given = self.job
+        self.job = _refuse_other(self.directory, given)  # another process may have made it in between
         if self.is_done():
             return
+        if self.job.config.threads != given.config.threads:
+            self._notice(
+                f"threads = {self.job.config.threads} stays, as the run began with it: results depend on it"
+            )
         here = environment(self.job)
         if (self.directory / "environment.json").exists():
             there = self.read_json("environment.json")
             other = [k for k in here if k in there and here[k] != there[k]]
             if other:
                 changes = ", ".join(f"{k} {there.get(k)} (then) / {here[k]} (now)" for k in other)
-                self.notices.append(
-                    f"results may not be equal to the bit, since the run began elsewhere: {changes}"
-                )
+                self._notice(f"results may not be equal to the bit, since the run began elsewhere: {changes}")
         else:
             self.write_json("environment.json", here)
         self.status("running", attempt=True)
@@ -253,6 +285,15 @@ class Records:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def discard(self) -> None:
+        """Delete a directory that was made for this run, if it holds no more than its beginning; close it."""
+        own = {".lock", "config.toml", "environment.json", "status.json", "latencies.json"}
+        if self.is_new and {p.name for p in self.directory.iterdir()} <= own:
+            for name in own:
+                (self.directory / name).unlink(missing_ok=True)
+            self.directory.rmdir()
+        self.close()
 
     def path(self, name: str = "") -> Path:
         """The path of a file in the directory, or of the directory."""
@@ -285,19 +326,43 @@ class Records:
     def newest(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest checkpoint that is whole; metrics are cut back to that moment.
 
-        Damaged checkpoints are renamed to *.corrupt and told of in `notices`. Without any, metrics are emptied.
+        Damaged checkpoints are renamed to *.corrupt and told of in `notices`. Where there never was any, metrics
+        are emptied: the run begins.
+
+        Raises:
+            CorruptError: all are damaged, and the run was not opened to begin again.
         """
+        damaged = []
         for step, path in self._checkpoints():
             try:
                 header, state = unpack(path)
-            except CorruptError as error:
+            except (CorruptError, OSError) as error:
                 path.rename(path.with_name(path.name + ".corrupt"))
-                self.notices.append(f"{error}; an older checkpoint is used")
+                damaged.append(f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error))
                 continue
+            for text in damaged:
+                self._notice(f"{text}; an older checkpoint is used, of step {step}")
+            self._notify(f"goes on after step {step}, from {path.name}")
             self._cut_metrics(header["metrics_bytes"])
             return step, state
+        self._refuse_to_begin_again()
         self._cut_metrics(0)
         return None
+
+    def _refuse_to_begin_again(self) -> None:
+        """Deal with a run of which damaged checkpoints are all that is left."""
+        damaged = list(self.directory.glob(f"{self.stage}-*.ckpt.corrupt"))
+        if not damaged:
+            return
+        if not self._anew:
+            listed = ", ".join(sorted(p.name for p in damaged))
+            raise CorruptError(
+                f"{self.directory}: no checkpoint is whole ({listed}), so that the run cannot go on; with "
+                "--begin-again (Records.open(..., anew=True)) it begins anew, and its metrics are lost"
+            )
+        for path in damaged:
+            path.unlink()
+        self._notice("no checkpoint is whole: the run begins again at its first epoch")
 
     def _checkpoints(self) -> Iterator[tuple[int, Path]]:
         """Checkpoints, the highest step first; the clock has no say in it."""
@@ -344,12 +409,9 @@ class Records:
             return None
         return json.loads((self.directory / name).read_text(encoding="utf-8"))
 
-    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a safetensors file, atomically; tensors that share memory are written each."""
-        from safetensors.torch import save
-
-        own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        atomic_write(self.directory / name, save(own))
+    def write_state(self, name: str, network: nn.Module) -> None:
+        """Write a network's state as a safetensors file, atomically."""
+        atomic_write(self.directory / name, write_state(state_of(network)))
 
     def finish(self, record: Mapping[str, Any]) -> None:
         """Write the result, which makes the run done; checkpoints are of no more use then."""
@@ -361,6 +423,8 @@ class Records:
     def forget(self) -> None:
         """Delete the checkpoints, once they are of no more use."""
         for _, path in list(self._checkpoints()):
+            path.unlink()
+        for path in self.directory.glob(f"{self.stage}-*.ckpt.corrupt"):
             path.unlink()
 
 
@@ -398,14 +462,27 @@ def _code_version() -> str | None:
     return commit.strip()[:12] + ("+" if changes.strip() else "")
 
 
-def _refuse_other(directory: Path, job: Job) -> None:
-    there = read_job(directory)
-    differences = there.differences(job)
+def holds_other(directory: Path, job: Job) -> dict[str, tuple[Any, Any]]:
+    """The settings in which the run of a directory differs from a job, with both values; see `Records.open`."""
+    differences = read_job(directory).differences(job)
+    if job.config.threads == cores():  # as good as not given
+        differences.pop("threads", None)
+    return differences
+
+
+def _refuse_other(directory: Path, job: Job) -> Job:
+    """The job as it is done in a run directory, which is the given one but for CPU threads.
+
+    Raises:
+        ValueError: other settings differ.
+    """
+    differences = holds_other(directory, job)
     if differences:
-        listed = ", ".join(f"{k} {a!r} (there) / {b!r} (now)" for k, (a, b) in differences.items())
+        listed = ", ".join(f"{k} {shown(a)} (there) / {shown(b)} (now)" for k, (a, b) in differences.items())
         raise UsageError(
             f"{directory} holds a run with other settings: {listed}; choose another directory (--out)"
         )
+    return replace(job, config=replace(job.config, threads=read_job(directory).config.threads))
 
 
 def _now() -> str:

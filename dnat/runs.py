@@ -1,27 +1,27 @@
 """A job and a directory -> a run and its result: networks and data by name, files in place, resumable."""
 
+import functools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import drawing
-from .baselines import configured, regrow, works_on_genotype
+from .baselines import regrow, works_on_genotype
 from .budget import Costs
 from .config import SEARCHING, WHERE, Job
 from .cost import Cost, Latency, cost, latency, operation_seconds
-from .data import Augmentation, Data, load
-from .discretization import discretization, rewritable
+from .data import Augmentation, Data, Preprocess, load
+from .discretization import discretize
 from .distributed import from_first, joined, world
-from .edges import Edge, find_edges, in_order, units
+from .edges import Edge, in_order, units
 from .errors import UsageError
 from .methods import METHODS, check_method
 from .networks import (
@@ -32,12 +32,15 @@ from .networks import (
     build,
     check_mode,
     definition,
+    fitting,
     genotype_of,
     load_weights,
     usual_size,
 )
 from .networks.genotypes import published, transformed
-from .records import Records, read_job
+from .networks.weights import read_state
+from .planning import find_edges
+from .records import Records, holds_other, read_job
 from .tracing import trace
 from .tracking import Tracker
 from .training import Progress
@@ -61,6 +64,7 @@ def load_data(job: Job, *, download: bool = False, notify: Callable[[str], None]
         download=download,
         streaming=job.streaming,
         workers=job.workers,
+        skip_broken=bool(job.skip_broken),
         augmentation=_augmentation(job),
     )
     for note in data.notes:
@@ -82,6 +86,7 @@ def build_network(
     classes: int,
     image_shape: tuple[int, ...],
     *,
+    names: Sequence[str] | None = None,
     download: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> nn.Module:
@@ -91,6 +96,7 @@ def build_network(
         job: with the network's name and options.
         classes: classes to tell apart.
         image_shape: (C, H, W) of the images.
+        names: of the classes, for trained weights that were made for others.
         download: whether trained weights may be fetched.
         notify: is given what the user should know.
 
@@ -103,7 +109,7 @@ def build_network(
     network = build(job.network, seed=job.config.seed, **options)
     if job.weights is not None:
         name = f"torchvision:{known.torchvision}" if known and known.torchvision else job.network
-        for note in load_weights(network, job.weights, name, download=download):
+        for note in load_weights(network, job.weights, name, download=download, classes=names):
             notify(note)
     return network
 
@@ -111,9 +117,7 @@ def build_network(
 def _options(job: Job, classes: int, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """The arguments of a network's constructor that follow from the data and the method's settings."""
     channels, size = image_shape[0], min(image_shape[1:])
-    wanted: dict[str, Any] = {"num_classes": classes}
-    if channels != 3:
-        wanted["in_channels"] = channels
+    wanted: dict[str, Any] = {}
     known = definition(job.network)
     if known is not None:
         # Twice as large images are brought to the usual size by the stem (docs/methods.md C4).
@@ -127,7 +131,24 @@ def _options(job: Job, classes: int, image_shape: tuple[int, ...]) -> dict[str, 
         # The head's pools need as many pixels as small images have.
         if job.config.auxiliary and size // stride >= 32:
             wanted["auxiliary"] = True
-    return {name: value for name, value in wanted.items() if accepts(job.network, name)}
+    found = {name: value for name, value in wanted.items() if accepts(job.network, name)}
+    return fitting(job.network, classes, channels) | found
+
+
+def network_and_images(job: Job, *, with_data: bool) -> tuple[nn.Module, Tensor]:
+    """The network of a job, and two images for it.
+
+    Args:
+        job: with the network's name and options.
+        with_data: whether images, their size and the number of classes are those of the job's data set. Without,
+            the images are black, of the size and for the number of classes that the network is meant for.
+    """
+    if with_data:
+        data = load_data(job)
+        images = data.example(2)
+        return build_network(job, data.num_classes, tuple(images.shape[1:])), images
+    size = job.image_size or usual_size(job.network)
+    return build(job.network, seed=0, **job.network_options), torch.zeros(2, 3, size, size)
 
 
 def run(
@@ -137,6 +158,7 @@ def run(
     tracker: Tracker | None = None,
     stop: Callable[[Progress], bool] | None = None,
     download: bool = False,
+    anew: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Carry a job out in a directory, or go on with it; a run that is done is not done again.
@@ -147,6 +169,7 @@ def run(
         tracker: is told of progress.
         stop: asked after each batch whether to save and stop (`Interrupted`).
         download: fetch the data set if it is missing.
+        anew: whether a run whose checkpoints are all damaged begins again.
         notify: is given what the user should read (a damaged checkpoint, another machine).
 
     Returns:
@@ -159,7 +182,7 @@ def run(
     with joined(job.config.device) as here:
         if here.size > 1 and job.method in SEARCHING:
             raise UsageError(f"method {job.method!r} trains in one process: start it without torchrun")
-        return _run(job, Path(directory), tracker, stop, download, notify)
+        return _run(job, Path(directory), tracker, stop, download, anew, notify)
 
 
 def _run(
@@ -168,6 +191,7 @@ def _run(
     tracker: Tracker | None,
     stop: Callable[[Progress], bool] | None,
     download: bool,
+    anew: bool,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
     done = from_first(lambda: _done(directory, job))
@@ -177,41 +201,53 @@ def _run(
         from_first(lambda: load_data(job, download=True) and None)
     data = load_data(job, download=download, notify=notify)
     shape = (data.channels, *data.image_size)
-    network = build_network(job, data.num_classes, shape, download=download, notify=notify)
+    network = build_network(job, data.num_classes, shape, names=data.classes, download=download, notify=notify)
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
     check_method(job.method, network, data, job.config)
-    with _opened(directory, job) as records:
+    trained: list[Progress] = []
+
+    def asked(progress: Progress) -> bool:
+        """`stop`, which is asked after each batch; notes that one was trained."""
+        trained[:] = [progress]
+        return bool(stop and stop(progress))
+
+    with _opened(directory, job, anew, notify) as records:
         done = from_first(lambda: records.record() if records and records.is_done() else None)
         if done is not None:  # by another process, in between
             return done
-        for notice in records.notices if records else ():
-            notify(notice)
+        job = from_first(lambda: records.job if records else job)
         started = time.time()
         try:
-            result = METHODS[job.method](network, data, job.config, records=records, tracker=tracker, stop=stop)
+            result = METHODS[job.method](network, data, job.config, records=records, tracker=tracker, stop=asked)
         except BaseException as error:
             state = "interrupted" if getattr(error, "exit_code", 1) == 75 else "failed"
             if records:
                 records.status(state, f"{type(error).__name__}: {error}")
+            if records and not trained:
+                records.discard()
             raise
         return from_first(lambda: _finish(records, job, network, data, result, started) if records else {})
 
 
 def _done(directory: Path, job: Job) -> dict[str, Any] | None:
-    """The record of a run that has ended; None of another one."""
-    if not (directory / "record.json").exists():
+    """The record of a run that has ended; None of another one, or where the directory has another job's.
+
+    That is refused when all else that may be wrong with the job was told.
+    """
+    if not (directory / "record.json").exists() or holds_other(directory, job):
         return None
     with Records.open(directory, job) as records:
         return records.record()
 
 
 @contextmanager
-def _opened(directory: Path, job: Job) -> Iterator[Records | None]:
+def _opened(directory: Path, job: Job, anew: bool, notify: Callable[[str], None]) -> Iterator[Records | None]:
     """The run directory, open in the first process; None in others that train with it."""
     with ExitStack() as stack:
         opened: list[Records] = []
-        from_first(lambda: opened.append(stack.enter_context(Records.open(directory, job))))
+        made = functools.partial(Records.open, directory, job, notify=notify, anew=anew)
+        from_first(lambda: opened.append(stack.enter_context(made())))
         yield opened[0] if opened else None
 
 
@@ -223,7 +259,7 @@ def _finish(
     genotypes = [asdict(g) for g in genotypes_of(network, job, result)]
     architecture = {"commitment": commitment, "rows": drawing.rows_to_json(rows), "genotypes": genotypes}
     records.write_json("architecture.json", architecture)
-    records.write_tensors("network.safetensors", result.network.state_dict())
+    records.write_state("network.safetensors", result.network)
     draw(records.path(), architecture, job, result.cost_before, result.cost_after)
     record = {
         "results": result.results(),
@@ -232,6 +268,8 @@ def _finish(
         "job": job.flat() | dict.fromkeys(WHERE),
         "data_fingerprint": data.fingerprint(),
         "classes": list(data.classes),
+        "preprocess": data.preprocess.table(),
+        "skipped": list(data.skipped),
         "image_shape": list(data.example(1).shape[1:]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -251,8 +289,8 @@ def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) 
     known, size = definition(name), image_size or usual_size(name)
     with torch.device("meta"):
         network, example = build(name, **options), torch.zeros(2, 3, size, size)
-        edges = find_edges(trace(network, example))
-        found = cost(network, example)
+        edges = find_edges(trace(network, example, batch=len(example)))
+        found = cost(network, example, batch=len(example))
     modes = known.modes if known else ("full", "cell")
     return Size(found.params, found.madds, len(edges), len({e.group for e in edges}) if "cell" in modes else None)
 
@@ -286,8 +324,8 @@ def survey(network: nn.Module, example: Tensor, measured_batch: int | None = Non
             operations would take is not known, so that their savings are not measured.
         space: of choices; see `find_edges`.
     """
-    program = trace(network, example)
-    found = rewritable(network, find_edges(program, space, everything=True), example)
+    program = trace(network, example, batch=len(example))
+    found = find_edges(program, space, everything=True)
     edges = tuple(e for e in found if len(e.choices) > 1)
     fixed = tuple(e for e in found if len(e.choices) == 1)
 
@@ -450,13 +488,41 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
         network = regrow(network, after, job.config)
     elif architecture["commitment"]:
         choices = Commitment.from_dict(architecture["commitment"]).choices
-        edges = None
-        if job.config.edges is not None:  # which edge offers a none depends on which may change
-            config = configured(job.method, job.config)
-            edges = find_edges(trace(network, example), config.moves, only=config.edges)
-        network = discretization(network, choices, example, edges=edges).network
-    network.load_state_dict(load_file(Path(directory) / "network.safetensors"))
+        network = discretize(network, choices, example)
+    network.load_state_dict(read_state(Path(directory) / "network.safetensors"))
     return network.eval(), job, example
+
+
+def preprocess_of(directory: str | Path) -> Preprocess | None:
+    """How images are made for a finished run's network; None where an older dnat did not note it.
+
+    Raises:
+        ValueError: no run directory, or a run that is not finished.
+    """
+    _, record, _ = _read(directory)
+    return Preprocess.from_table(record["preprocess"]) if "preprocess" in record else None
+
+
+def other_images(directory: str | Path, data: Data) -> tuple[Data, list[str]]:
+    """Images with labels as a finished run's network numbers its classes, and what is worth knowing of them.
+
+    Args:
+        directory: of the run.
+        data: of the same classes, or some of them, by name.
+
+    Raises:
+        DataError: classes that the network does not know.
+        ValueError: no run directory, or a run that is not finished.
+    """
+    _, record, _ = _read(directory)
+    numbered, notes = data.numbered(record["classes"]), list(data.notes)
+    if len(data.classes) < len(record["classes"]):
+        notes.append(f"these images are of {len(data.classes)} of the network's {len(record['classes'])} classes")
+    if numbered.fingerprint() != record["data_fingerprint"]:
+        notes.append(
+            "these are not the images of the run, or they are held in another way (their fingerprint differs)"
+        )
+    return numbered, notes
 
 
 def _read(directory: str | Path) -> tuple[Job, dict[str, Any], dict[str, Any]]:

@@ -30,6 +30,9 @@ class Decision:
         margin: score of the choice minus the best other legal score; negative where a repair overruled.
         reason: empty, or why the choice is not the argmax.
         others: (name, what it was worth) of the other operations that it could become.
+        by: what decided: "theta" (or "loss", the other judge) where the choice is the argmax; otherwise "budget",
+            "target" (the cost that was asked for allows more), "legality" (the choices together could not have
+            been made) or "rewriting" (this one could not).
     """
 
     edge: Edge
@@ -38,6 +41,11 @@ class Decision:
     margin: float
     reason: str = ""
     others: tuple[tuple[str, float], ...] = ()
+    by: str = "theta"
+
+
+Reasons = dict[str, tuple[str, str]]
+"""Of groups whose choice is not the argmax: (what decided, why in words)."""
 
 
 def select(relaxed: RelaxedNetwork, budget: str | float | None = None) -> dict[str, str]:
@@ -93,6 +101,8 @@ def decide(
     skip_threshold = default_skip if skip_threshold is None else skip_threshold
     values = relaxed.architecture.scores().detach().cpu().tolist() if worths is None else worths
     scores: dict[str, dict[str, float]] = {}
+    reasons: Reasons = {}
+    own: dict[str, str] = {}
     for group, row in zip(relaxed.groups, values, strict=True):
         gates = dict(zip(relaxed.architecture.columns, row, strict=True))
         if worths is None:
@@ -102,26 +112,33 @@ def decide(
         barred = {(ruled_out or {}).get(edge.key) for edge in relaxed.members(group)}
         legal = [c for c in relaxed.choices_of(group) if c not in barred]
         scores[group] = {c: gates[c] for c in legal}
-    # max takes the first of equals, and the order of the keys is that of the ties.
+        # max takes the first of equals, and the order of the keys is that of the ties.
+        own[group] = max(relaxed.choices_of(group), key=lambda c: gates[c])
+        if own[group] in barred:
+            reasons[group] = ("rewriting", f"{own[group]} could not be carried out in full")
     choices = {group: max(score, key=lambda c: score[c]) for group, score in scores.items()}
-    first = dict(choices)
-    reasons = _repair(relaxed, choices, scores)
+    reasons |= _repair(relaxed, choices, scores)
     if limit is not None:
         costs = costs or Costs(relaxed.edges)
         groups, most = relaxed.by_group(), limit.of(costs.total)
         if costs.of(by_edge(groups, choices)) > most:
-            choices = best(groups, scores, costs, most)
-            reasons = {
-                g: f"{first[g]} was changed to {c} to keep the budget" for g, c in choices.items() if c != first[g]
+            chosen = best(groups, scores, costs, most)
+            changed = {g: c for g, c in chosen.items() if c != choices[g] or g not in reasons}
+            reasons |= {
+                g: ("budget", f"{own[g]} was changed to {c} to keep the budget") for g, c in changed.items()
             }
+            choices = chosen
     if floor:
         reasons |= _restore(relaxed.by_group(), choices, scores, costs or Costs(relaxed.edges), floor)
+    reasons = {group: reason for group, reason in reasons.items() if choices[group] != own[group]}
+    judge = "theta" if worths is None else "loss"
     decisions = []
     for edge in relaxed.edges:
         group = relaxed.groups[relaxed.row(edge)]
         score, choice = scores[group], choices[group]
         rest = [s for c, s in score.items() if c != choice]
         row = values[relaxed.row(edge)]
+        by, reason = reasons.get(group, (judge, ""))
         decisions.append(
             Decision(
                 edge=edge,
@@ -132,7 +149,8 @@ def decide(
                 ),
                 choice=choice,
                 margin=score[choice] - max(rest) if rest else float("inf"),
-                reason=reasons.get(group, ""),
+                reason=reason,
+                by=by,
                 others=tuple((name, score[name]) for name, _ in edge.others if name in score),
             )
         )
@@ -141,9 +159,9 @@ def decide(
 
 def _repair(
     relaxed: RelaxedNetwork, choices: dict[str, str], scores: Mapping[str, Mapping[str, float]]
-) -> dict[str, str]:
-    """Restore groups in `choices` until the choices can be made together; returns {group: why}."""
-    restored: dict[str, str] = {}
+) -> Reasons:
+    """Restore groups in `choices` until the choices can be made together; returns why."""
+    restored: Reasons = {}
 
     def trouble(changed: Mapping[str, str]) -> list[str]:
         return problems({e: changed[relaxed.groups[relaxed.row(e)]] for e in relaxed.edges})
@@ -153,16 +171,16 @@ def _repair(
         assert changed, f"the untouched network has problems: {found}"
         alone = [g for g in changed if not trouble({**choices, g: ORIGINAL})]
         best = max(alone or changed, key=lambda g: scores[g][ORIGINAL])
-        restored[best] = f"{choices[best]} was restored to original: {found[0]}"
+        restored[best] = ("legality", f"{choices[best]} was restored to original: {found[0]}")
         choices[best] = ORIGINAL
     return restored
 
 
 def _restore(
     groups: Groups, choices: dict[str, str], scores: Mapping[str, Mapping[str, float]], costs: Costs, floor: float
-) -> dict[str, str]:
+) -> Reasons:
     """Restore originals in `choices`, those that lost by least first, while they cost no more than the floor."""
-    restored: dict[str, str] = {}
+    restored: Reasons = {}
     paid, before = costs.of(by_edge(groups, choices)), -1.0
     while paid > before:  # what lies in a branch that comes back may come back, too
         before = paid
@@ -172,7 +190,8 @@ def _restore(
             price = costs.of(trial)
             if paid < price <= floor and not problems(trial):
                 restored[group] = (
-                    f"{choices[group]} was restored to original: the cost that was asked for allows it"
+                    "target",
+                    f"{choices[group]} was restored to original: the cost that was asked for allows it",
                 )
                 choices[group], paid = ORIGINAL, price
     return restored

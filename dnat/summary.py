@@ -816,7 +816,7 @@ HEADERS = (
     "hours",
     "dead",
 )
-"""Of the columns of `cells`, the network's before them."""
+"""The columns of a table: the network, and what `cells` gives."""
 
 
 def markdown(summary: Summary) -> str:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group
@@ -10,12 +10,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from .data import DataSet
 from .edges import IDENTITY, NONE
 from .networks import Definition, Size
+from .prediction import Prediction
 from .runs import Survey
 from .sweep import Standing, View, remaining
 from .tracking import Tracker
@@ -117,12 +118,35 @@ def share(before: float, after: float) -> str:
     return f"{(after - before) / before:+.1%}".replace("%", " %") if before else ""
 
 
-def survey_tables(name: str, survey: Survey, everything: bool) -> list[Table]:
-    """What may change in a network, and if asked what may not and why."""
+def predictions_table(predictions: Sequence[Prediction]) -> Table:
+    """What a network takes files for: a row for each class that is shown of a file."""
+    table = Table("file", "class", Column("probability", justify="right"))
+    for prediction in predictions:
+        for i, (name, probability) in enumerate(prediction.classes):
+            file = "" if i else str(prediction.file)
+            table.add_row(Text(_printable(file)), Text(_printable(name)), f"{probability:.4f}")
+    return table
+
+
+def predictions_text(predictions: Iterable[Prediction]) -> Iterator[str]:
+    """The same as a line for each file: the file, then class and probability in turn, between tabs."""
+    for prediction in predictions:
+        cells = (f"{_printable(name)}\t{probability:.4f}" for name, probability in prediction.classes)
+        yield "\t".join((_printable(str(prediction.file)), *cells))
+
+
+def _printable(text: str) -> str:
+    """A text without characters that would move a terminal's cursor or change its colours."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def survey_tables(name: str, survey: Survey, everything: bool, image: tuple[int, ...]) -> list[Table]:
+    """What may change in a network for images (C, H, W), and if asked what may not and why."""
     found = survey.edges
     groups = len({e.group for e in found})
     time = f"; {survey.latency}" if survey.latency else ""
-    table = Table(title=f"{name}: {len(found)} edges, {groups} groups in cell mode{time}")
+    counted = f"images of {'x'.join(map(str, image))}"
+    table = Table(title=f"{name}, {counted}: {len(found)} edges, {groups} groups in cell mode{time}")
     numbers = ("MAdds", "saves", *(["saves time"] if survey.seconds else []))
     for column in ("edge", "kind", "operation", "shape", "may become", *numbers):
         # An edge's key is what one copies from here: it is folded, never cut.
@@ -237,9 +261,11 @@ def result_table(record: dict[str, Any]) -> Table:
 def changes_table(edges: list[dict[str, Any]]) -> Table:
     """The edges that changed, and what the choices were worth; `edges` as in architecture.json."""
     changed = [e for e in edges if e["choice"] != "original"]
-    table = Table(title=f"{len(changed)} of {len(edges)} edges changed")
-    for name in ("edge", "operation", "becomes", "worth", "original's", "margin", "MAdds saved"):
-        table.add_column(name, justify="left" if name in ("edge", "operation", "becomes") else "right")
+    table = Table(title=f"{len(changed)} of {len(edges)} edges changed", caption=_LEGEND, caption_justify="left")
+    told = any(e.get("by") for e in changed)
+    words = ("edge", "operation", "becomes", *(["chosen by"] if told else []))
+    for name in (*words, "worth", "original's", "margin", "MAdds saved"):
+        table.add_column(name, justify="left" if name in words else "right", overflow="fold")
     for edge in changed:
         none, identity, original = edge["gates"]
         gates = {"none": none, "identity": identity} | dict(edge.get("others", ()))
@@ -247,12 +273,49 @@ def changes_table(edges: list[dict[str, Any]]) -> Table:
             escape(edge["key"]),
             escape(edge["operation"]),
             edge["choice"],
+            *([edge.get("by", "")] if told else []),
             f"{gates[edge['choice']]:.3f}",
             f"{original:.3f}",
             f"{edge['margin']:.3f}",
             f"{edge['saved']:,}",
         )
     return table
+
+
+_LEGEND = (
+    "worth: what the choice was worth when it was made, as theta says; margin: how far it was ahead of the next, "
+    "below 0 behind it"
+)
+_DECIDERS = {
+    "budget": "the budget",
+    "target": "the cost that was asked for",
+    "legality": "what can be made together",
+    "rewriting": "what could be carried out",
+}
+
+
+def verdict(edges: list[dict[str, Any]]) -> str:
+    """A line that says whether theta chose; empty where a method without theta did.
+
+    Args:
+        edges: as in architecture.json.
+
+    >>> verdict([{"by": "theta", "choice": "none"}, {"by": "budget", "choice": "none"}])
+    'changes: 1 by theta, 1 by the budget, not by theta'
+    """
+    if not any(edge.get("by") for edge in edges):
+        return ""
+    judge = "the loss" if any(edge["by"] == "loss" for edge in edges) else "theta"
+    changed = [edge for edge in edges if edge["choice"] != "original"]
+    kept = [edge for edge in edges if edge["choice"] == "original"]
+    parts = []
+    for of, what in ((changed, "changes"), (kept, "edges that stay")):
+        others = {name: sum(e["by"] == by for e in of) for by, name in _DECIDERS.items()}
+        told = [f"{count} by {name}" for name, count in others.items() if count]
+        if told:
+            own = len(of) - sum(others.values())
+            parts.append(f"{what}: {own} by {judge}, {', '.join(told)}, not by {judge}")
+    return "; ".join(parts) or f"all choices are those that {judge} prefers"
 
 
 _STATES = {"done": "green", "running": "cyan", "pending": "dim", "interrupted": "yellow", "failed": "red"}
@@ -388,9 +451,13 @@ def _troubles(view: View) -> Table:
 
 
 def troubles_text(standings: Iterable[Standing]) -> Text:
-    """The trials of a sweep that have no result, why, and where to read more: lines that can be copied."""
-    text = Text()
+    """The trials of a sweep that have no result, why, and where to read more; what is alike is told once."""
+    alike: dict[tuple[str, str], list[Standing]] = {}
     for standing in standings:
-        text.append(f"{standing.name}: ").append(standing.state, _STATES[standing.state])
-        text.append(f"\n    {standing.reason}\n    log: {standing.log}\n")
+        alike.setdefault((standing.state, standing.reason), []).append(standing)
+    text = Text()
+    for (state, reason), group in alike.items():
+        names = ", ".join(s.name for s in group[:3]) + (f" and {len(group) - 3} more" if len(group) > 3 else "")
+        text.append(f"{names}: ").append(state, _STATES[state])
+        text.append(f"\n    {reason}\n    log: {group[0].log}\n")
     return text

@@ -1,8 +1,8 @@
 """Any network and example batches -> `Program`: every call and operation of a run, and what feeds what.
 
 The tracer runs the network as it is (module hooks and a `TorchFunctionMode`), so that data-dependent control
-flow, keyword arguments and shared modules are no obstacle. It analyses a copy and rewrites nothing. A Program
-is plain data: it holds no module and no tensor.
+flow, keyword arguments and shared modules are no obstacle. It analyses a copy and rewrites nothing. What it
+records is plain data.
 
 Three states are propagated through a trace to decide what a change would do (`Trace.propagate`):
 zero (every element is 0), constant (does not depend on the input) and data (depends on the input).
@@ -17,19 +17,21 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
 
-from .errors import UsageError, WrongTypeError
+from .counting import Counter, checked_batch, warn_of_batch, warn_of_uncounted
+from .errors import UsageError, WrongTypeError, users_code
 from .operations import CONVOLUTIONS, CellOperation, Geometry, NullEdge, geometry, is_norm, operation_name
 
 Example: TypeAlias = Any
@@ -86,7 +88,7 @@ def behaviour(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], is_va
         return "add" if both else "other"
     if name in _MULTIPLY:
         return "multiply"
-    if name == "div":  # 0 / x is 0, x / 0 is not
+    if name in ("div", "divide", "true_divide", "truediv"):  # 0 / x is 0, x / 0 is not
         return "homogeneous" if args and is_value(args[0]) and not is_value(args[1]) else "other"
     if name in _AFFINE:
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
@@ -129,9 +131,12 @@ class Call:
         path: the module's path.
         parent: the call around it.
         inputs, outputs: the values that came in and went out.
+        scope: the calls around it, and itself, outermost first.
         plain: one tensor came in, as first positional argument, and one went out.
+        opens: the tensors that went out are all known, and stand in tuples, lists and dicts.
         lone: nothing but that tensor was given, not even a None.
         learns: gradients were computed, or would have been outside of this analysis.
+        reentrant: it ran in a checkpoint with `use_reentrant=True`: its gradients come from a second run.
         constants: names and values of arguments that were None, a truth value, a number or a text; and of
             `*args` and `**kwargs` that were empty, ().
     """
@@ -140,9 +145,12 @@ class Call:
     parent: int | None
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    scope: tuple[int, ...]
     plain: bool
+    opens: bool
     lone: bool
     learns: bool
+    reentrant: bool
     constants: tuple[tuple[str, Any], ...]
 
 
@@ -150,7 +158,8 @@ class Call:
 class ModuleInfo:
     """What the analysis needs to know of a module.
 
-    `place` is that of an edge of a genotype's cell, `geometry` that of a plain convolution.
+    `place` is that of an edge of a genotype's cell, `geometry` that of a plain convolution; `weights` counts the
+    elements of its own parameters, `has_state` tells whether it or a part of it has parameters or buffers.
     """
 
     path: str
@@ -161,11 +170,18 @@ class ModuleInfo:
     inplace: bool
     place: str | None
     geometry: Geometry | None
+    weights: int
+    has_state: bool
+    scripted: bool
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One run of the network in one mode. Indices point into `values`, `operations` and `calls`."""
+    """One run of the network in one mode. Indices point into `values`, `operations` and `calls`.
+
+    `batch` is by what multiply-adds are divided for one image; `uncounted` names operators that may multiply and
+    are not among them, since no formula is known.
+    """
 
     training: bool
     batch: int
@@ -176,9 +192,11 @@ class Trace:
     outputs: tuple[int, ...]
     users: tuple[tuple[int, ...], ...] = field(repr=False)
     nulls: frozenset[int] = field(repr=False)
+    uncounted: tuple[str, ...] = ()
 
     @cached_property
-    def _calls(self) -> dict[str, list[int]]:
+    def calls_by_path(self) -> dict[str, list[int]]:
+        """The calls of each module, in order."""
         found: dict[str, list[int]] = {}
         for i, call in enumerate(self.calls):
             found.setdefault(call.path, []).append(i)
@@ -186,7 +204,7 @@ class Trace:
 
     def calls_of(self, path: str) -> list[int]:
         """The calls of the module at a path, in order."""
-        return self._calls.get(path, [])
+        return self.calls_by_path.get(path, [])
 
     def within(self, call: int) -> frozenset[int]:
         """The operations that ran inside a call."""
@@ -297,14 +315,24 @@ class Trace:
 
 @dataclass(frozen=True)
 class Program:
-    """What a network does on its examples: one `Trace` for each example and mode (eval first), and its modules."""
+    """What a network does on its examples: one `Trace` for each example and mode (eval first), and its modules.
+
+    Attributes:
+        traces, modules: what was recorded, plain data.
+        fingerprint: of the first trace, stable over processes.
+        network, examples: the copy that ran, and on which arguments, to try on it what can be rewritten.
+        trials: {(edge key, choice): why it cannot be made, or nothing}, as far as that was tried.
+    """
 
     traces: tuple[Trace, ...] = field(repr=False)
     modules: dict[str, ModuleInfo] = field(repr=False)
     fingerprint: str
+    network: nn.Module = field(repr=False, compare=False)
+    examples: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = field(repr=False, compare=False)
+    trials: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
-        return self  # immutable and without tensors: a copied network can share it
+        return self  # nothing changes it: a copied network can share it
 
 
 def examples_of(example: Example) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -329,7 +357,7 @@ def examples_of(example: Example) -> list[tuple[tuple[Any, ...], dict[str, Any]]
     )
 
 
-def trace(network: nn.Module, example: Example) -> Program:
+def trace(network: nn.Module, example: Example, *, batch: int | None = None) -> Program:
     """Run a copy of a network on examples, in eval and in train mode, and note everything that it computes.
 
     The network itself, its buffers, its mode and the global random state are left as they were.
@@ -338,13 +366,19 @@ def trace(network: nn.Module, example: Example) -> Program:
         network: any module.
         example: a tensor, a tuple of positional arguments, a dict of keyword arguments, or an iterable of such.
             A batch of 2 is best: batch norm refuses some single images in train mode (they are doubled then).
+        batch: how many images each example holds. By default the first dimension that all outputs share with an
+            input; where there is none, the whole example counts as one, with a warning.
 
     Returns:
         The Program, as plain data.
 
     Raises:
-        ValueError: the network cannot be copied or its forward fails; the cause is chained.
+        ValueError: the network cannot be copied or its forward fails (the cause is chained), or `batch` is no
+            whole number above 0.
         TypeError: `network` is not a module, or `example` is of no use.
+
+    Warns:
+        UserWarning: the batch is not certain, or something that may multiply was not counted.
 
     >>> program = trace(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), torch.zeros(2, 3, 8, 8))
     >>> [(op.name, op.madds) for op in program.traces[0].operations]
@@ -356,14 +390,16 @@ def trace(network: nn.Module, example: Example) -> Program:
     lazy = [n for n, p in network.named_parameters() if torch.nn.parameter.is_lazy(p)]
     if lazy:
         raise UsageError(f"{lazy[0]} is not initialized yet: call the network once on a batch, then trace it")
+    told = checked_batch(batch)
     twin = copied(network)
-    traces = []
+    traces: list[Trace] = []
     devices = sorted({t.device.index for t in _state(network) if t.device.type == "cuda"})
     with fixed_randomness(devices):
         for training in (False, True):
-            for args, kwargs in arguments:
-                twin.train(training)
-                traces.append(_run(twin, args, kwargs))
+            for i, (args, kwargs) in enumerate(arguments):
+                with in_mode(twin, training):
+                    traces.append(_run(twin, args, kwargs, traces[i].batch if training else told))
+    warn_of_uncounted(traces[0].uncounted)
     modules = _describe(twin)
     calls = sorted(
         (c.path, modules[c.path].name, [t.values[v].shape[1:] for v in c.inputs + c.outputs])
@@ -371,7 +407,7 @@ def trace(network: nn.Module, example: Example) -> Program:
         for c in t.calls
     )
     digest = hashlib.sha256(json.dumps(calls).encode()).hexdigest()[:16]
-    return Program(tuple(traces), modules, digest)
+    return Program(tuple(traces), modules, digest, twin, tuple(arguments))
 
 
 def copied(network: nn.Module) -> nn.Module:
@@ -406,11 +442,38 @@ def fixed_randomness(devices: Iterable[int] = ()) -> Iterator[None]:
 
 
 @contextmanager
+def kept_buffers(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, what modules write into their own buffers, statistics and counters say, is lost at the end."""
+    own = [(m, name, b) for m in modules for name, b in m.named_buffers(recurse=False)]
+    for module, name, buffer in own:
+        module._buffers[name] = buffer.clone()
+    try:
+        yield
+    finally:
+        for module, name, buffer in own:
+            module._buffers[name] = buffer
+
+
+def frozen_modules(network: nn.Module) -> set[nn.Module]:
+    """The modules that are in eval mode within a network in train mode, as norms are that shall not learn."""
+    return {module for module in network.modules() if network.training and not module.training}
+
+
+def in_training(network: nn.Module) -> nn.Module:
+    """The network in train mode: as it is, if it was already, with what is frozen in it; else all of it."""
+    return network if network.training else network.train()
+
+
+@contextmanager
 def in_mode(network: nn.Module, training: bool) -> Iterator[None]:
-    """Within, all modules are in train or in eval mode; afterwards each is in the mode in which it was."""
+    """Within, all modules are in train or in eval mode; afterwards each is in the mode in which it was.
+
+    What was frozen, in eval mode within a network in train mode, is in eval mode in both.
+    """
     modes = {module: module.training for module in network.modules()}
+    still = frozen_modules(network)
     for module in modes:
-        module.training = training
+        module.training = training and module not in still
     try:
         yield
     finally:
@@ -455,19 +518,22 @@ def _state(network: nn.Module) -> Iterator[Tensor]:
     yield from network.buffers()
 
 
-def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
-    recorder = _Recorder(network)
-    try:
-        return recorder.run(args, kwargs)
-    except Exception as error:
-        single = "more than 1 value per channel" in str(error)
-        if single and network.training:
-            twice = tree_map_only(Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() else t, (args, kwargs))
-            return _Recorder(network).run(*twice)
-        shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        raise UsageError(
-            f"{type(network).__name__}'s forward failed on the example of shape {shapes}: {error}"
-        ) from error
+def _run(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None) -> Trace:
+    shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    mode = "train" if network.training else "eval"
+    with users_code(f"{type(network).__name__}'s forward failed on the example of shape {shapes} in {mode} mode"):
+        recorder = _Recorder(network)
+        try:
+            found = recorder.run(args, kwargs, batch)
+        except Exception as error:
+            if "more than 1 value per channel" not in str(error) or not network.training:
+                raise
+            double = lambda t: t.repeat_interleave(2, 0) if t.dim() else t  # noqa: E731
+            args, kwargs = tree_map_only(Tensor, double, (args, kwargs))
+            return _Recorder(network).run(args, kwargs, batch and 2 * batch)
+    if recorder.unsure:
+        warn_of_batch(*([found.values[i].shape for i in ids] for ids in (found.inputs, found.outputs)))
+    return found
 
 
 class _Recorder(TorchFunctionMode):
@@ -488,33 +554,43 @@ class _Recorder(TorchFunctionMode):
         self.alive: list[Tensor] = []
         self.views: defaultdict[int, list[Tensor]] = defaultdict(list)
         self.nulls: set[int] = set()
-        self.flops = FlopCounterMode(display=False)
+        self.counter = Counter()
+        self.madds: list[int] = []
+        self.charged = 0
+        self.unsure = False
+        self.opaque = False
         self.clock: Callable[[], float] | None = None
         self.seconds: list[float] = []
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None = 1) -> Trace:
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = tuple(self._new(t, None) for t in tensors)
         # Counting takes a detour for each operation, so that nothing is counted while time is taken.
         # In train mode gradients are on, to see where the network itself switches them off.
         learning = self.network.training and not self.clock
-        with self._hooks(), torch.set_grad_enabled(learning), nullcontext() if self.clock else self.flops, self:
+        counting = nullcontext() if self.clock else self.counter
+        with self._hooks(), torch.set_grad_enabled(learning), counting, self:
             result = self.network(*args, **kwargs)
-        outputs = tuple(self.index[id(t)] for t in _tensors(result) if id(t) in self.index)
+        self._charge()
+        made = tensors_of(result)
+        batch = batch or self.counter.batch(tensors, made)
+        self.unsure = batch is None and self.counter.madds > 0
+        outputs = self._known(made)
         users: list[list[int]] = [[] for _ in self.values]
         for i, op in enumerate(self.operations):
             for value in dict.fromkeys(op.inputs):
                 users[value].append(i)
         return Trace(
             training=self.network.training,
-            batch=next((t.shape[0] for t in tensors if t.dim()), 1),
+            batch=batch or 1,
             values=tuple(self.values),
-            operations=tuple(self.operations),
+            operations=tuple(replace(o, madds=m) for o, m in zip(self.operations, self.madds, strict=True)),
             calls=tuple(Call(**call) for call in self.calls),
             inputs=inputs,
             outputs=outputs,
             users=tuple(map(tuple, users)),
             nulls=frozenset(self.nulls),
+            uncounted=tuple(self.counter.uncounted),
         )
 
     @contextmanager
@@ -522,9 +598,11 @@ class _Recorder(TorchFunctionMode):
         handles = []
         for module in self.network.modules():
             if isinstance(module, torch.jit.ScriptModule):
-                continue
+                continue  # it takes no hooks of its own
             handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+        handles.append(register_module_forward_pre_hook(self._enter_scripted))
+        handles.append(register_module_forward_hook(self._leave_scripted, with_kwargs=True))
         try:
             yield
         finally:
@@ -532,16 +610,19 @@ class _Recorder(TorchFunctionMode):
                 handle.remove()
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_of((args, kwargs))
         self.calls.append(
             {
                 "path": self.paths[module],
                 "parent": self.stack[-1] if self.stack else None,
                 "inputs": self._known(tensors),
                 "outputs": (),
+                "scope": (*self.stack, len(self.calls)),
+                "opens": False,
                 "plain": len(tensors) == 1 and bool(args) and isinstance(args[0], Tensor),
                 "lone": len(args) == 1 and not kwargs,
-                "learns": torch.is_grad_enabled() or not self.network.training,
+                "learns": torch.is_grad_enabled() or not self.network.training or in_reentrant_checkpoint(),
+                "reentrant": not torch.is_grad_enabled() and in_reentrant_checkpoint(),
                 "constants": _constants(module, args, kwargs),
             }
         )
@@ -550,10 +631,41 @@ class _Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         call = self.calls[self.stack.pop()]
         assert call["path"] == self.paths[module]
-        call["outputs"] = self._known(_tensors(output))
+        call["outputs"] = self._known(tensors_of(output))
+        leaves = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        call["opens"] = len(leaves) == len(call["outputs"]) == len(tensors_of(output))
         call["plain"] &= isinstance(output, Tensor) and len(call["inputs"]) == len(call["outputs"]) == 1
         if isinstance(module, NullEdge):
             self.nulls.update(call["outputs"])
+
+    def _enter_scripted(self, module: nn.Module, args: Any) -> None:
+        """Before any module of this process; a scripted one is one operation, whatever it does inside."""
+        if isinstance(module, torch.jit.ScriptModule) and module in self.paths:
+            self.opaque = True
+
+    def _leave_scripted(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not isinstance(module, torch.jit.ScriptModule) or module not in self.paths:
+            return
+        self.opaque = False
+        self._enter(module, args, kwargs)
+        inputs = self._known(tensors_of((args, kwargs)))
+        number = self._note(Operation("scripted", "other", tuple(self.stack), inputs, (), 0, False))
+        self._charge()
+        self.seconds.append(0.0)
+        outputs = tuple(self._new(t, number) for t in tensors_of(output) if id(t) not in self.index)
+        self.operations[number] = replace(self.operations[number], outputs=outputs)
+        self._leave(module, args, kwargs, output)
+
+    def _note(self, operation: Operation) -> int:
+        self.operations.append(operation)
+        self.madds.append(0)
+        return len(self.operations) - 1
+
+    def _charge(self) -> None:
+        """Multiply-adds that no operation has yet, such as those of scripted code, belong to the last one."""
+        if self.madds:
+            self.madds[-1] += self.counter.madds - self.charged
+            self.charged = self.counter.madds
 
     def _known(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
         return tuple(self.index[id(t)] for t in tensors if id(t) in self.index)
@@ -569,6 +681,8 @@ class _Recorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.opaque:
+            return func(*args, **kwargs)
         given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = self._known(given)
         is_value = lambda a: isinstance(a, Tensor) and id(a) in self.index  # noqa: E731
@@ -577,22 +691,21 @@ class _Recorder(TorchFunctionMode):
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         how = behaviour(name, args, kwargs, is_value)
         versions = [t._version for t in given]
-        flops = 0 if self.clock else self.flops.get_total_flops()
+        self._charge()
         start = self.clock() if self.clock else 0.0
-        result = func(*args, **kwargs)
+        result = func(*args, **kwargs) if self.clock else self.counter.call(func, args, kwargs)
         taken = self.clock() - start if self.clock else 0.0
         written = [t for t, v in zip(given, versions, strict=True) if t._version != v and id(t) in self.index]
-        made = [t for t in _tensors(result) if id(t) not in self.weights]
+        made = [t for t in tensors_of(result) if id(t) not in self.weights]
         fresh = [t for t in made if not any(t is g for g in given)]
         if not fresh and not written:
             return result  # gives back an argument, or no tensor at all
-        madds = 0 if self.clock else (self.flops.get_total_flops() - flops) // 2
         self.seconds.append(taken)
-        number = len(self.operations)
-        self.operations.append(Operation(name, how, tuple(self.stack), inputs, (), madds, bool(written)))
+        number = self._note(Operation(name, how, tuple(self.stack), inputs, (), 0, bool(written)))
+        self._charge()
         touched = {id(t): t for t in [*fresh, *written]}
         outputs = tuple(self._new(t, number) for t in touched.values())
-        self.operations[number] = Operation(name, how, tuple(self.stack), inputs, outputs, madds, bool(written))
+        self.operations[number] = replace(self.operations[number], outputs=outputs)
         for tensor in written:
             self._update_views(tensor, touched)
         return result
@@ -607,12 +720,20 @@ class _Recorder(TorchFunctionMode):
             number = len(self.operations)
             value = self._new(view, number)
             self.seconds.append(0.0)
-            self.operations.append(
-                Operation("alias_update", "homogeneous", tuple(self.stack), inputs, (value,), 0, True)
-            )
+            self._note(Operation("alias_update", "homogeneous", tuple(self.stack), inputs, (value,), 0, True))
 
 
-def _tensors(tree: Any) -> list[Tensor]:
+def in_reentrant_checkpoint() -> bool:
+    """Whether a checkpoint with `use_reentrant=True` runs: at first without gradients, and again with them."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is torch.utils.checkpoint.CheckpointFunction.forward.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
     """The tensors of a nested structure, in order; objects with `to_tuple` (transformers) are opened."""
     if hasattr(tree, "to_tuple"):
         tree = tree.to_tuple()
@@ -649,13 +770,16 @@ def _describe(network: nn.Module) -> dict[str, ModuleInfo]:
             inplace=getattr(module, "inplace", False) is True,
             place=module.place if isinstance(module, NullEdge | CellOperation) else None,
             geometry=geometry(module),
+            weights=sum(p.numel() for p in module.parameters(recurse=False)),
+            has_state=next(_state(module), None) is not None,
+            scripted=isinstance(module, torch.jit.ScriptModule),
         )
         for module, paths in names.items()
     }
 
 
 def _kind(module: nn.Module) -> Any:
-    if isinstance(module, CONVOLUTIONS):
+    if isinstance(module, (*CONVOLUTIONS, nn.modules.conv._ConvTransposeNd)):
         return "convolution"
     if isinstance(module, nn.Linear):
         return "linear"

@@ -11,7 +11,7 @@ counts and what is measured are summed, so that all of them take the same steps.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -19,18 +19,19 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.parameter import is_lazy
 
 from .budget import Costs
 from .config import Config
 from .data import Data
 from .distributed import SyncedNorms, sum_gradients, summed, world
 from .edges import NONE, ORIGINAL
-from .errors import DnatError, UsageError, WrongTypeError
+from .errors import DnatError, UsageError, WrongTypeError, users_code
 from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
 from .selection import none_threshold
-from .tracing import copied, in_mode
+from .tracing import copied, in_mode, in_training, kept_buffers
 
 FASTEST_THETA = 0.1
 """The largest learning rate that is chosen for theta."""
@@ -75,6 +76,47 @@ class Evaluation:
     accuracy: float
 
 
+def check_usable(network: nn.Module, data: Data) -> None:
+    """Refuse a network that cannot be run on images: without weights, or in another precision.
+
+    Raises:
+        ValueError: see above; the message names a weight and says what to do.
+    """
+    weights = [*network.named_parameters(), *network.named_buffers()]
+    for name, tensor in weights:
+        if is_lazy(tensor):
+            raise UsageError(f"{name} has no shape yet: run the network once on images before it is given")
+        if tensor.is_meta:
+            raise UsageError(
+                f"{name} of {type(network).__name__} lies on the meta device, where weights have no values: build "
+                "the network outside of torch.device('meta'), or use to_empty(device='cpu') and load weights first"
+            )
+    other = next(((n, t) for n, t in weights if t.is_floating_point() and t.dtype != torch.float32), None)
+    if other is None:
+        return
+    try:
+        with in_mode(network, False), torch.no_grad():
+            network(data.example(2).to(other[1].device))
+    except Exception as error:
+        kind = str(other[1].dtype).removeprefix("torch.")
+        raise UsageError(
+            f"{other[0]} is {kind}, but images come as float32, with which the forward fails ({error}): give "
+            "network.float(); the setting amp='bf16' computes in mixed precision"
+        ) from error
+
+
+def check_finite(network: nn.Module) -> None:
+    """Refuse weights, or statistics of norms, that hold NaN or infinity before anything is trained.
+
+    Raises:
+        ValueError: they do; the message names them.
+    """
+    statistics = ((n, b) for n, b in network.named_buffers() if n.endswith(("running_mean", "running_var")))
+    for name, tensor in (*network.named_parameters(), *statistics):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UsageError(f"{name} of the network as it is given holds NaN or infinity; look at its weights")
+
+
 def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
     """SGD for the weights; the learning rate is set at each step."""
     parameters = [p for p in network.parameters() if p.requires_grad]
@@ -93,7 +135,7 @@ def theta_rate(config: Config, batches: int) -> float:
     >>> theta_rate(Config(architecture_epochs=3, theta_reach=6.0, settle=0), batches=100)
     0.02
     """
-    if config.lr_theta is not None:
+    if config.lr_theta != "auto":
         return config.lr_theta
     return min(config.theta_reach / theta_steps(config, batches), FASTEST_THETA)
 
@@ -164,6 +206,13 @@ def auxiliary_scores(output: object) -> list[Tensor]:
     return [t for t in found if isinstance(t, Tensor)]
 
 
+def in_forward(network: nn.Module, images: Tensor) -> AbstractContextManager[None]:
+    """Within, what a network's own code raises for a batch of images is told as its error."""
+    mode = "train" if network.training else "eval"
+    what = f"{type(network).__name__}'s forward failed on images of shape {tuple(images.shape)} in {mode} mode"
+    return users_code(what, alone=False)
+
+
 def _wide(output: Tensor) -> Tensor:
     return output.float() if output.dtype != torch.float64 else output
 
@@ -206,12 +255,15 @@ def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def frozen_statistics(network: nn.Module) -> Iterator[None]:
-    """Within, norms in train mode use the batch's statistics as ever, but do not record them."""
-    norms = [m for m in network.modules() if getattr(m, "track_running_stats", False) is True]
+    """Within, norms in train mode use the batch's statistics as ever, but do not record them, and what other
+    modules write into their buffers is lost at the end: a step's second pass must not count twice."""
+    norms = [m for m in network.modules() if m.training and getattr(m, "track_running_stats", False) is True]
+    others = set(network.modules()) - set(norms)
     for norm in norms:
         norm.track_running_stats = False  # type: ignore[assignment]
     try:
-        yield
+        with kept_buffers(m for m in network.modules() if m in others):
+            yield
     finally:
         for norm in norms:
             norm.track_running_stats = True  # type: ignore[assignment]
@@ -299,7 +351,7 @@ class ArchitectureLoss:
 
     def expected_cost(self) -> Tensor:
         """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
-        scores = self.relaxed.architecture.scores(shares_move=self.config.charge_shares)
+        scores = self.relaxed.architecture.scores()
         scores = torch.where(self.none, none_threshold(self.relaxed), scores)
         scores = torch.where(self.null, self.config.skip_threshold, scores)
         chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)
@@ -371,7 +423,7 @@ class Trainer:
             NonFiniteError: the loss is not finite any more.
         """
         progress, config = self.progress, self.config
-        self.network.train()
+        in_training(self.network)
         set_drop_path(self.network, drop_path(config, self.stage, progress.epoch))
         batches = self.data.train_batches(
             config.seed,
@@ -459,6 +511,10 @@ class Trainer:
     ) -> None:
         assert self.architecture_loss is not None
         assert self.relaxed is not None
+        if any(edge.reentrant for edge in self.relaxed.edges):
+            images = (
+                images.detach().requires_grad_()
+            )  # or nothing that goes into a checkpoint would need gradients
         with frozen(self.weights.parameters()), frozen_statistics(self.weights):
             loss, _ = self._loss(images, labels, answers)
             # What theta pays for is the same in all processes, whose gradients are summed.
@@ -469,7 +525,7 @@ class Trainer:
         """What the teacher says of the images, as log-probabilities at the temperature of distillation."""
         if self.teacher is None:
             return None
-        with torch.no_grad(), autocast(self.config, images.device):
+        with torch.no_grad(), autocast(self.config, images.device), in_forward(self.teacher, images):
             output = scores(self.teacher(images)).float()
         return log_softmax(output / self.config.distillation_temperature, 1)
 
@@ -481,7 +537,8 @@ class Trainer:
         (Hinton et al. 2015, section 2).
         """
         together = SyncedNorms() if self.world.size > 1 else nullcontext()
-        with autocast(self.config, images.device), together, self._taught() as distances:
+        precise, named = autocast(self.config, images.device), in_forward(self.weights, images)
+        with precise, together, named, self._taught() as distances:
             found = self.network(images)
         output = _wide(scores(found))
         loss = cross_entropy(output, labels)
@@ -569,7 +626,7 @@ def burden(plain: nn.Module, relaxed: RelaxedNetwork, data: Data, config: Config
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     seconds, kept = [], []
     for network in (plain, relaxed):
-        twin = copied(network).train()
+        twin = in_training(copied(network))
         trainer = Trainer(twin, data, config, Progress())
         taken = []
         with torch.random.fork_rng(devices=list(devices)):
@@ -645,20 +702,15 @@ def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> 
                 total += cross_entropy(_wide(output), labels).double().cpu()
         return float(total) / len(shown)
 
-    modes = relaxed.training
-    relaxed.train()
-    try:
-        with frozen_statistics(relaxed):
-            now = loss()
-            found = []
-            for row, group in enumerate(relaxed.groups):
-                tried = dict.fromkeys(architecture.columns, 0.0)
-                for choice in relaxed.choices_of(group):
-                    with architecture.trying(row, choice):
-                        tried[choice] = now - loss()
-                found.append(list(tried.values()))
-    finally:
-        relaxed.train(modes)
+    found = []
+    with in_mode(relaxed, True), frozen_statistics(relaxed):
+        now = loss()
+        for row, group in enumerate(relaxed.groups):
+            tried = dict.fromkeys(architecture.columns, 0.0)
+            for choice in relaxed.choices_of(group):
+                with architecture.trying(row, choice):
+                    tried[choice] = now - loss()
+            found.append(list(tried.values()))
     return found
 
 
@@ -670,25 +722,46 @@ def autocast(config: Config, device: torch.device) -> Iterator[None]:
 
 
 def evaluate(
-    network: nn.Module, data: Data, config: Config | None = None, batch_size: int | None = None
+    network: nn.Module,
+    data: Data,
+    config: Config | None = None,
+    batch_size: int | None = None,
+    classes: Sequence[str] | None = None,
 ) -> Evaluation:
     """Mean loss and accuracy on the test images, in batches of 500, or fewer if they are larger than 64 x 64.
 
     Runs in eval mode without gradients; afterwards every module is in the mode in which it was, and no buffer has
     changed.
+
+    Args:
+        network: whose outputs are class scores.
+        data: with the test images.
+        config: for its precision.
+        batch_size: images a batch.
+        classes: names of the network's outputs, in order (of the data that it was trained on: `Data.classes`). The
+            images' classes are found among them by name; by default they are the first outputs, in their order.
+
+    Raises:
+        ValueError: a network without weights, in another precision than images, or with too few outputs.
+        DataError: classes that are not among those of the network.
+        TypeError: arguments of another type.
     """
-    height, width = data.image_size
-    batch_size = batch_size or max(1, min(500, 500 * 64**2 // (height * width)))
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.inference_mode():
-            here = world()
-            batches = data.test_batches(batch_size, part=(here.rank, here.size))
-            return measured(network, batches, config or Config(), together=True)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    if not isinstance(network, nn.Module):
+        raise WrongTypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
+    if not isinstance(data, Data):
+        raise WrongTypeError(f"data must be a dnat.Data, not {type(data).__name__}: see dnat.load")
+    check_usable(network, data)
+    data = data if classes is None else data.numbered(classes)
+    batch_size = batch_size or usual_batch(data.image_size)
+    here = world()
+    batches = data.test_batches(batch_size, part=(here.rank, here.size))
+    with in_mode(network, False), kept_buffers(network.modules()), torch.inference_mode():
+        return measured(network, batches, config or Config(), together=True)
+
+
+def usual_batch(size: tuple[int, int]) -> int:
+    """How many images of a height and width are tested at a time: 500, or fewer of more than 64 x 64 pixels."""
+    return max(1, min(500, 500 * 64**2 // (size[0] * size[1])))
 
 
 def measured(
@@ -700,8 +773,12 @@ def measured(
     """
     loss, correct, images = 0.0, 0, 0
     for batch, labels in batches:
-        with autocast(config, batch.device):
+        with autocast(config, batch.device), in_forward(network, batch):
             output = scores(network(batch)).float()
+        if int(labels.max()) >= output.shape[1]:
+            raise UsageError(
+                f"the network tells {output.shape[1]} classes apart, but there is a label {int(labels.max())}"
+            )
         loss += cross_entropy(output, labels, reduction="sum").double().item()
         correct += int((output.argmax(1) == labels).sum())
         images += len(labels)

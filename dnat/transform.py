@@ -6,6 +6,8 @@
 """
 
 import hashlib
+import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,16 +25,18 @@ from .data import Data, load
 from .discretization import Discretization, discretization
 from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge
-from .errors import UsageError, WrongTypeError
-from .networks import Genotype, accepts, build
+from .errors import UsageError, WrongTypeError, users_code
+from .networks import Genotype, build, fitting
+from .networks.weights import state_of
 from .planning import Plan, make_plan
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
 from .selection import Decision, decide
-from .tracing import Program, copied, trace
+from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
+    FASTEST_THETA,
     ArchitectureLoss,
     Evaluation,
     Interrupted,
@@ -40,6 +44,8 @@ from .training import (
     Trainer,
     batches_per_epoch,
     burden,
+    check_finite,
+    check_usable,
     cutout_side,
     effects,
     evaluate,
@@ -53,6 +59,9 @@ from .training import (
 
 LATENCIES = "latencies.json"
 """The file of a run directory with the measured seconds of each operation, where a latency budget counts."""
+
+ENOUGH_REACH = 3.0
+"""How far theta should be able to move: to the middle and back, with gradients that do not always agree."""
 
 COMMIT_ATTEMPTS = 8
 """How often the choices are made again when the network that they make turns out to exceed its budget."""
@@ -73,6 +82,7 @@ class EdgeReport:
         refused: (choice, why not) for choices that the edge did not have.
         reason: why the choice is not the one with the largest gate, or could not be carried out.
         others: (name, what it was worth) of the other operations that it could become.
+        by: what decided, as `selection.Decision` says; empty where a method without theta did.
     """
 
     key: str
@@ -89,6 +99,7 @@ class EdgeReport:
     refused: tuple[tuple[str, str], ...] = ()
     reason: str = ""
     others: tuple[tuple[str, float], ...] = ()
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,8 +207,8 @@ class Transformation:
             "test_accuracy_before": self.before.accuracy,
             "train_accuracy": last.get("train_accuracy"),
             "train_loss": last.get("train_loss"),
-            "cost_before": asdict(self.cost_before),
-            "cost_after": asdict(self.cost_after),
+            "cost_before": self.cost_before.table(),
+            "cost_after": self.cost_after.table(),
             "choices": self.choices,
             "relaxed_test_accuracy": moment["relaxed"]["accuracy"] if moment else None,
             "committed_test_accuracy": moment["compact"]["accuracy"] if moment else None,
@@ -233,6 +244,7 @@ def transform(
         NonFiniteError: the loss is not finite any more; the last checkpoint is good.
         Interrupted: `stop` said yes; call again with the same records to go on.
     """
+    check_listeners(records, tracker, stop)
     run = _Run(*named(network, data, config), records, tracker or Tracker(), stop)
     return run.to_end(transforming=True)
 
@@ -250,13 +262,37 @@ def train(
 
     Arguments, result and errors are those of `transform`.
     """
+    check_listeners(records, tracker, stop)
     run = _Run(*named(network, data, config), records, tracker or Tracker(), stop)
     return run.to_end(transforming=False)
 
 
+def check_listeners(records: object, tracker: object, stop: object) -> None:
+    """Refuse what is neither None nor of the type that `transform` takes.
+
+    Raises:
+        TypeError: one of them is not.
+    """
+    if records is not None and not isinstance(records, Records):
+        raise WrongTypeError(
+            f"records must be a dnat.Records, not {type(records).__name__}: dnat.Records.open(directory, job)"
+        )
+    if tracker is not None and not isinstance(tracker, Tracker):
+        raise WrongTypeError(f"tracker must be a dnat.tracking.Tracker, not {type(tracker).__name__}")
+    if stop is not None and not callable(stop):
+        raise WrongTypeError(f"stop must be a function, not {type(stop).__name__}")
+
+
 def named(network: nn.Module | str, data: Data | str, config: Config | None) -> tuple[nn.Module, Data, Config]:
-    """Networks and data sets that were given by name, made; weights come from the configuration's seed."""
-    config = config or Config()
+    """Networks and data sets that were given by name, made; weights come from the configuration's seed.
+
+    Raises:
+        ValueError, TypeError: something else was given, or a network that cannot be trained as it is.
+    """
+    config = Config() if config is None else config
+    if not isinstance(config, Config):
+        hint = ": dnat.Config(**settings)" if isinstance(config, dict) else ""
+        raise WrongTypeError(f"config must be a dnat.Config, not {type(config).__name__}{hint}")
     data = load(data) if isinstance(data, str) else data
     if not isinstance(data, Data):
         kind = type(data).__name__
@@ -264,10 +300,11 @@ def named(network: nn.Module | str, data: Data | str, config: Config | None) -> 
             f"data must be a dnat.Data or a name, not {kind}: see dnat.load and Data.from_tensors"
         )
     if isinstance(network, str):
-        classes = {"num_classes": data.num_classes} if accepts(network, "num_classes") else {}
-        network = build(network, seed=config.seed, **classes)
+        network = build(network, seed=config.seed, **fitting(network, data.num_classes, data.channels))
     if not isinstance(network, nn.Module):
         raise WrongTypeError(f"a network must be a torch.nn.Module or a name, not {type(network).__name__}")
+    check_usable(network, data)
+    check_finite(network)
     return network, data, config
 
 
@@ -277,19 +314,28 @@ def check(network: nn.Module, data: Data, config: Config, *, transforming: bool 
     Raises:
         ValueError, TypeError: see `transform`.
     """
-    choose_device(config.device)
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    example = data.example(2).to(device)
-    program = trace(network, example)
-    check_training(network, data, config, example)
-    if transforming:
-        make_plan(network, program, example, config)
+    device = choose_device(config.device)
+    check_usable(network, data)
+    check_finite(network)
+    with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
+        # As it will be trained: a budget of time is that of this device, with these threads.
+        twin = copied(network).to(device)
+        example = data.example(2).to(device)
+        program = trace(twin, example, batch=len(example))
+        check_training(twin, data, config, example)
+        if transforming:
+            make_plan(twin, program, example, config)
 
 
 def check_training(network: nn.Module, data: Data, config: Config, example: Tensor) -> None:
     """What `check` looks at beside the network's operations and the budget."""
     batches_per_epoch(len(data.train_labels), config)
-    with torch.no_grad():
+    if config.latency_batch > len(data.test_labels):
+        raise UsageError(
+            f"latency_batch {config.latency_batch} is larger than the {len(data.test_labels)} test images, "
+            "with which time is measured"
+        )
+    with torch.no_grad(), users_code(f"{type(network).__name__}'s forward failed"):
         classes = scores(copied(network).eval()(example)).shape[1]
     if classes < data.num_classes:
         raise UsageError(f"the network tells {classes} classes apart, but {data.name} has {data.num_classes}")
@@ -297,11 +343,14 @@ def check_training(network: nn.Module, data: Data, config: Config, example: Tens
 
 
 def weights_digest(network: nn.Module) -> str:
-    """A SHA-256 over names, shapes and bits of a network's state."""
+    """A SHA-256 over names, shapes and bits of a network's state, and what modules keep beside tensors."""
     digest = hashlib.sha256()
-    for name, tensor in network.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, value in state_of(network).items():
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            digest.update(f"{name} {json.dumps(value, sort_keys=True)}".encode())
     return digest.hexdigest()
 
 
@@ -331,8 +380,8 @@ def choose_device(name: str) -> torch.device:
 def reproducible(config: Config) -> Iterator[None]:
     """Within, torch computes the same bits at the same seed; what was set before is restored afterwards.
 
-    The number of threads is fixed, since sums over several threads are rounded otherwise; the global random state,
-    which dropout draws from, is set from the seed.
+    Gradients are computed, also if it is called under `no_grad`. The number of threads is fixed, since sums over
+    several threads are rounded otherwise; the global random state, which dropout draws from, is set from the seed.
     """
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -346,7 +395,7 @@ def reproducible(config: Config) -> Iterator[None]:
     torch.backends.cudnn.benchmark = False
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=list(devices)):
             rank = world().rank
             torch.manual_seed(torch_seed(config.seed, Stream.TRAINING, *([rank] if rank else [])))
             yield
@@ -376,24 +425,24 @@ class _Run:
     saved_at: float = 0.0
 
     def to_end(self, transforming: bool) -> Transformation:
-        with reproducible(self.config):
+        with reproducible(self.config), users_code(f"{type(self.given).__name__}'s code failed", alone=False):
             return self._to_end(transforming)
 
     def _to_end(self, transforming: bool) -> Transformation:
         config = self.config
         device = choose_device(config.device)
-        original = copied(self.given).to(device).train()
+        original = in_training(copied(self.given).to(device))
         self.data = self.data.to(device)
         # What is made of the network cannot tell any more what it was made of.
         config = self.config = replace(config, cutout=cutout_side(config, original, self.data))
         if config.channels_last:
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = self.data.example(2)
-        program = trace(original, example)
+        program = trace(original, example, batch=len(example))
         check_training(original, self.data, config, example)
         if transforming:
             self.plan = self._plan(original, program, example)
-        cost_before, latency_before = cost(original, example), self._latency(original)
+        cost_before, latency_before = cost(original, example, batch=len(example)), self._latency(original)
         before = evaluate(original, self.data, config)
         self.given_digest = weights_digest(original)
         if config.distillation:
@@ -421,7 +470,7 @@ class _Run:
             commitment=self.commitment,
             history=self.history,
             cost_before=cost_before,
-            cost_after=cost(network, example),
+            cost_after=cost(network, example, batch=len(example)),
             before=before,
             test=evaluate(network, self.data, config),
             latency_before=latency_before,
@@ -443,16 +492,9 @@ class _Run:
         return plan
 
     def _warn_of_short_stage(self) -> None:
-        steps = theta_steps(self.config, self.trainer.batches)
-        rate = theta_rate(self.config, self.trainer.batches)
-        reach = rate * steps
-        if reach < 3:
-            cannot = "no choice can change" if reach < 0.5 else "few choices can change"
-            warnings.warn(
-                f"lr_theta {rate:g} x {steps} steps moves theta by at most {reach:.2g}: {cannot}; "
-                f"take more architecture epochs or a larger lr_theta (about {3 / steps:.1g})",
-                stacklevel=5,
-            )
+        text = short_stage(self.config, self.trainer.batches)
+        if text:
+            warnings.warn(text, stacklevel=5)
 
     def _start(self, original: nn.Module, program: Program, example: Tensor, transforming: bool) -> Trainer:
         """A trainer at the beginning, or where the newest checkpoint stands."""
@@ -464,16 +506,16 @@ class _Run:
             raise UsageError(
                 "the run directory holds a run that began with other weights; choose another directory"
             )
-        if state and state["data"] != self.data.identity():
+        if state and self._has_other_images(state):
             raise UsageError(
-                "the run directory holds a run on other images (classes, labels or sizes differ); point "
+                "the run directory holds a run on other images (pixels, classes, labels or sizes differ); point "
                 "--data-root to those that it began with, or choose another directory"
             )
         network: nn.Module = original
         if state and state["commitment"]:
             assert self.plan
             self.commitment = Commitment.from_dict(state["commitment"])
-            network = discretization(original, self.commitment.choices, example, edges=self.plan.edges).network
+            network = discretization(original, self.commitment.choices, example).network
         elif transforming:
             assert self.plan
             config = self.config
@@ -485,6 +527,13 @@ class _Run:
             self._restore(trainer, state)
             self.history = from_first(lambda: self.records.metrics() if self.records else [])
         return trainer
+
+    def _has_other_images(self, state: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint is of other images, as far as that can be told without reading files again."""
+        here = self.data.content()
+        there = state.get("images", here)
+        alike = there.partition(" ")[0] == here.partition(" ")[0]
+        return state["data"] != self.data.identity() or (alike and there != here)
 
     def _trainer(self, network: nn.Module, progress: Progress) -> Trainer:
         loss = None
@@ -507,7 +556,8 @@ class _Run:
                 self._save(program)
             if stopped:
                 raise Interrupted(f"stopped after epoch {progress.epoch}, batch {progress.batch}")
-        images = (progress.batch - first) * self.config.batch_size
+        size = self.config.batch_size
+        images = min(progress.batch * size, len(self.data.train_labels)) - first * size
         rate = learning_rate(self.config, progress.step - 1, trainer.steps)
         trained = trainer.close_epoch()
         tested = evaluate(trainer.network, self.data, self.config)
@@ -548,7 +598,7 @@ class _Run:
         trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
         for name, parameter in trainer.weights.named_parameters():
-            if name in momentum and name not in made.merged:
+            if name in momentum:
                 trainer.optimizer.state[parameter]["momentum_buffer"] = momentum[name]
         reports = tuple(
             EdgeReport(
@@ -564,8 +614,9 @@ class _Run:
                 margin=d.margin,
                 saved=round(price.total - price.of({d.edge: made.choices[d.edge.key]})),
                 refused=d.edge.refused,
-                reason=made.kept.get(d.edge.key, d.reason),
+                reason=made.undone.get(d.edge.key, d.reason),
                 others=d.others,
+                by="rewriting" if d.edge.key in made.undone else d.by,
             )
             for d in decisions
         )
@@ -594,8 +645,8 @@ class _Run:
         rows = _rows_of(decisions)
         # What cannot be carried out is not trained for.
         for row in rows:
-            if row["key"] in made.kept:
-                row |= {"choice": ORIGINAL, "reason": made.kept[row["key"]]}
+            if row["key"] in made.undone:
+                row |= {"choice": ORIGINAL, "reason": made.undone[row["key"]], "by": "rewriting"}
         self.decided = {"decisions": rows, "notes": notes}
         relaxed.settle({row["key"]: row["choice"] for row in rows})
 
@@ -613,7 +664,7 @@ class _Run:
         rows, notes = from_first(decided)
         decisions = _decisions_from(rows, plan.edges)
         wanted = {d.edge.key: d.choice for d in decisions}
-        return decisions, discretization(relaxed, wanted, example, scales=self.config.commit), notes
+        return decisions, discretization(relaxed, wanted, example), notes
 
     def _within_limit(
         self, relaxed: RelaxedNetwork, example: Tensor, plan: Plan
@@ -640,15 +691,15 @@ class _Run:
                     raise
                 break
             wanted = {d.edge.key: d.choice for d in decisions}
-            made = discretization(relaxed, wanted, example, scales=self.config.commit)
-            real = float(cost(made.network, example).madds)
+            made = discretization(relaxed, wanted, example)
+            real = float(cost(made.network, example, batch=len(example)).madds)
             if plan.seconds is not None:
                 real = latency(made.network, self.data.example(self.config.latency_batch)).seconds
             last = decisions, made
             if plan.limit is None or real <= plan.limit:
                 return decisions, made, []
             assert limit is not None
-            missed = [*made.kept, *made.partial]
+            missed = [*made.undone, *made.partial]
             if missed and plan.seconds is None:  # what could not be carried out must not be counted on
                 ruled_out |= {key: wanted[key] for key in missed}
             else:
@@ -676,10 +727,11 @@ class _Run:
             "fingerprint": program.fingerprint,
             "given": self.given_digest,
             "data": self.data.identity(),
+            "images": self.data.content(),
             "decided": self.decided,
             "progress": {**asdict(replace(progress, totals=torch.zeros(0))), "totals": progress.totals.cpu()},
             "commitment": asdict(self.commitment) if self.commitment else None,
-            "network": {k: v.cpu() for k, v in trainer.network.state_dict().items()},
+            "network": state_of(trainer.network),
             "momentum": {k: v.cpu() for k, v in _momentum(trainer).items()},
             "theta": trainer.theta.state_dict() if trainer.theta else None,
             "torch_rng": own[0],
@@ -688,7 +740,7 @@ class _Run:
         if here.size > 1:
             state["random"] = gathered(own)
         for name, tensor in [*state["network"].items(), *state["momentum"].items()]:
-            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
                 trainer.fail(f"{name} is not finite any more")
         from_first(lambda: self.records.save(progress.step, state) if self.records else None)
         self.saved_at = time.monotonic()
@@ -720,7 +772,40 @@ class _Run:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
-_DECIDED = ("gates", "choice", "margin", "reason", "others")
+_DECIDED = ("gates", "choice", "margin", "reason", "others", "by")
+
+
+def short_stage(config: Config, batches: int) -> str:
+    """What to say of an architecture stage in which theta can hardly change a choice; empty of others.
+
+    Theta starts at 0 and 1, and a choice changes where two meet in the middle. Adam moves it by about the learning
+    rate in each step. (SGD's steps have no such size, and where the loss is the judge it matters little.)
+
+    Args:
+        config: the method's settings.
+        batches: steps of an epoch.
+
+    >>> config = Config(architecture_epochs=2, epochs=4, preset="paper")
+    >>> print(short_stage(config, 11))  # doctest: +NORMALIZE_WHITESPACE
+    lr_theta 0.0003 x 22 steps moves theta by about 0.0066, and a choice changes at 0.5: theta will hardly change
+    one; take about 910 architecture epochs, or lr_theta 0.1
+    """
+    steps, rate = theta_steps(config, batches), theta_rate(config, batches)
+    reach = rate * steps
+    if reach >= 0.5 or config.theta_optimizer != "adam" or config.judge != "theta":
+        return ""
+    limited = config.budget is not None or config.latency_budget is not None
+    who = "the budget will choose, not theta" if limited else "theta will hardly change one"
+    epochs = math.ceil(config.architecture_epochs * ENOUGH_REACH / reach)
+    if config.lr_theta == "auto" and rate < FASTEST_THETA:  # a reach that was asked for, whatever the steps
+        advice = f"take a theta_reach of {ENOUGH_REACH:g} or more"
+    else:
+        magnitude = 10.0 ** math.floor(math.log10(ENOUGH_REACH / steps))
+        faster = min(math.ceil(ENOUGH_REACH / steps / magnitude) * magnitude, FASTEST_THETA)
+        advice = f"take about {epochs} architecture epochs"
+        advice += f", or lr_theta {faster:g}" if faster > rate else ""
+    moves = f"lr_theta {rate:.3g} x {steps} steps moves theta by about {reach:.2g}"
+    return f"{moves}, and a choice changes at 0.5: {who}; {advice}"
 
 
 def _rows_of(decisions: Iterable[Decision]) -> list[dict[str, Any]]:
@@ -739,6 +824,7 @@ def _decisions_from(rows: Iterable[Mapping[str, Any]], edges: Iterable[Edge]) ->
             row["margin"],
             row["reason"],
             tuple((name, gate) for name, gate in row.get("others", ())),
+            row.get("by", "theta"),
         )
         for row in rows
     )

@@ -475,3 +475,11 @@ def test_every_method_on_real_images(method, name, cifar10_root, tmp_path):
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["seconds"]["search"] > 0
     assert record["results"]["cost_after"]["madds"] <= record["results"]["cost_before"]["madds"] or method == "nao"
+
+
+def test_images_per_second_of_a_search_counts_short_last_batches_as_they_are():
+    """13 images for the weights and 19 for the policy, in batches of 11: as full ones they would be 44."""
+    search = {"batch_size": 11, "epochs": 1, "split": 0.4}
+    row = METHODS["nat"](cell_network(), tiny_data(32), settings(search=search)).history[0]
+    assert row["stage"] == "search"
+    assert row["images_per_second"] * row["seconds"] == pytest.approx(32, rel=0.2)

@@ -6,7 +6,7 @@ import torch
 from reference import SMALL, images, small
 
 import dnat
-from dnat.budget import Costs, InfeasibleError, best, by_edge, cheapest
+from dnat.budget import Costs, InfeasibleError, _Model, best, by_edge, cheapest
 from dnat.discretization import discretization
 from dnat.edges import problems
 
@@ -46,8 +46,8 @@ def test_costs_are_those_of_the_discretized_network(name):
     assert costs.of({}) == costs.total == dnat.cost(network, images()).madds
     sets = list(itertools.islice(every_set(groups_of(edges)), 3000))
     for choices in random.Random(1).sample(sets, min(len(sets), 30)):
-        made = discretization(network, choices, images(), edges=edges)
-        assert not made.kept
+        made = discretization(network, choices, images(), edges[0].program)
+        assert not made.undone
         real = dnat.cost(made.network, images()).madds
         assert costs.of({e: choices[e.key] for e in edges}) == real, choices
 
@@ -125,3 +125,13 @@ def test_budgets_of_real_networks_are_kept(name):
         found = best(groups, scores, costs, limit)
         assert costs.of(by_edge(groups, found)) <= limit
         assert not problems(by_edge(groups, found))
+
+
+def test_a_model_gives_the_same_answer_twice():
+    edges = edges_of(small("resnet8"))
+    groups, costs = groups_of(edges), Costs(edges)
+    scores = {g: {c: float(len(c)) for c in choices} for g, choices in legal_of(groups).items()}
+    model = _Model(groups, scores, costs, 0.6 * costs.total)
+    first, rows = model.solve(), len(model.rows.bounds)
+    assert model.solve() == first == best(groups, scores, costs, 0.6 * costs.total)
+    assert len(model.rows.bounds) == rows

@@ -289,7 +289,7 @@ def transformed(network, x, mode="full"):
 def test_every_genotype_is_transformed(name, mode):
     network, x = small(name), images(2, 16)
     made = transformed(network, x, mode)
-    assert not made.kept
+    assert not made.undone
     assert not any(isinstance(module, NullEdge) for module in made.network.modules())
     if not any(isinstance(module, NullEdge) for module in network.modules()):
         assert dnat.cost(made.network, x).madds < dnat.cost(network, x).madds
@@ -389,13 +389,13 @@ def test_null_edges_are_edges():
 def test_drop_path_and_auxiliary_heads_are_transformed(options):
     size = 32 if "auxiliary" in options else 16
     x = torch.randn(2, options.get("in_channels", 3), size, size)
-    assert not transformed(small("darts_v2", **options), x).kept
+    assert not transformed(small("darts_v2", **options), x).undone
 
 
 def test_imagenet_cells_are_transformed():
     torch.manual_seed(0)
     network = CellNetwork("darts_v2", **{**IMAGENET, "channels": 4, "layers": 3, "num_classes": 5})
-    assert not transformed(network, images(2, 64)).kept
+    assert not transformed(network, images(2, 64)).undone
 
 
 def test_what_an_auxiliary_head_gives():

@@ -172,6 +172,100 @@ def test_broken_data_are_refused(train, words):
         Data.from_tensors("mine", train, (x, y), classes=("a", "b"))
 
 
+def test_arrays_and_lists_are_tensors():
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8), dtype=np.uint8)
+    labels = np.arange(12) % 3
+    wanted = Data.from_tensors("mine", *[(torch.from_numpy(pixels), torch.from_numpy(labels))] * 2)
+    locked = pixels.copy()
+    locked.setflags(write=False)
+    for images, numbers in (
+        (pixels, labels.astype(np.int32)),
+        (pixels[::-1][::-1], labels.astype(">i4")),
+        (locked, labels.astype(np.uint64)),
+        ((pixels / 255).tolist(), labels.tolist()),
+        (list(pixels), list(labels)),
+        (list(torch.from_numpy(pixels)), tuple(torch.from_numpy(labels))),
+        (pixels / 255, labels.astype(np.uint16)),
+        (torch.from_numpy(pixels), labels),
+    ):
+        found = Data.from_tensors("mine", (images, numbers), [images, numbers])
+        assert found.fingerprint() == wanted.fingerprint()
+        assert (found.mean, found.std) == (wanted.mean, wanted.std)
+
+
+@pytest.mark.parametrize(
+    ("train", "error", "words"),
+    [
+        ((x,), TypeError, r"the training data must be a pair \(images, labels\), not a tuple of 1"),
+        (x, TypeError, "must be a pair .* not Tensor"),
+        ([(x, y), (x, y), (x, y)], TypeError, "not a list of 3"),
+        (torch.utils.data.TensorDataset(x, y), TypeError, "not TensorDataset; take its images and labels out"),
+        ((x, {0: 1}), TypeError, "training labels must be a tensor, a NumPy array or a list of such, not dict"),
+        ((x, "0101"), TypeError, "not str"),
+        (((x + 1).int().tolist(), y), DataError, "training images must be uint8 or floating point, not .* int64"),
+        ((x, ["a", "b", "a", "b"]), DataError, "array of <U1, which no tensor holds.*number the classes from 0"),
+        ((x, np.array([0, 1, None, 1])), DataError, "array of object"),
+        (([x[0], x[1, :, :4]], y), DataError, "different shapes"),
+        ((x, [[0, 1], [1]]), DataError, "training labels make no array"),
+        ((x, np.array([0, 1, 2**64 - 1, 1], np.uint64)), DataError, "has label|array of uint64"),
+        ((x.to("meta"), y), DataError, "training images: the tensor lies on the meta device"),
+        ((x.to_sparse(), y), DataError, "has the layout torch.sparse_coo"),
+        ((torch.zeros(4, 3, 0, 0), y), DataError, "training images have 0 x 0 pixels"),
+        ((x[:, :, :, :0], y), DataError, "training images have 8 x 0 pixels"),
+    ],
+)
+def test_what_is_no_pair_of_images_and_labels(train, error, words):
+    with pytest.raises(error, match=words):
+        Data.from_tensors("mine", train, (x, y), classes=("a", "b"))
+
+
+@pytest.mark.parametrize("label", [10**9, 2**62, 255, -1])
+def test_labels_that_are_no_class_numbers_are_refused_at_once(label):
+    labels = torch.tensor([0, 1, label, 1])
+    for pair in ((labels, y), (y, labels)):
+        split = "training" if pair[0] is labels else "test"
+        with pytest.raises(DataError, match=rf"mine: {split} image 2 has label {label}; labels are class numbers"):
+            Data.from_tensors("mine", (x, pair[0]), (x, pair[1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"classes": "ab"}, TypeError, "classes must be names, a text for each class, not ab"),
+        ({"classes": 2}, TypeError, "classes must be names"),
+        ({"classes": (0, 1)}, TypeError, "classes must be names"),
+        ({"classes": ("a", "a")}, DataError, "the class 'a' is named twice"),
+        ({"augmentation": "flip"}, TypeError, "augmentation must be a dnat.data.Augmentation, not str"),
+        ({"augmentation": ()}, TypeError, "augmentation must be a dnat.data.Augmentation, not tuple"),
+    ],
+)
+def test_wrong_arguments_are_named(options, error, words):
+    with pytest.raises(error, match=words):
+        Data.from_tensors("mine", (x, y), (x, y), **options)
+    if "augmentation" in options:
+        with pytest.raises(error, match=words):
+            load("digits", **options)
+
+
+def test_augmentations_that_cannot_be():
+    for options, words in (
+        ({"pad": -1}, "at least 0"),
+        ({"pad": 1.5}, "whole"),
+        ({"flip": "yes"}, "True or False"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=words):
+            Augmentation(**options)
+
+
+def test_data_of_arrays_are_refused_in_words():
+    held = {"train_index": torch.arange(4), "mean": (0.5,) * 3, "std": (0.5,) * 3, "test_labels": y}
+    pixels = x.permute(0, 2, 3, 1).to(torch.uint8)
+    with pytest.raises(TypeError, match="training images must be a tensor, not ndarray"):
+        Data("mine", ("a", "b"), pixels.numpy(), y, test_images=pixels, **held)
+    with pytest.raises(TypeError, match="training labels must be a tensor, not list"):
+        Data("mine", ("a", "b"), pixels, y.tolist(), test_images=pixels, **held)
+
+
 def test_a_class_without_an_example_is_warned_of():
     with pytest.warns(UserWarning, match="mine: no training image of class c"):
         Data.from_tensors("mine", (x, y), (x, y), classes=("a", "b", "c"))

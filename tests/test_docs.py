@@ -53,7 +53,6 @@ def test_the_settings_that_are_named_exist():
             assert flag in flags, f"{path}: {flag}"
 
 
-@pytest.mark.filterwarnings("ignore:lr_theta")
 def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
     """The three jobs, as they stand there."""
     monkeypatch.chdir(tmp_path)
@@ -64,6 +63,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
         assert program == "dnat"
         result = CliRunner().invoke(cli, words, catch_exceptions=False)
         assert result.exit_code == 0, f"{line}\n{result.output}"
+        assert "warning" not in result.output, line
     assert (tmp_path / "small.py").exists()
     assert (tmp_path / "runs" / "first" / "report.html").stat().st_size > 1e6
     assert "wandb sync" in result.output

@@ -9,7 +9,8 @@ from reference import images
 
 import dnat
 from dnat.drawing import Row, draw, networks, rows_from_json, rows_to_json
-from dnat.edges import find_edges, in_order, units
+from dnat.edges import in_order, units
+from dnat.planning import find_edges
 
 
 def rows_of(name, size=32, choices=None, **options):

@@ -20,8 +20,9 @@ from dnat.data import archives as archives_module
 from dnat.data import memory as memory_module
 from dnat.data import sets as sets_module
 from dnat.data.archives import contents, read_member
+from dnat.data.augmentation import normalized
 from dnat.data.files import Tree
-from dnat.data.pictures import ATTEMPTS, centre_box, decode, random_box
+from dnat.data.pictures import ATTEMPTS, FORMATS, centre_box, decode, random_box
 
 
 def pixels(width, height, seed=0):
@@ -183,7 +184,7 @@ def test_large_jpegs_are_decoded_at_a_part_of_their_size(orientation, crop):
     ("content", "words"),
     [
         (encoded(pixels(40, 40), "JPEG")[:-100], "truncated"),
-        (b"", "cannot identify"),
+        (b"", "the file is empty"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify"),
         (encoded(pixels(40, 40))[:300], ""),
     ],
@@ -323,7 +324,8 @@ def test_a_folder_is_read_as_it_lies(tmp_path, split, where):
         root = zipped(root, tmp_path / "set.zip", "" if where == "zip" else "around/")
     data = load("folder", root, image_size=12)
     assert data.classes == ("ape", "bee")
-    assert data.notes == ()
+    (note,) = data.notes
+    assert note.endswith("train: 1 file(s) whose names end as no picture's are not used: ape/notes.txt")
     for images, labels, part in (
         (data.train_images, data.train_labels, "train"),
         (data.test_images, data.test_labels, split),
@@ -632,3 +634,165 @@ def test_a_tree_is_the_same_in_a_folder_and_in_an_archive(tmp_path):
     found = [(t.below("train").folders(), t.pictures()) for t in trees]
     assert found[0] == found[1]
     assert found[0][0] == ("ape", "bee", "none")
+
+
+# What is not as it should be, and is told
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Train", "Val"), ("TRAIN", "TEST"), ("training", "testing"), ("Training", "Validation"), ("train", "Valid")],
+)
+def test_splits_are_known_whatever_letters_are_large(tmp_path, train, test):
+    written = write_set(tmp_path / "around", (train, test))
+    data = load("folder", tmp_path, image_size=12)
+    assert data.classes == ("ape", "bee")
+    assert data.notes == ()
+    wanted = [written[f"{test}/{c}/{i}.png"] for c in ("ape", "bee") for i in range(3)]
+    assert np.array_equal(data.test_images.numpy(), np.stack(wanted))
+    assert np.array_equal(data.train_images[0].numpy(), written[f"{train}/ape/0.png"])
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        (
+            ("train_images", "test_images"),
+            r"test_images, train_images hold folders .*\(ape, bee\): name the .* train",
+        ),
+        (("Training set", "Holdout"), r"Holdout, Training set hold folders of the same names \(ape, bee\)"),
+        (("fold1", "fold2", "fold3"), "hold folders of the same names"),
+        (("train", "Train", "val"), "holds Train and train, which differ in large letters alone"),
+        (("train", "training", "val"), "holds train and training: only one"),
+        (("Train", "set2"), "holds Train, but none of val, valid, validation, test, testing"),
+    ],
+)
+def test_splits_are_not_taken_for_classes(tmp_path, splits, words):
+    write_set(tmp_path, splits)
+    with pytest.raises(DataError, match=words):
+        load("folder", tmp_path, image_size=12)
+
+
+def test_classes_that_hold_the_same_folders_are_told_of(tmp_path):
+    write_set(tmp_path, ("cat", "dog"), ("indoors", "outdoors"))
+    data = load("folder", tmp_path, image_size=12)
+    assert data.classes == ("cat", "dog")
+    assert (
+        "cat, dog hold folders of the same names (indoors, outdoors) and are taken for the classes"
+        in data.notes[1]
+    )
+
+
+def test_a_class_of_trains_is_a_class(tmp_path):
+    write_set(tmp_path, ("",), ("bus", "train"))
+    assert load("folder", tmp_path, image_size=12).classes == ("bus", "train")
+
+
+@pytest.mark.parametrize(
+    ("ending", "form"),
+    [
+        ("JPG", "JPEG"), ("jpe", "JPEG"), ("jfif", "JPEG"), ("JFIF", "JPEG"), ("apng", "PNG"), ("Bmp", "BMP"),
+        ("dib", "BMP"), ("webp", "WEBP"), ("gif", "GIF"), ("tif", "TIFF"), ("TIFF", "TIFF"), ("ppm", "PPM"),
+        ("pnm", "PPM"), ("pgm", "PPM"), ("pbm", "PPM"), ("avif", "AVIF"), ("jp2", "JPEG2000"),
+    ],
+)  # fmt: skip
+def test_endings_of_pictures(tmp_path, ending, form):
+    if form not in FORMATS:
+        pytest.skip(f"Pillow has no {form} here")
+    write_set(tmp_path)
+    picture = Image.fromarray(pixels(12, 12, seed=7)).convert({"pgm": "L", "pbm": "1"}.get(ending, "RGB"))
+    (tmp_path / f"train/ape/x.{ending}").write_bytes(encoded(picture, form))
+    data = load("folder", tmp_path, image_size=12)
+    assert (len(data.train_labels), data.notes) == (7, ())
+    with Image.open(tmp_path / f"train/ape/x.{ending}") as image:
+        assert np.array_equal(data.train_images[3].numpy(), np.asarray(image.convert("RGB")))
+
+
+def test_grey_pictures_of_16_bits_keep_the_upper_8(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 2**16, (10, 10), dtype=np.uint16)
+    content = b"P5 10 10 65535\n" + deep.astype(">u2").tobytes()
+    assert np.array_equal(decode(content, "x", 10)[:, :, 0], (deep >> 8).astype(np.uint8))
+
+
+def test_files_that_are_not_used_are_told_of(tmp_path):
+    write_set(tmp_path)
+    for name in ("train/ape/x.heic", "train/ape/notes.txt", "train/labels.csv", "train/bee/Thumbs.db"):
+        (tmp_path / name).write_text("?")
+    (note,) = load("folder", tmp_path, image_size=12).notes
+    assert note.endswith(
+        "3 file(s) whose names end as no picture's are not used: ape/notes.txt, ape/x.heic, labels.csv"
+    )
+    for i in range(3):
+        (tmp_path / f"val/bee/{i}.png").rename(tmp_path / f"val/bee/{i}.heic")
+    with pytest.raises(DataError, match=r"val: no pictures \(.*\) in bee; there is bee/0\.heic, bee/1\.heic"):
+        load("folder", tmp_path, image_size=12)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", encoded(pixels(9, 9))[:60], encoded(pixels(9, 9))[8:]])
+def test_messages_show_no_objects(content):
+    with pytest.raises(DataError, match=r"^some/x\.png cannot be read as a picture: \w") as error:
+        decode(content, "some/x.png", 8)
+    assert "object at" not in str(error.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_file_is_not_waited_for(tmp_path, make):
+    write_set(tmp_path)
+    make(tmp_path / "train/ape/x.png")
+    with pytest.raises(DataError, match=r"train/ape/x\.png cannot be read: it is no regular file"):
+        load("folder", tmp_path, image_size=12)
+    assert load("folder", tmp_path, image_size=12, skip_broken=True).skipped == ("train/ape/x.png",)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_broken_pictures_are_left_out_where_that_is_asked_for(tmp_path, archive, streaming):
+    root = tmp_path / "set"
+    written = write_set(root)
+    whole = load("folder", root, image_size=12)
+    for name in ("train/ape/1.png", "val/bee/0.png"):
+        (root / name).write_bytes((root / name).read_bytes()[:-30])
+    place = zipped(root, tmp_path / "set.zip") if archive else root
+    data = load("folder", place, image_size=12, skip_broken=True, streaming=streaming, workers=0)
+    assert data.skipped == ("train/ape/1.png", "val/bee/0.png")
+    assert "2 broken picture(s) are left out: " in data.notes[0]
+    assert all(name in data.notes[0] for name in data.skipped)
+    # The others keep their index, and with it their draws.
+    assert data.train_index.tolist() == [0, 2, 3, 4, 5]
+    assert data.train_labels.tolist() == [0, 0, 1, 1, 1]
+    assert data.test_labels.tolist() == [0, 0, 0, 1, 1]
+    shown, _ = data.train_batch(torch.arange(5), None)
+    wanted = np.stack([written[f"train/{n}.png"] for n in ("ape/0", "ape/2", "bee/0", "bee/1", "bee/2")])
+    assert torch.equal(shown, normalized(torch.from_numpy(wanted), data.mean, data.std))
+    assert data.identity() != whole.identity()
+    assert load("folder", place, image_size=12, skip_broken=True, test_limit=4).test_labels.tolist() == [
+        0,
+        0,
+        1,
+        1,
+    ]
+
+
+def test_nothing_is_left_out_of_a_whole_set(tmp_path):
+    write_set(tmp_path)
+    plain, asked = (load("folder", tmp_path, image_size=12, skip_broken=skip) for skip in (False, True))
+    assert plain.fingerprint() == asked.fingerprint()
+    assert (asked.skipped, asked.notes) == ((), ())
+    with pytest.raises(ValueError, match="digits is no set of picture files"):
+        load("digits", skip_broken=True)
+
+
+# Classes by name
+
+
+def test_labels_are_numbered_as_a_network_knows_the_classes(tmp_path):
+    write_set(tmp_path / "three", classes=("ape", "bee", "cow"))
+    write_set(tmp_path / "two", classes=("bee", "cow"))
+    three, two = (load("folder", tmp_path / name, image_size=12) for name in ("three", "two"))
+    numbered = two.numbered(three.classes)
+    assert numbered.classes == three.classes
+    assert numbered.test_labels.tolist() == [1, 1, 1, 2, 2, 2]
+    assert torch.equal(numbered.test_images, two.test_images)
+    assert two.numbered(("cow", "bee")).train_labels.tolist() == [1, 1, 1, 0, 0, 0]
+    with pytest.raises(DataError, match="not know: cow; it knows ape, bee"):
+        three.numbered(("ape", "bee"))

@@ -93,7 +93,7 @@ def choosing(choices, cells=(0, 2, 4), change=lambda made: made):
         example = data.example(2)
         wanted = {f"layers.{cell}.edges.{i}": choice for cell in cells for i, choice in choices.items()}
         edges = dnat.find_edges(dnat.trace(network, example), settings.moves)
-        made = discretization(network, wanted, example, edges=edges)
+        made = discretization(network, wanted, example, edges[0].program)
         return change(returned(network, made.network, made.choices, data))
 
     return method

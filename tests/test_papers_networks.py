@@ -202,7 +202,7 @@ def test_the_whole_way(make, options, mode):
     relaxed.architecture.theta.data.normal_(0.2, 1)
     made = discretization(relaxed, dnat.select(relaxed), x)
     assert set(made.choices.values()) > {"original"}
-    assert not made.kept
+    assert not made.undone
     relaxed.set_one_hot(made.choices)
     assert made.network.eval()(x).shape == (4, 10)
     assert torch.allclose(made.network(x), relaxed(x), rtol=1e-3, atol=1e-5)

@@ -285,12 +285,14 @@ def test_another_environment_is_noticed(tmp_path):
 def test_tensors_that_share_memory_are_written_each(tmp_path):
     from safetensors.torch import load_file
 
-    shared = torch.arange(6.0)
+    network = torch.nn.Module()
+    network.a = network.b = torch.nn.Parameter(torch.arange(6.0))
+    network.c = torch.nn.Parameter(network.a.data.view(2, 3).t())
     with Records.open(tmp_path / "run", job()) as records:
-        records.write_tensors("network.safetensors", {"a": shared, "b": shared, "c": shared.view(2, 3).t()})
+        records.write_state("network.safetensors", network)
         found = load_file(records.path("network.safetensors"))
     assert torch.equal(found["a"], found["b"])
-    assert torch.equal(found["c"], shared.view(2, 3).t())
+    assert torch.equal(found["c"], network.a.view(2, 3).t())
 
 
 @pytest.mark.parametrize("name", ["a", "run-1", "resnet20_s=1+x", "0.5", "A" * 100])

@@ -38,7 +38,8 @@ from dnat.report.figures import (
     tradeoff_figure,
 )
 from dnat.report.gather import number
-from dnat.report.headline import sentences
+from dnat.report.headline import headline, sentences
+from dnat.report.page import _tile
 from dnat.report.published import PUBLISHED, published
 from dnat.report.table import papers_tables
 from dnat.runs import run
@@ -325,7 +326,10 @@ def test_words_say_what_the_statistics_say(report):
     group = group_of(report, "resnet8")
     equal = dataclasses.replace(group.rows[0], method="dnat-full", madds=2.0)
     least = dataclasses.replace(group.rows[0], method="nat", mean=50.0, std=None, madds=1.0)
-    first, second = sentences(report, dataclasses.replace(group, rows=(group.rows[0], equal, least)))
+    tied = dataclasses.replace(group, rows=(group.rows[0], equal, least))
+    first, second = sentences(report, tied)
+    assert "the same as original, with fewer multiply-adds" in _tile(headline(report, tied), 0.05).notes
+    assert not any("the same" in note for note in _tile(headline(report, group), 0.05).notes)
     assert "dnat-full has the highest mean test accuracy, 90.75 ± 1.32 % (n = 4), the same as original: " in first
     assert "nat needs the fewest multiply-adds, -25.0 [" in second
     assert " % to before, at 50.00 %" in second

@@ -5,7 +5,7 @@ import torch
 from reference import SMALL, images, small
 
 import dnat
-from dnat.budget import Costs, cheapest
+from dnat.budget import Costs, InfeasibleError, cheapest
 from dnat.config import Amount
 from dnat.edges import problems
 from dnat.relaxation import relax
@@ -168,3 +168,40 @@ def test_nothing_below_the_floor_that_could_be_kept(name, share):
         assert choice == "original" or not dearer or costs.of(more) > floor or problems(more)
     # Without a wish to be cheap nothing is restored.
     assert {d.edge: d.choice for d in decide(relaxed, floor=0.0)} == cheap
+
+
+@pytest.mark.parametrize("budget", [None, 0.9, 0.7, 0.5])
+@pytest.mark.parametrize("mode", ["full", "cell"])
+@pytest.mark.parametrize("name", ["residual", "two branches", "resnet8", "resnet8 with skips"])
+def test_who_decided_is_told_of_every_edge(name, mode, budget):
+    """Theta where the choice is its argmax, by a count of its own; anything else with a reason."""
+    relaxed = relaxed_of(name, mode=mode)
+    generator = torch.Generator().manual_seed(7)
+    seen = set()
+    for _ in range(20):
+        relaxed.architecture.theta.data.normal_(0.2, 1, generator=generator)
+        limit = None if budget is None else Amount(budget, relative=True)
+        try:
+            decisions = decide(relaxed, limit=limit)
+        except InfeasibleError:
+            continue
+        for d in decisions:
+            _, identity, original = relaxed.architecture.theta[relaxed.row(d.edge)].tolist()
+            legal = relaxed.choices_of(relaxed.groups[relaxed.row(d.edge)])
+            worth = {"original": 1.0 if d.edge.kind == "skip" else original, "identity": identity, "none": 0.0}
+            own = max((c for c in worth if c in legal), key=lambda c: worth[c])
+            assert (d.by == "theta") == (d.choice == own), d
+            assert bool(d.reason) == (d.by != "theta")
+            assert (d.margin < 0) == (d.by != "theta")
+            seen.add(d.by)
+    assert seen <= ({"theta", "legality"} if budget is None else {"theta", "legality", "budget"})
+
+
+def test_what_was_ruled_out_is_no_wish_of_thetas():
+    relaxed = relaxed_of("residual")
+    set_theta(relaxed, "conv2", -1, -1)
+    decisions = {d.edge.key: d for d in decide(relaxed, ruled_out={"conv2": "none"})}
+    assert decisions["conv2"].by == "rewriting"
+    assert decisions["conv2"].reason == "none could not be carried out in full"
+    with_loss = decide(relaxed, worths=[[0.0, -1.0, -2.0] for _ in relaxed.groups])
+    assert {d.by for d in with_loss if d.choice != "original"} == {"loss"}

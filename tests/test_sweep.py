@@ -26,7 +26,7 @@ from dnat.sweep.directory import SweepDirectory
 from dnat.sweep.schedule import Live
 from dnat.sweep.settings import joined, resolve, trial_name
 from dnat.sweep.trials import Attempt, carry_out, is_held, judged, reason_in
-from dnat.terminal import SweepScreen, sweep_table
+from dnat.terminal import SweepScreen, sweep_table, troubles_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -312,6 +312,9 @@ print("epoch 1/2", flush=True)
 (out / "metrics.jsonl").write_text(json.dumps({"epoch": 1, "stage": "network", "test_accuracy": 0.5}) + "\\n")
 if kind == "nan":
     sys.exit("dnat: the loss is not finite any more") if starts > 1 else (print("dnat: not finite"), sys.exit(65))
+if kind == "refused":
+    print("dnat: network 'mine:refused' cannot be imported: no")
+    sys.exit(2)
 if kind == "crash":
     raise KeyError("what nobody thought of")
 if kind == "memory":
@@ -420,6 +423,24 @@ def test_what_was_interrupted_goes_on_at_once_if_asked(stand_in):
     found = run_sweep(of_kinds("killed", "preempted", "vanish"), "s", Options(retries=1))
     assert states(found) == {"killed": "done", "preempted": "done", "vanish": "failed"}
     assert starts(stand_in / "s") == {"killed": 2, "preempted": 2, "vanish": 1}
+
+
+def test_what_is_refused_at_one_seed_is_not_started_at_others(stand_in):
+    """Nine trials of a network that cannot be built: one attempt for each method, and one line."""
+    methods = ("original", "dnat-full", "dnat-cell")
+    sweep = of_kinds("refused", "nan", methods=methods, seeds=(0, 1, 2))
+    found = run_sweep(sweep, "s", Options(jobs=1))
+    assert {s.state for s in found} == {"failed"}
+    refused = [s for s in found if "refused" in s.network]
+    assert [s.attempts for s in refused] == [1] * 3 + [0] * 6
+    assert [s.attempts for s in found if "nan" in s.network] == [1] * 9  # another seed may well do better
+    assert {(s.exit_code, s.reason) for s in refused} == {(2, "network 'mine:refused' cannot be imported: no")}
+    assert read("s") == found
+    lines = str(troubles_text(refused)).splitlines()
+    assert lines[0].endswith("mine-refused-dnat-cell-seed0 and 6 more: failed")
+    assert len(lines) == 3
+    again = run_sweep(Sweep(), "s", Options(retry_failed=True, jobs=1))  # once mended, all of them are tried
+    assert [s.attempts for s in again if "refused" in s.network] == [2] * 3 + [0] * 6
 
 
 def test_a_sweep_grows_but_changes_in_nothing_else(stand_in, monkeypatch):

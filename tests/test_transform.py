@@ -1,8 +1,10 @@
 import copy
 import functools
+import itertools
 import json
+import re
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,12 +13,15 @@ from test_training import config, tiny_data
 from torch import nn
 
 import dnat
+import dnat.baselines
 from dnat.config import Job
 from dnat.data.images import Augmentation
+from dnat.errors import UsageError, WrongTypeError
 from dnat.methods import METHODS as EVERY_METHOD
+from dnat.methods import check_method
 from dnat.records import Records
-from dnat.training import Interrupted, NonFiniteError
-from dnat.transform import weights_digest
+from dnat.training import Interrupted, NonFiniteError, theta_rate, theta_steps
+from dnat.transform import Commitment, short_stage, weights_digest
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -289,8 +294,64 @@ def test_the_report_says_what_was_saved_and_what_could_not_change():
 
 
 def test_a_short_stage_is_warned_of():
-    with pytest.warns(UserWarning, match=r"lr_theta 0.001 x 3 steps moves theta by at most 0.003: no choice can"):
+    words = (
+        r"lr_theta 0.001 x 3 steps moves theta by about 0.003, .*: theta will hardly change one; take about 2000 "
+    )
+    with pytest.warns(UserWarning, match=words):
         dnat.transform(network(), tiny_data(), config(lr_theta=0.001))
+
+
+def advised(text):
+    """The numbers of epochs and the rate that a warning advises; None where it does not."""
+    epochs = re.search(r"about (\d+) architecture epochs", text)
+    rate = re.search(r"or lr_theta ([\d.e-]+)$", text)
+    return int(epochs[1]) if epochs else None, float(rate[1]) if rate else None
+
+
+def test_what_a_short_stage_is_told_is_true_and_new():
+    """Of every stage: what is advised is more than what was given, and with it nothing is warned of."""
+    warned = 0
+    for epochs, batches, rate, budget in itertools.product(
+        (1, 2, 7), (1, 3, 11, 40), ("auto", 3e-4, 0.004, 0.09, 0.1, 0.5), (None, 0.7)
+    ):
+        c = dnat.Config(epochs=8, architecture_epochs=epochs, lr_theta=rate, budget=budget)
+        text = short_stage(c, batches)
+        reach = theta_rate(c, batches) * theta_steps(c, batches)
+        assert bool(text) == (reach < 0.5)
+        if not text:
+            continue
+        warned += 1
+        assert ("the budget will choose, not theta" in text) == (budget is not None)
+        more, faster = advised(text)
+        assert more > epochs
+        assert not short_stage(replace(c, epochs=more, architecture_epochs=more), batches)
+        assert faster is None or faster > theta_rate(c, batches)
+    assert warned > 20
+    assert short_stage(dnat.Config(theta_reach=0.1), 20).endswith("take a theta_reach of 3 or more")
+    assert not short_stage(dnat.Config(lr_theta=1e-6, judge="loss", budget=0.5), 20)
+
+
+def test_who_decided_stands_beside_each_choice():
+    """Theta does not move, and a budget asks for changes: they are the budget's, and so it is written down."""
+    c = config(lr_theta=1e-6, budget=0.6)
+    edges = dnat.transform(network(), tiny_data(), c).commitment.edges
+    changed = [e for e in edges if e.choice != "original"]
+    assert changed
+    assert {e.by for e in changed} == {"budget"}
+    assert all("was changed to" in e.reason for e in changed)
+    free = dnat.transform(network(), tiny_data(), config(lr_theta=1e-6)).commitment.edges
+    assert {(e.by, e.reason, e.choice) for e in free} == {("theta", "", "original")}
+    again = Commitment.from_dict(
+        json.loads(json.dumps(asdict(dnat.transform(network(), tiny_data(), c).commitment)))
+    )
+    assert again.edges == edges
+
+
+def test_the_rate_counts_the_images_that_were_there():
+    """24 images in batches of 9: 9, 9 and 6, and not 27."""
+    result = dnat.train(network(), tiny_data(), config(epochs=1, architecture_epochs=1, batch_size=9))
+    (row,) = result.history
+    assert row["images_per_second"] * row["seconds"] == pytest.approx(24, rel=0.05)
 
 
 def test_a_poisoned_run_keeps_its_last_good_checkpoint(tmp_path):
@@ -307,7 +368,8 @@ def test_a_poisoned_run_keeps_its_last_good_checkpoint(tmp_path):
     [
         ({"batch_size": 99}, "batch_size 99 is larger than the 24 training images"),
         ({"device": "cuda:7"}, "there is no device 'cuda:7' here"),
-        ({"device": "gpu"}, "device 'gpu' is not one that torch knows"),
+        ({"device": "gpu"}, "device must be auto, cpu, cuda, cuda:1, mps, not 'gpu'"),
+        ({"latency_batch": 10**9}, "latency_batch 1000000000 is larger than the 10 test images"),
     ],
 )
 def test_what_cannot_work_is_said_first(options, words):
@@ -380,3 +442,122 @@ def test_trained_weights_ask_for_gentle_settings():
     assert Job.from_flat({"network": "resnet8", "weights": "w.pt"}).config.preset == "fine-tune"
     assert Job.from_flat({"network": "resnet8", "weights": "w.pt", "preset": "paper"}).config.distillation == 0
     assert Job.from_flat({"network": "resnet8"}).config.preset == "improved"
+
+
+def test_images_per_second_counts_a_short_last_batch_as_it_is():
+    """22 images and 2: a batch of the full size in their place would be 44 of 24."""
+    row = dnat.train(network(), tiny_data(24), config(epochs=1, architecture_epochs=1, batch_size=22)).history[0]
+    assert row["images_per_second"] * row["seconds"] == pytest.approx(24, rel=0.2)
+
+
+# What is given, and how it is called
+
+
+def without_weights():
+    with torch.device("meta"):
+        return Dropping()
+
+
+def broken(name, value):
+    made = network()
+    dict([*made.named_parameters(), *made.named_buffers()])[name].data.flatten()[0] = value
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (without_weights, r"stem\.weight of Dropping lies on the meta device.*to_empty"),
+        (
+            lambda: network().bfloat16(),
+            r"stem\.weight is bfloat16, but images come as float32.*network\.float\(\)",
+        ),
+        (lambda: network().half(), r"stem\.weight is float16"),
+        (lambda: network().double(), r"stem\.weight is float64"),
+        (
+            lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(5)),
+            r"1\.weight has no shape yet: run the network once",
+        ),
+        (lambda: broken("conv1.weight", float("nan")), r"conv1\.weight of the network as it is given holds NaN"),
+        (lambda: broken("norm1.running_var", float("inf")), r"norm1\.running_var .* holds NaN or infinity"),
+    ],
+)
+@pytest.mark.parametrize("method", [*METHODS, "random"])
+def test_networks_that_cannot_be_trained_are_refused_before_anything_is(make, words, method, tmp_path):
+    call = METHODS.get(method) or functools.partial(dnat.baselines.search_and_train, method)
+    with Records.open(tmp_path / "run", job()) as records, pytest.raises(UsageError, match=words):
+        call(make(), tiny_data(), config(), records=records)
+    assert not list((tmp_path / "run").glob("*.ckpt"))
+    with pytest.raises(UsageError, match=words):
+        check_method(method, make(), tiny_data(), config())
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_a_network_in_another_precision_is_evaluated_or_refused_in_words(kind):
+    with pytest.raises(UsageError, match=r"network\.float\(\)"):
+        dnat.evaluate(network().to(kind), tiny_data())
+    with pytest.raises(UsageError, match="meta device"):
+        dnat.evaluate(without_weights(), tiny_data())
+
+    class Casting(Dropping):  # takes care of it itself
+        def forward(self, x):
+            return super().forward(x.to(self.stem.weight.dtype)).float()
+
+    casting = Casting()
+    casting.load_state_dict(network().state_dict())
+    wanted, found = dnat.evaluate(casting, tiny_data()), dnat.evaluate(casting.to(kind), tiny_data())
+    assert found.loss == pytest.approx(wanted.loss, rel=0.02)
+
+
+def test_infinity_in_a_mask_is_no_fault():
+    masked = network()
+    masked.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+    dnat.train(masked, tiny_data(), config(epochs=1, architecture_epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"config": {"epochs": 2}}, r"config must be a dnat.Config, not dict: dnat.Config\(\*\*settings\)"),
+        ({"config": {}}, "config must be a dnat.Config, not dict"),
+        ({"config": "fast"}, "config must be a dnat.Config, not str"),
+        ({"records": "runs/one"}, r"records must be a dnat.Records, not str: dnat.Records.open"),
+        ({"tracker": print}, "tracker must be a dnat.tracking.Tracker, not builtin_function"),
+        ({"stop": True}, "stop must be a function, not bool"),
+        ({"data": (torch.zeros(4, 3, 8, 8), torch.arange(4))}, "data must be a dnat.Data or a name, not tuple"),
+        ({"network": 3}, "a network must be a torch.nn.Module or a name, not int"),
+    ],
+)
+@pytest.mark.parametrize("method", [*METHODS, "random"])
+def test_arguments_of_another_type_are_named(arguments, words, method):
+    call = METHODS.get(method) or functools.partial(dnat.baselines.search_and_train, method)
+    with pytest.raises(WrongTypeError, match=words):
+        call(**{"network": network(), "data": tiny_data(), "config": config(), **arguments})
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_are_computed_wherever_it_is_called_from(around, method):
+    wanted = METHODS[method](network(), tiny_data(), config(**PRESSED))
+    with around():
+        found = METHODS[method](network(), tiny_data(), config(**PRESSED))
+        assert not torch.is_grad_enabled()
+    assert found.results() == wanted.results()
+    assert all(p.requires_grad and not p.is_inference() for p in found.network.parameters())
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
+    j, data = job("original"), tiny_data()
+    with Records.open(tmp_path / "run", j) as records, pytest.raises(Interrupted):
+        dnat.train(network(), data, j.config, records=records, stop=at(2))
+    # The same classes, labels and sizes; one pixel is another.
+    pixels = data.train_images.clone()
+    pixels[3, 2, 2, 0] += 1
+    with (
+        Records.open(tmp_path / "run", j) as records,
+        pytest.raises(UsageError, match=r"on other images \(pixels, "),
+    ):
+        dnat.train(network(), replace(data, train_images=pixels), j.config, records=records)
+    with Records.open(tmp_path / "run", j) as records:
+        found = dnat.train(network(), data, j.config, records=records)
+    assert found.results() == dnat.train(network(), data, j.config).results()

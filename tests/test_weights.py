@@ -107,3 +107,30 @@ def test_timm_is_asked_for_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     with pytest.raises(ValueError, match=r"pip install 'dnat\[timm\]'"):
         dnat.build("timm:resnet10t")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("conv1.weight", lambda t: t.long(), r"conv1\.weight is torch\.int64, which is no torch\.float32"),
+        ("fc.bias", lambda t: t * float("nan"), r"fc\.bias holds NaN or infinity"),
+        ("bn1.running_var", lambda t: t + float("inf"), r"bn1\.running_var holds NaN or infinity"),
+    ],
+)
+def test_weights_of_other_kinds_and_not_finite_ones_are_refused(name, change, words, tmp_path):
+    state = trained().state_dict()
+    save_file(state | {name: change(state[name])}, tmp_path / "w.safetensors")
+    network = trained(seed=1)
+    with pytest.raises(ValueError, match=rf"w\.safetensors: {words}"):
+        load_weights(network, str(tmp_path / "w.safetensors"))
+    assert same(network, trained(seed=1))
+
+
+def test_weights_of_half_precision_are_read(tmp_path):
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in trained().state_dict().items()},
+        tmp_path / "w.safetensors",
+    )
+    network = trained(seed=1)
+    assert load_weights(network, str(tmp_path / "w.safetensors")) == []
+    assert torch.equal(network.conv1.weight, trained().conv1.weight.half().float())

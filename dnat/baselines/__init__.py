@@ -18,22 +18,23 @@ from ..config import Config
 from ..cost import cost, latency
 from ..data import Data
 from ..discretization import discretization
-from ..edges import IDENTITY, NONE, ORIGINAL, Edge, find_edges
+from ..edges import IDENTITY, NONE, ORIGINAL, Edge
 from ..errors import UsageError
 from ..networks import Genotype
 from ..networks.cells import Cell, CellNetwork, regrown
 from ..networks.genotypes import CellEdge
-from ..planning import make_plan
+from ..planning import find_edges, make_plan
 from ..records import Records
 from ..relaxation import relax
-from ..tracing import copied, trace
+from ..tracing import copied, in_training, trace
 from ..tracking import Tracker
-from ..training import Evaluation, Progress, cutout_side, evaluate
+from ..training import Evaluation, Progress, check_finite, check_usable, cutout_side, evaluate
 from ..transform import (
     Commitment,
     EdgeReport,
     FixedReport,
     Transformation,
+    check_listeners,
     check_training,
     choose_device,
     named,
@@ -92,6 +93,8 @@ def check_search(method: str, network: nn.Module, data: Data, config: Config) ->
         ValueError, TypeError: see `search_and_train`.
     """
     choose_device(config.device)
+    check_usable(network, data)
+    check_finite(network)
     config = configured(method, config)
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     example = data.example(2).to(device)
@@ -116,7 +119,9 @@ def configured(method: str, config: Config) -> Config:
 
 def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> GenotypeSpace | EdgeSpace:
     if not works_on_genotype(network, config):
-        return EdgeSpace(network, make_plan(network, trace(network, example), example, config), config)
+        return EdgeSpace(
+            network, make_plan(network, trace(network, example, batch=len(example)), example, config), config
+        )
     assert isinstance(network, CellNetwork)
     if config.budget is not None or config.latency_budget is not None:
         raise UsageError(
@@ -152,11 +157,12 @@ def search_and_train(
     Raises:
         ValueError, NonFiniteError, Interrupted: as `dnat.transform`.
     """
+    check_listeners(records, tracker, stop)
     network, data, config = named(network, data, config)
     config = configured(method, config)
     with reproducible(config):
         device = choose_device(config.device)
-        original, here = copied(network).to(device).train(), data.to(device)
+        original, here = in_training(copied(network).to(device)), data.to(device)
         config = replace(config, cutout=cutout_side(config, original, here))
         example = here.example(2)
         check_training(original, here, config, example)
@@ -172,7 +178,7 @@ def search_and_train(
             derived, commitment = _of_edges(space, original, choices, example, config, found)
         commitment = replace(commitment, compact=evaluate(derived, here, config))
         taken = time.monotonic() - begun
-        cost_before, before = cost(original, example), evaluate(original, here, config)
+        cost_before, before = cost(original, example, batch=len(example)), evaluate(original, here, config)
         latency_before = latency(original, here.example(config.latency_batch))
     if tracker:
         tracker.committed(sum(c != ORIGINAL for c in commitment.choices.values()), len(commitment.choices))
@@ -255,7 +261,7 @@ def _of_edges(
     # The weights that were given, and fresh ones for operations that are new: not those of the search.
     relaxed = relax(original, space.plan.edges, config.mode, "raw", config.seed, warm_start=False)
     relaxed.set_one_hot(choices)
-    made = discretization(relaxed, choices, example, scales="reset")
+    made = discretization(relaxed, choices, example)
     price = Costs(space.plan.edges)
     rows = dict(zip(space.groups, _rows(space, architecture, found), strict=True))
     reports = []
@@ -269,7 +275,7 @@ def _of_edges(
                 choice,
                 {c: row[c] for c in edge.choices},
                 saved=round(price.total - price.of({edge: choice})),
-                reason=made.kept.get(edge.key, ""),
+                reason=made.undone.get(edge.key, ""),
             )
         )
     return made.network, _commitment(found, reports, made.notes, space.plan.fixed)
@@ -294,7 +300,7 @@ def _of_genotype(
     """The network of the genotype, and the report on its edges."""
     assert isinstance(original, CellNetwork)
     reports = []
-    for edge in find_edges(trace(original, example), config.moves, everything=True):
+    for edge in find_edges(trace(original, example, batch=len(example)), config.moves, everything=True):
         if edge.kind not in ("operation", "skip"):
             continue
         cell = original.get_submodule(edge.entry.rpartition(".nodes.")[0])

@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from ..config import Config
 from ..data import Data, taken
 from ..errors import UsageError
+from ..networks.weights import state_of
 from ..records import Records
 from ..seeds import Stream, numpy_generator
 from ..tracking import Tracker
@@ -214,7 +215,8 @@ class SearchRun(Generic[A]):
         loss, correct, images = state.progress.totals.tolist()
         state.progress.epoch += 1
         state.phase = 0
-        seen = sum(self.batches) * self.config.search.batch_size
+        parts = zip(self.batches, (self.weights_data, self.policy_data), strict=False)
+        seen = sum(min(n * self.config.search.batch_size, len(part.train_labels)) for n, part in parts)
         row: dict[str, Any] = {
             "epoch": state.progress.epoch,
             "stage": "search",
@@ -432,7 +434,7 @@ class SearchRun(Generic[A]):
             "progress": {**asdict(plain), "totals": progress.totals.cpu()},
             "judged": {key: list(value) for key, value in self.state.judged.items()},
             "identity": self.identity,
-            "network": {k: v.cpu() for k, v in self.network.state_dict().items()},
+            "network": state_of(self.network),
             "optimizer": self.optimizer.state_dict(),
             "used": [name for name, p in self.network.named_parameters() if p.grad is not None],
             "reinforce": self.reinforce.state(),

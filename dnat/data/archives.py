@@ -21,6 +21,7 @@ TOTAL_LIMIT = 2**30
 """Bytes that all members may have together, whatever the size of the archive."""
 RATIO_LIMIT = 100
 """Beyond `TOTAL_LIMIT`, how many times larger than the archive its members may be."""
+_WINDOWS = ("thumbs.db", "desktop.ini")
 _HEADER = struct.Struct("<4s5H3L2H")
 """A member's own header: signature, five fields of no use here, CRC and two sizes (not trusted), two lengths."""
 
@@ -31,7 +32,7 @@ PLACE = np.dtype([("offset", "i8"), ("packed", "i8"), ("size", "i8"), ("crc", "u
 def contents(path: Path) -> tuple[list[str], np.ndarray, list[str]]:
     """An archive's files by name and their places (`PLACE`), in the archive's order, and its folders by name.
 
-    Hidden files and what macOS adds are left out; folders end with a slash.
+    Hidden files and what systems add are left out; folders end with a slash.
 
     Raises:
         DataError: no zip archive or a damaged one, members that lie outside of it, stand in it twice, overlap, are
@@ -59,8 +60,9 @@ def contents(path: Path) -> tuple[list[str], np.ndarray, list[str]]:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file, or a folder that it lies in, is hidden or made by macOS."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    """Whether a file, or a folder that it lies in, is hidden or made by macOS or Windows for itself."""
+    parts = name.split("/")
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts) or parts[-1].lower() in _WINDOWS
 
 
 def _check_member(path: Path, member: zipfile.ZipInfo) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import UsageError, WrongTypeError
 from .pictures import ATTEMPTS
 
 DRAWS = 5
@@ -24,11 +25,23 @@ class Augmentation:
         flip: left and right are exchanged in half of the images.
         resized: a random crop of 8 to 100 % of the picture's area, 3:4 to 4:3 in shape, resized to the wanted
             side. It is taken from the original picture, so the images must be files that are decoded each time.
+
+    Raises:
+        ValueError, TypeError: a value that cannot be.
     """
 
     pad: int = 4
     flip: bool = True
     resized: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pad, bool) or not isinstance(self.pad, int):
+            raise WrongTypeError(f"pad must be a whole number of pixels, not {self.pad!r}")
+        if self.pad < 0:
+            raise UsageError(f"pad must be at least 0, not {self.pad}")
+        for name in ("flip", "resized"):
+            if not isinstance(getattr(self, name), bool):
+                raise WrongTypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
 
     @property
     def border(self) -> int:
@@ -39,6 +52,16 @@ class Augmentation:
     def draws(self) -> int:
         """Random numbers an image and epoch: those of `DRAWS`; with `resized`, two more for each attempt."""
         return DRAWS + 2 * ATTEMPTS * self.resized
+
+
+def check_augmentation(given: object) -> None:
+    """Refuse what is no `Augmentation`.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(given, Augmentation):
+        raise WrongTypeError(f"augmentation must be a dnat.data.Augmentation, not {type(given).__name__}")
 
 
 def augmented(

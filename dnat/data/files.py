@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -106,6 +107,19 @@ class ImageFiles:
                 raise
         return torch.from_numpy(out)
 
+    def broken(self, threads: int = 1) -> dict[int, str]:
+        """What is wrong with those pictures that cannot be read, by their positions; each is decoded for it."""
+
+        def problem(i: int) -> str:
+            try:
+                self.read(i)
+            except DataError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(threads) as pool:
+            return {i: text for i, text in enumerate(pool.map(problem, range(len(self)))) if text}
+
     def pixels(self, threads: int = 1) -> Tensor:
         """All pictures, (N, side, side, 3) uint8."""
         return self.batch(range(len(self)), None, threads)
@@ -166,9 +180,12 @@ class Tree:
         return replace(self, names=names, top=self.top + start)
 
     def inner(self, wanted: Sequence[str]) -> "Tree":
-        """The tree itself, or, as long as it holds one folder alone and none that is wanted, this folder."""
+        """The tree itself, or, as long as it holds one folder alone and none that is wanted, this folder.
+
+        `wanted` are names in small letters; those of folders may have any.
+        """
         folders = self.folders()
-        if len(folders) != 1 or folders[0] in wanted or any("/" not in name for name in self.names):
+        if len(folders) != 1 or folders[0].lower() in wanted or any("/" not in name for name in self.names):
             return self
         deeper = self.below(folders[0])
         return deeper.inner(wanted) if deeper.folders() else self
@@ -180,6 +197,10 @@ class Tree:
     def pictures(self) -> list[str]:
         """The names that are a picture's, sorted."""
         return [name for name in self.names if name.lower().endswith(SUFFIXES)]
+
+    def others(self) -> list[str]:
+        """The names of files that are no picture's, sorted."""
+        return [name for name in self.names if not name.lower().endswith((*SUFFIXES, "/"))]
 
     def text(self, name: str) -> str:
         """A text file's content.
@@ -206,13 +227,33 @@ class Tree:
         return f"{self.root}/{self.top}".rstrip("/")
 
 
-def read_file(path: Path) -> bytes:
-    """A file's content.
+def decoded(path: Path, side: int, margin: float = 1.0) -> np.ndarray:
+    """Pixels (side, side, 3) uint8 of one picture, as `ImageFiles` gives them.
+
+    Raises:
+        DataError: it cannot be read or is no picture; the message names it.
+    """
+    return decode(read_file(path), str(path), side, margin)
+
+
+def found_below(folder: Path) -> list[Path]:
+    """The pictures below a folder, sorted.
 
     Raises:
         DataError: it cannot be read.
     """
+    return [folder / name for name in Tree.open(folder).pictures()]
+
+
+def read_file(path: Path) -> bytes:
+    """A file's content.
+
+    Raises:
+        DataError: it cannot be read, or is something else than a file (a pipe could be waited for, for ever).
+    """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path} cannot be read: it is no regular file")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error

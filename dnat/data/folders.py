@@ -6,6 +6,7 @@ deviations of ImageNet that everyone uses: they fit published weights, and do no
 pictures is at hand.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,11 @@ from .pictures import SUFFIXES
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's pixels, from 0 to 1, each channel."""
-TESTS = ("val", "valid", "validation", "test")
-"""Names that a folder of test images may have; the first that is there counts."""
+TRAINS = ("train", "training")
+"""Names that a folder of training images may have, in small letters or others."""
+TESTS = ("val", "valid", "validation", "test", "testing")
+"""Names that a folder of test images may have, in small letters or others; the first that is there counts."""
+_LIKE_A_SPLIT = re.compile("train|test|val|dev|eval|holdout|split|fold")
 MARGIN = 256 / 224
 """Where training images are resized crops, the short side of test images is so much longer than what is taken."""
 ARCHIVES = {
@@ -36,9 +40,9 @@ Classes = Mapping[str, Sequence[str]]
 
 
 def folder(root: Path, side: int, augmentation: Augmentation | None = None) -> Data:
-    """Any pictures: ROOT/train/CLASS/** and ROOT/val/CLASS/** (or valid, validation, test); or ROOT/CLASS/**.
+    """Any pictures: ROOT/train/CLASS/** and ROOT/val/CLASS/** (other names: `TRAINS`, `TESTS`); or ROOT/CLASS/**.
 
-    Without a folder `train` every fifth picture of each class, from the second on, is a test image.
+    Without a folder of training images every fifth picture of each class, from the second on, is a test image.
 
     Args:
         root: a folder or zip archive; a single folder around the rest does not matter.
@@ -46,25 +50,29 @@ def folder(root: Path, side: int, augmentation: Augmentation | None = None) -> D
         augmentation: by default crops with 1/8 of the side as padding, and flips.
 
     Raises:
-        DataError: no such folder, no classes, one without pictures, or splits with different classes.
+        DataError: no such folder, no classes, one without pictures, splits with different classes, or folders of
+            which it cannot be told whether they are classes.
     """
-    tree = Tree.open(root).inner(("train", *TESTS))
+    tree = Tree.open(root).inner((*TRAINS, *TESTS))
     tops = tree.folders()
-    tests = [name for name in TESTS if name in tops]
-    if "train" in tops:
+    trains, tests = _splits(tree, TRAINS), _splits(tree, TESTS)
+    if len(trains) > 1:
+        raise DataError(f"{tree} holds {' and '.join(trains)}: only one folder may hold the training images")
+    if trains and (tests or tree.below(trains[0]).folders()):  # else a class of trains
         if not tests:
-            raise DataError(f"{tree} holds train, but none of {', '.join(TESTS)} for the test images")
-        train, test = _classes(tree, "train"), _classes(tree, tests[0])
+            raise DataError(f"{tree} holds {trains[0]}, but none of {', '.join(TESTS)} for the test images")
+        train, test = _classes(tree, trains[0]), _classes(tree, tests[0])
         notes = [f"{tree}: test images are those of {tests[0]}, not of {name}" for name in tests[1:]]
-        notes += _strays(tree.below("train")) + _strays(tree.below(tests[0]))
+        notes += _strays(tree.below(trains[0])) + _strays(tree.below(tests[0]))
     elif tests and len(tests) == len(tops):
         raise DataError(f"{tree} holds {', '.join(tests)}, but no train")
     else:
+        alike = _alike(tree)
         everything = _classes(tree, "")
         train = {c: [name for i, name in enumerate(names) if i % 5 != 1] for c, names in everything.items()}
         test = {c: [name for i, name in enumerate(names) if i % 5 == 1] for c, names in everything.items()}
         notes = [f"{tree} has no train: every fifth picture of each class, from the second on, is a test image"]
-        notes += _strays(tree)
+        notes += alike + _strays(tree)
     return _data("folder", tree, (train, test), side, augmentation or Augmentation(side // 8, True), notes)
 
 
@@ -86,6 +94,7 @@ def imagenet(root: Path, side: int, augmentation: Augmentation | None = None) ->
         raise DataError(_how_to_lay_out(root, missing))
     train, test = _classes(tree, "train"), _classes(tree, "val")
     notes = _incomplete("ImageNet", (train, test), 1_281_167, 50_000)
+    notes += _strays(tree.below("train")) + _strays(tree.below("val"))
     return _data("imagenet", tree, (train, test), side, augmentation or Augmentation(0, True, resized=True), notes)
 
 
@@ -159,13 +168,48 @@ def _classes(tree: Tree, split: str) -> dict[str, list[str]]:
         raise DataError(f"{part} holds no folders: there must be one for each class, with its pictures")
     empty = [name for name, members in found.items() if not members]
     if empty:
-        raise DataError(f"{part}: no pictures ({' '.join(SUFFIXES)}) in {_some(empty)}")
+        instead = [name for name in part.others() if name.split("/", 1)[0] in empty]
+        there = f"; there is {_some(instead)}" if instead else ""
+        raise DataError(f"{part}: no pictures ({' '.join(SUFFIXES)}) in {_some(empty)}{there}")
     return found
 
 
+def _splits(tree: Tree, names: Sequence[str]) -> list[str]:
+    """The folders at the top that have one of the names, whatever letters are large, in the order of the names."""
+    tops = tree.folders()
+    found = [[top for top in tops if top.lower() == name] for name in names]
+    for same in found:
+        if len(same) > 1:
+            raise DataError(f"{tree} holds {' and '.join(same)}, which differ in large letters alone: rename one")
+    return [top for same in found for top in same]
+
+
+def _alike(tree: Tree) -> list[str]:
+    """What is worth knowing of folders that are taken for classes and hold the same folders, as splits would.
+
+    Raises:
+        DataError: their names are like those of splits.
+    """
+    inside = {top: tree.below(top).folders() for top in tree.folders()}
+    shared = [name for name, times in Counter(sum(inside.values(), ())).items() if times > 1]
+    alike = [top for top, folders in inside.items() if {*folders} & {*shared}]
+    if not alike:
+        return []
+    holding = f"{tree}: {_some(alike)} hold folders of the same names ({_some(shared)})"
+    if any(_LIKE_A_SPLIT.search(top.lower()) for top in alike):
+        raise DataError(f"{holding}: name the training images' folder train, and the test images' val or test")
+    return [f"{holding} and are taken for the classes"]
+
+
 def _strays(tree: Tree) -> list[str]:
-    found = [name for name in tree.pictures() if "/" not in name]
-    return [f"{tree}: {_some(found)} lie in no class's folder and are not used"] if found else []
+    """What lies in a split and is not used: pictures outside of the classes, files with other endings."""
+    outside, others = [name for name in tree.pictures() if "/" not in name], tree.others()
+    notes = [f"{tree}: {_some(outside)} lie in no class's folder and are not used"] if outside else []
+    if others:
+        notes.append(
+            f"{tree}: {len(others):,} file(s) whose names end as no picture's are not used: {_some(others)}"
+        )
+    return notes
 
 
 def _compare(what: str, names: Sequence[str] | Classes, other: str, others: Sequence[str] | Classes) -> None:

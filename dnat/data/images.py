@@ -9,7 +9,7 @@ Shapes: N images, H x W pixels, C channels.
 
 import hashlib
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -19,12 +19,14 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError as DataError
+from ..errors import WrongTypeError
 from ..seeds import Stream, numpy_generator
 from .augmentation import Augmentation as Augmentation
-from .augmentation import augmented, cut, normalized, pad
+from .augmentation import augmented, check_augmentation, cut, normalized, pad
 from .files import ImageFiles
+from .preprocess import Preprocess, positions
 from .streaming import Decoder, Task
-from .tensors import balanced, kind, labels_of, pixels_of
+from .tensors import balanced, class_numbers, kind, labels_of, pair_of, pixels_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,7 @@ class Data:
         mean, std: a number each channel, for pixels from 0 to 1.
         augmentation: of training images.
         notes: what a user should know of them: which part it is, how they were divided.
+        skipped: names of pictures that are left out, because they cannot be read.
         workers: processes that decode files; their number changes no bit.
 
     Raises:
@@ -57,11 +60,12 @@ class Data:
     std: tuple[float, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
     notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.classes) < 2:
-            raise DataError(f"{self.name} has {len(self.classes)} class(es); at least 2 are needed")
+        _check_names(self.name, self.classes)
+        check_augmentation(self.augmentation)
         for split, images, labels in (
             ("training", self.train_images, self.train_labels),
             ("test", self.test_images, self.test_labels),
@@ -76,10 +80,17 @@ class Data:
             )
         missing = set(range(len(self.classes))) - set(self.train_labels.unique().tolist())
         if missing:
-            found = ", ".join(self.classes[i] for i in sorted(missing))
-            warnings.warn(f"{self.name}: no training image of class {found}", stacklevel=3)
+            found = [self.classes[i] for i in sorted(missing)]
+            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+            warnings.warn(f"{self.name}: no training image of class {', '.join(found[:5])}{more}", stacklevel=3)
 
     def _check_split(self, split: str, images: Tensor | ImageFiles, labels: Tensor) -> None:
+        for what, value, kinds in (("images", images, Tensor | ImageFiles), ("labels", labels, Tensor)):
+            if not isinstance(value, kinds):
+                found = type(value).__name__
+                raise WrongTypeError(
+                    f"{self.name}: {split} {what} must be a tensor, not {found} (Data.from_tensors takes arrays)"
+                )
         if isinstance(images, Tensor) and (images.dim() != 4 or images.dtype != torch.uint8):
             raise DataError(f"{self.name}: {split} images must be (N, H, W, C) uint8, not {kind(images)}")
         if labels.dim() != 1 or labels.dtype != torch.int64:
@@ -98,8 +109,8 @@ class Data:
     def from_tensors(
         cls,
         name: str,
-        train: tuple[Tensor, Tensor],
-        test: tuple[Tensor, Tensor],
+        train: tuple[Any, Any],
+        test: tuple[Any, Any],
         *,
         classes: Sequence[str] | None = None,
         augmentation: Augmentation | None = None,
@@ -108,28 +119,30 @@ class Data:
 
         Args:
             name: for messages and records.
-            train, test: images and labels. Images are (N, C, H, W) with 1 or 3 channels, uint8, or floating point
-                from 0 to 1 (which is stored with 8 bits); labels are (N,) integers from 0.
+            train, test: images and labels, as tensors, NumPy arrays, or lists of them. Images are (N, C, H, W)
+                with 1 or 3 channels, uint8, or floating point from 0 to 1 (which is stored with 8 bits); labels
+                are (N,) integers from 0.
             classes: names of the classes; by default their numbers.
             augmentation: by default crops with 1/8 of the width as padding, and flips.
 
         Raises:
             DataError: images or labels that cannot be used; the message names the image.
+            TypeError: arguments of another type.
 
         >>> x, y = torch.rand(8, 3, 16, 16), torch.arange(8) % 2
         >>> Data.from_tensors("mine", (x, y), (x, y)).example(2).shape
         torch.Size([2, 3, 16, 16])
         """
-        (train_images, train_labels), (test_images, test_labels) = train, test
+        train_images, train_labels = pair_of(name, "training", train)
+        test_images, test_labels = pair_of(name, "test", test)
         images = pixels_of(name, "training", train_images)
         labels, test_labels = labels_of(name, train_labels), labels_of(name, test_labels)
         if classes is None:
-            count = max((int(t.max()) + 1 for t in (labels, test_labels) if len(t)), default=0)
-            classes = tuple(map(str, range(count)))
+            classes = class_numbers(name, {"training": labels, "test": test_labels})
         scaled = images.double().flatten(0, 2) / 255
         return cls(
             name=name,
-            classes=tuple(classes),
+            classes=_tuple(classes),
             train_images=images,
             train_labels=labels,
             train_index=torch.arange(len(labels)),
@@ -137,7 +150,7 @@ class Data:
             test_labels=test_labels,
             mean=tuple(scaled.mean(0).tolist()),
             std=tuple(scaled.std(0).clamp(min=1e-3).tolist()),
-            augmentation=augmentation or Augmentation(images.shape[2] // 8, True),
+            augmentation=Augmentation(images.shape[2] // 8, True) if augmentation is None else augmentation,
         )
 
     @property
@@ -161,6 +174,32 @@ class Data:
         """Classes to tell apart."""
         return len(self.classes)
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """What makes a picture into what a network is shown of the test images."""
+        margin = self.test_images.margin if isinstance(self.test_images, ImageFiles) else 1.0
+        return Preprocess(self.classes, self.image_size, self.mean, self.std, margin)
+
+    def numbered(self, classes: Sequence[str]) -> "Data":
+        """The same images with labels that are places in a list of classes, which these are some of.
+
+        So they can be shown to a network whose outputs are that list.
+
+        Raises:
+            DataError: classes that are not in the list.
+        """
+        if tuple(classes) == self.classes:
+            return self
+        where = torch.tensor(positions(self.classes, classes, self.name), device=self.device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of classes that are not among these images
+            return replace(
+                self,
+                classes=tuple(classes),
+                train_labels=where[self.train_labels],
+                test_labels=where[self.test_labels],
+            )
+
     def fingerprint(self) -> str:
         """A SHA-256 over pixels and labels of both splits; of files, over names, sizes and the archive's CRCs."""
         digest = hashlib.sha256(f"{self.name} {self.classes}".encode())
@@ -170,6 +209,13 @@ class Data:
             else:
                 _hash(digest, tensor)
         return digest.hexdigest()
+
+    def content(self) -> str:
+        """How the images are held ("memory" or "files") and the fingerprint, to be compared within either."""
+        if "_content" not in self.__dict__:
+            files = any(isinstance(images, ImageFiles) for images in (self.train_images, self.test_images))
+            object.__setattr__(self, "_content", f"{'files' if files else 'memory'} {self.fingerprint()}")
+        return self.__dict__["_content"]
 
     def identity(self) -> str:
         """A SHA-256 over what tells data sets apart without reading pixels: classes, labels, sizes, normalization.
@@ -353,6 +399,21 @@ class Data:
         images = self.test_images[:n]
         images = images if isinstance(images, Tensor) else images.pixels()
         return self._normalized(images.to(self.device))
+
+
+def _tuple(classes: Any) -> Any:
+    return tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else classes
+
+
+def _check_names(name: str, classes: object) -> None:
+    """Refuse names of classes that are no texts, too few, or stand twice."""
+    if not isinstance(classes, tuple) or not all(isinstance(c, str) for c in classes):
+        raise WrongTypeError(f"{name}: classes must be names, a text for each class, not {str(classes)[:80]}")
+    if len(classes) < 2:
+        raise DataError(f"{name} has {len(classes)} class(es); at least 2 are needed")
+    if len(set(classes)) < len(classes):
+        twice = next(c for i, c in enumerate(classes) if c in classes[:i])
+        raise DataError(f"{name}: the class {twice!r} is named twice")
 
 
 def _part(positions: Tensor, which: int, parts: int) -> Tensor:

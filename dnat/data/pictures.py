@@ -8,15 +8,37 @@ their size.
 
 import io
 import math
+import re
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from ..errors import DataError, UsageError
 
-FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF")
+_ENDINGS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "BMP": (".bmp", ".dib"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2", ".j2k", ".jpx"),
+}
+_DEPENDS = {"AVIF": "avif", "JPEG2000": "jpg_2000"}
+"""Formats that only some builds of Pillow read, and what those have then."""
+
+
+def _is_read(form: str) -> bool:
+    needed = _DEPENDS.get(form)
+    # Older releases do not know the name, and warn if they are asked.
+    return needed is None or (needed in {*features.modules, *features.codecs} and bool(features.check(needed)))
+
+
+FORMATS = tuple(form for form in _ENDINGS if _is_read(form))
 """Formats that are read, as Pillow names them; no other of Pillow's readers is ever run."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+SUFFIXES = tuple(ending for form in FORMATS for ending in _ENDINGS[form])
 """How names of pictures end, in small letters."""
 ATTEMPTS = 10
 """How often a random crop of a fitting shape is looked for, as in torchvision's RandomResizedCrop."""
@@ -66,7 +88,16 @@ def decode(
     except MemoryError:
         raise
     except Exception as error:  # Pillow's readers raise all kinds of errors at broken files
-        raise DataError(f"{what} cannot be read as a picture: {error}") from error
+        raise DataError(f"{what} cannot be read as a picture: {_why(content, error)}") from error
+
+
+def _why(content: bytes, error: Exception) -> str:
+    """What is wrong with a picture, without the objects that Pillow's messages show."""
+    if not content:
+        return "the file is empty"
+    if isinstance(error, UnidentifiedImageError):
+        return f"cannot identify its format; {', '.join(FORMATS)} are read"
+    return re.sub(r"<[^<>]* object at 0x[0-9a-f]+>", "the file", str(error)) or type(error).__name__
 
 
 def centre_box(width: int, height: int, margin: float = 1.0) -> Box:
@@ -138,7 +169,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         image.load()
         return image
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise UsageError(f"pixels of 32 bits (mode {image.mode}); save it with 8 bits a channel")

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from ..config import cores
 from ..errors import UsageError
 from ..naming import unknown
 from . import cifar, folders
+from .augmentation import check_augmentation
 from .files import ImageFiles
-from .images import Augmentation, Data
+from .images import Augmentation, Data, taken
 from .memory import free_memory
 
 MOST_WORKERS = 8
@@ -118,7 +120,7 @@ def describe() -> tuple[DataSet, ...]:
     return tuple(_SETS.values())
 
 
-def load(
+def load(  # noqa: PLR0913 (each is a question of its own, and all but two are rarely asked)
     name: str,
     root: str | Path | None = None,
     *,
@@ -128,6 +130,7 @@ def load(
     download: bool = False,
     streaming: bool | None = None,
     workers: int | None = None,
+    skip_broken: bool = False,
     augmentation: Augmentation | None = None,
 ) -> Data:
     """A data set by name.
@@ -144,6 +147,8 @@ def load(
             they would take more than half of the free memory. Their pixels are the same.
         workers: processes that then decode them, by default one a core and at most 8; 0 decodes in this process.
             Their number changes no bit.
+        skip_broken: leave out pictures that cannot be read, instead of refusing the whole; `Data.skipped` and its
+            notes name them. Every picture is decoded once more for it.
         augmentation: of training images; by default the data set's own.
 
     Raises:
@@ -157,21 +162,28 @@ def load(
         raise unknown("data set", name, _SETS)
     if workers is not None and workers < 0:
         raise UsageError(f"workers must be at least 0, not {workers}")
+    if augmentation is not None:
+        check_augmentation(augmentation)
     place = Path(root or os.environ.get("DNAT_DATA") or "data")
     if name in _IN_FILES:
         find, largest = _IN_FILES[name]
         size = _size(name, image_size, largest)
-        data = find(place, size, augmentation).subset(train_limit, test_limit)
+        found = find(place, size, augmentation)
+        data = (_whole(found) if skip_broken else found).subset(train_limit, test_limit)
         return _streamed(data, workers) if _streams(data, streaming) else _in_memory(data)
     if streaming:
         raise UsageError(f"{name} is small and always held in memory: leave streaming out")
+    if skip_broken:
+        raise UsageError(
+            f"{name} is no set of picture files, some of which could be broken: leave skip_broken out"
+        )
     if name == "digits":
         data = _digits(_size(name, image_size, 64))
     else:
         if image_size not in (None, _SETS[name].size):
             raise UsageError(f"images of {name} are {_SETS[name].size} pixels wide, not {image_size}")
         data = cifar.load(place, name, download=download)
-    data = replace(data, augmentation=augmentation) if augmentation else data
+    data = data if augmentation is None else replace(data, augmentation=augmentation)
     return data.subset(train_limit, test_limit)
 
 
@@ -200,6 +212,33 @@ def _streams(data: Data, streaming: bool | None) -> bool:
 
 def _streamed(data: Data, workers: int | None) -> Data:
     return replace(data, workers=min(cores(), MOST_WORKERS) if workers is None else workers)
+
+
+def _whole(data: Data) -> Data:
+    """The pictures that can be read; the names of the others are noted."""
+    kept: dict[str, Tensor] = {}
+    broken: dict[str, str] = {}
+    for split in ("train", "test"):
+        files = getattr(data, f"{split}_images")
+        found = files.broken(min(cores(), MOST_WORKERS))
+        kept[split] = torch.tensor([i for i in range(len(files)) if i not in found], dtype=torch.int64)
+        broken |= {files.name(i): text for i, text in found.items()}
+    if not broken:
+        return data
+    changes: dict[str, Any] = {
+        f"{split}_{what}": taken(getattr(data, f"{split}_{what}"), kept[split])
+        for split, what in (
+            ("train", "images"),
+            ("train", "labels"),
+            ("train", "index"),
+            ("test", "images"),
+            ("test", "labels"),
+        )
+    }
+    told = "; ".join(list(broken.values())[:5])
+    more = f"; and {len(broken) - 5} more" if len(broken) > 5 else ""
+    note = f"{len(broken)} broken picture(s) are left out: {told}{more}"
+    return replace(data, **changes, skipped=tuple(broken), notes=(*data.notes, note))
 
 
 def _in_memory(data: Data) -> Data:

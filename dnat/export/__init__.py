@@ -7,6 +7,7 @@ pt2          a torch.export program of the eval mode: for serving with torch
 onnx         an ONNX model of the eval mode: for other runtimes (needs `pip install dnat[onnx]`)
 """
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map_only
 
+from ..data import Preprocess, check_shape
 from ..errors import UsageError, WrongTypeError
 from ..naming import unknown
 from ..records import atomic_write
@@ -59,14 +61,26 @@ class _Draft:
     notes: list[str]
 
 
-def export(network: nn.Module, example: Example, to: str, path: str | Path, *, verify: bool = True) -> Exported:
+def export(
+    network: nn.Module,
+    example: Example,
+    to: str,
+    path: str | Path,
+    *,
+    preprocess: Preprocess | None = None,
+    verify: bool = True,
+) -> Exported:
     """Write a network to files of one form.
 
     Args:
-        network: a plain network, as `dnat.discretize` returns it. It is left unchanged.
+        network: a plain network, as `dnat.discretize` returns it. It is left unchanged. Of one in DataParallel or
+            torch.compile what is inside is written.
         example: see `dnat.trace`; the first batch counts.
         to: "safetensors", "py", "pt2" or "onnx"; see the module.
         path: where to write, with or without the form's ending. Folders are made, files that are there replaced.
+        preprocess: how its images are made and what its outputs are called (`Data.preprocess`), to be told by the
+            files: as a function `preprocess` and CLASSES in Python, as JSON under "preprocess" in the metadata of
+            safetensors and ONNX, and as "preprocess.json" among the extra files of a program.
         verify: read the files in a fresh process and compare what they compute.
 
     Returns:
@@ -87,6 +101,7 @@ def export(network: nn.Module, example: Example, to: str, path: str | Path, *, v
         raise WrongTypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
     if isinstance(network, RelaxedNetwork):
         raise UsageError("a relaxed network is not plain yet: make its choices with dnat.discretize first")
+    network, wrapper = _unwrapped(network)
     target = Path(path)
     if target.suffix != f".{to}":
         target = target.with_name(f"{target.name}.{to}")
@@ -97,15 +112,31 @@ def export(network: nn.Module, example: Example, to: str, path: str | Path, *, v
         if isinstance(ours, fx.GraphModule):  # each has a class of its own, and a copy forgets its name
             type(theirs).__name__ = type(ours).__name__
     args, kwargs = tree_map_only(Tensor, lambda t: t.detach().cpu(), examples_of(example)[0])
+    _check_preprocess(preprocess, args)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Made and compared in a folder beside, so that whatever fails leaves the files of before.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        draft = _WRITERS[to](twin, args, kwargs, Path(folder) / target.name)
+        draft = _WRITERS[to](twin, args, kwargs, Path(folder) / target.name, preprocess)
         difference = _verify(to, twin, draft) if verify else 0.0
         files = tuple(target.with_name(f.name) for f in draft.files)
         for made, place in reversed(list(zip(draft.files, files, strict=True))):
             atomic_write(place, made.read_bytes())
-    return Exported(to, files, difference, tuple(draft.notes))
+    notes = [f"the network inside {wrapper} is written: names in it are without the wrapper's"] if wrapper else []
+    return Exported(to, files, difference, (*notes, *draft.notes))
+
+
+def _unwrapped(network: nn.Module) -> tuple[nn.Module, str]:
+    """The network inside wrappers that spread it over devices or compile it, and the outermost one's name.
+
+    They are how a network was trained, not what it computes, and no other program could do anything with them.
+    """
+    wrapper = ""
+    while True:
+        parallel = isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        inside = getattr(network, "module" if parallel else "_orig_mod", None)
+        if not isinstance(inside, nn.Module):
+            return network, wrapper
+        network, wrapper = inside, wrapper or type(network).__name__
 
 
 def _verify(form: str, network: nn.Module, draft: _Draft) -> float:
@@ -119,20 +150,42 @@ def _verify(form: str, network: nn.Module, draft: _Draft) -> float:
     return verification.difference(network, draft.cases, found["outputs"])
 
 
-def _write_safetensors(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
+def _check_preprocess(preprocess: object, args: tuple[Any, ...]) -> None:
+    if preprocess is None:
+        return
+    if not isinstance(preprocess, Preprocess):
+        kind = type(preprocess).__name__
+        raise WrongTypeError(f"preprocess must be a dnat.data.Preprocess (Data.preprocess), not {kind}")
+    if len(args) == 1 and isinstance(args[0], Tensor):
+        check_shape(preprocess, args[0].shape)
+
+
+def _write_safetensors(
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: Path,
+    preprocess: Preprocess | None,
+) -> _Draft:
     description = path.with_suffix(".json")
-    path.write_bytes(weights.packed(network.state_dict()))
-    description.write_bytes(weights.architecture(network, args, kwargs))
+    path.write_bytes(weights.packed(network.state_dict(), preprocess))
+    description.write_bytes(weights.architecture(network, args, kwargs, preprocess))
     same = weights.aliases(network.state_dict())
     notes = [f"{name} is {other}, and stored once" for name, other in same.items()]
     return _Draft([path, description], [], notes)
 
 
-def _write_py(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
+def _write_py(
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: Path,
+    preprocess: Preprocess | None,
+) -> _Draft:
     try:
         _check_types(network)
         recording = record(network, args, kwargs)
-        text = source(network, recording, (args, kwargs))
+        text = source(network, recording, (args, kwargs), preprocess)
     except RefusedError as error:
         raise UsageError(
             f"{type(network).__name__} cannot be written as one Python file: {error}. The forms 'pt2', 'onnx' and "
@@ -140,7 +193,7 @@ def _write_py(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         ) from error
     path.write_text(text, encoding="utf-8")
     files = [path, path.with_suffix(".safetensors")]
-    files[1].write_bytes(weights.packed(network.state_dict()))
+    files[1].write_bytes(weights.packed(network.state_dict(), preprocess))
     others = constants(network, recording)
     if others:
         files.append(path.with_suffix(".constants.safetensors"))
@@ -184,26 +237,39 @@ def _check_types(network: nn.Module) -> None:
             raise RefusedError(f"{name} is of type {tensor.dtype}")
 
 
-def _write_pt2(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
-    return _graph(graphs.write_program, network, args, kwargs, path)
-
-
-def _write_onnx(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
-    graphs.check_onnx()
-    return _graph(graphs.write_onnx, network, args, kwargs, path)
-
-
-def _graph(
-    write: Callable[..., bool], network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path
+def _write_pt2(
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: Path,
+    preprocess: Preprocess | None,
 ) -> _Draft:
-    dynamic = write(path, network, args, kwargs)
+    return _graph(graphs.write_program(path, network, args, kwargs, _told(preprocess)), args, kwargs, path)
+
+
+def _write_onnx(
+    network: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    path: Path,
+    preprocess: Preprocess | None,
+) -> _Draft:
+    graphs.check_onnx()
+    return _graph(graphs.write_onnx(path, network, args, kwargs, _told(preprocess)), args, kwargs, path)
+
+
+def _told(preprocess: Preprocess | None) -> dict[str, str]:
+    return {"preprocess": json.dumps(preprocess.table())} if preprocess else {}
+
+
+def _graph(dynamic: bool, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
     cases = [Case(False, args, kwargs)]
     if dynamic:
         return _Draft([path], [*cases, Case(False, *doubled((args, kwargs)))], [])
     return _Draft([path], cases, ["the batch is fixed to the example's: torch.export found it in the graph"])
 
 
-_WRITERS: dict[str, Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Path], _Draft]] = {
+_WRITERS: dict[str, Callable[..., _Draft]] = {
     "safetensors": _write_safetensors,
     "py": _write_py,
     "pt2": _write_pt2,

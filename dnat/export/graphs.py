@@ -6,7 +6,7 @@ import inspect
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,13 @@ def fresh(arguments: Any) -> Any:
     return tree_map_only(Tensor, torch.clone, arguments)
 
 
-def write_program(path: Path, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Write a .pt2 file; tells whether it takes any batch."""
+def write_program(
+    path: Path, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], told: Mapping[str, str]
+) -> bool:
+    """Write a .pt2 file, with texts beside the program; tells whether it takes any batch."""
     program, dynamic = exported(network, args, kwargs)
     with quiet():
-        torch.export.save(program, path)
+        torch.export.save(program, path, extra_files={f"{name}.json": text for name, text in told.items()})
     return dynamic
 
 
@@ -71,8 +73,10 @@ def check_onnx() -> None:
         raise UsageError(f"the form 'onnx' needs {' and '.join(missing)}: pip install dnat[onnx]")
 
 
-def write_onnx(path: Path, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Write an .onnx file; tells whether it takes any batch.
+def write_onnx(
+    path: Path, network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], told: Mapping[str, str]
+) -> bool:
+    """Write an .onnx file, with texts in its metadata; tells whether it takes any batch.
 
     Raises:
         ValueError: torch cannot export the network, or ONNX has no operator for what it does.
@@ -83,6 +87,11 @@ def write_onnx(path: Path, network: nn.Module, args: tuple[Any, ...], kwargs: di
     try:
         with quiet():
             torch.onnx.export(program, f=path, dynamo=True, external_data=False, verbose=False)
+            if told:
+                model = onnx.load(path)
+                for name, text in told.items():
+                    model.metadata_props.add(key=name, value=text)
+                onnx.save(model, path)
             onnx.checker.check_model(path)
     except Exception as error:
         raise UsageError(f"{type(network).__name__} cannot be written as ONNX: {_first_line(error)}") from error

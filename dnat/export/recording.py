@@ -111,14 +111,15 @@ class _Seeded:
 
     def drawn(self) -> bool:
         """Whether Python's or numpy's random numbers were drawn."""
-        return self._others() != self.before
+        return pickle.dumps(self._others()) != pickle.dumps(self.before)
 
     def _others(self) -> tuple[Any, Any]:
-        return random.getstate(), pickle.dumps(numpy.random.get_state())  # noqa: NPY002
+        return random.getstate(), numpy.random.get_state()  # noqa: NPY002
 
     def __exit__(self, *error: Any) -> None:
         self.fork.__exit__(*error)
         random.setstate(self.before[0])
+        numpy.random.set_state(self.before[1])  # noqa: NPY002
 
 
 def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..data import Preprocess
 from .classes import designs
 from .construction import NotConstructibleError, construction, is_sequence, text
 from .forward import Forward, is_identifier, leaves, variable
 from .layout import Expression, call, laid_out, prefixed
+from .preparation import NAMES, preparation
 from .steps import Body, Literal, Recording, unified
 
 TYPES = {
@@ -20,7 +22,18 @@ TYPES = {
 }  # fmt: skip
 """The types of tensors that safetensors and the written reader know, and what the format calls them."""
 
-_OWN = {"Parts", "StochasticDepth", "OrderedDict", "namedtuple", "expect", "read", "load", "json", "math", "os"}
+_OWN = {
+    "Parts",
+    "StochasticDepth",
+    "OrderedDict",
+    "namedtuple",
+    "expect",
+    "read",
+    "load",
+    "json",
+    "math",
+    "os",
+} | NAMES
 
 _PARTS = '''\
 class Parts(nn.Module):
@@ -55,7 +68,7 @@ _EXPECT = '''\
 def expect(holds):
     """Refuses inputs of a size for which the network's own code would have gone another way."""
     if not holds:
-        raise UsageError("this file was made for inputs of another size")
+        raise ValueError("this file was made for inputs of another size")
 '''
 
 _LOADING = '''\
@@ -92,20 +105,28 @@ _CONSTANTS = """\
 """
 
 
-def source(network: nn.Module, recording: Recording, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> str:
+def source(
+    network: nn.Module,
+    recording: Recording,
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    preprocess: Preprocess | None = None,
+) -> str:
     """The file's text.
 
     Args:
         network: the network that was recorded.
         recording: what it does.
         inputs: the example, whose shapes are checked at the beginning of the forward where they decide.
+        preprocess: how its images are made, for a function that does so.
     """
-    return _File(network, recording, inputs).text()
+    return _File(network, recording, inputs, preprocess).text()
 
 
 class _File:
-    def __init__(self, network: nn.Module, recording: Recording, inputs: Any) -> None:
-        self.network, self.recording, self.inputs = network, recording, inputs
+    def __init__(
+        self, network: nn.Module, recording: Recording, inputs: Any, preprocess: Preprocess | None
+    ) -> None:
+        self.network, self.recording, self.inputs, self.preprocess = network, recording, inputs, preprocess
         self.classes: dict[tuple[str, str], str] = {}
         self.named: dict[str, tuple[str, ...]] = {}
         self.ties: list[str] = []
@@ -153,6 +174,7 @@ class _File:
             f"class {name}(Parts):\n{textwrap.indent(body, '    ')}" for (_, body), name in self.classes.items()
         ]
         blocks = [*self._helpers(root + "".join(classes)), *classes, root, self._loading()]
+        blocks += [preparation(self.preprocess)] if self.preprocess else []
         head = f"{self._docstring()}\n{self._imports(''.join(blocks))}\n"
         return head + "".join(f"\n\n{block.rstrip()}\n" for block in blocks)
 
@@ -163,6 +185,11 @@ class _File:
             "",
             "Names of modules and keys of the state dict are the trained network's. The forwards are what it did,",
             "step by step, in train and in eval mode.",
+            *(
+                ["`preprocess` makes what it takes of an image; its outputs are CLASSES."]
+                if self.preprocess
+                else []
+            ),
             '"""',
         )
         return "\n".join(lines) + "\n"
@@ -345,7 +372,7 @@ class _File:
                 test = "is not" if description.text in ("None", "True", "False") else "!="
                 yield f"if {variable(name)} {test} {description.text}:"
                 told = f"this file was made for {name}={description.text}"
-                yield f"    raise UsageError({text(told)})"
+                yield f"    raise ValueError({text(told)})"
         if not self.recording.fixed:
             return
         start = 1 if self.recording.fixed == "size" else 0
@@ -353,7 +380,7 @@ class _File:
         for (place, _), shape in zip(leaves(body.params), shapes, strict=False):
             seen, fixed = f"{place}.shape[1:]" if start else f"{place}.shape", text(tuple(shape[start:]))
             yield f"if {seen} != {fixed}:"
-            yield f'    raise UsageError(f"this file was made for {seen} = {fixed}, not {{tuple({seen})}}")'
+            yield f'    raise ValueError(f"this file was made for {seen} = {fixed}, not {{tuple({seen})}}")'
 
 
 def _signature(body: Body) -> Iterator[str]:

@@ -36,7 +36,7 @@ def weights():
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        same = {k: v for k, v in file.metadata().items() if k != "format"}
+        same = {k: v for k, v in file.metadata().items() if k not in ("format", "preprocess")}
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     tensors |= {name: tensors[other] for name, other in same.items()}
     return {

@@ -9,18 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..data import Preprocess
 
-def packed(tensors: Mapping[str, Tensor]) -> bytes:
+
+def packed(tensors: Mapping[str, Tensor], preprocess: Preprocess | None = None) -> bytes:
     """Tensors as a safetensors file.
 
     A tensor that stands under several names is stored once; the other names stand in the file's metadata, as
-    `safetensors.torch.save_model` writes them: {other name: name}.
+    `safetensors.torch.save_model` writes them: {other name: name}. Under "preprocess" stands how images are made.
     """
     from safetensors.torch import save
 
     same = aliases(tensors)
     own = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items() if n not in same}
-    return save(own, {"format": "pt", **same})
+    told = {"preprocess": json.dumps(preprocess.table())} if preprocess else {}
+    return save(own, {"format": "pt", **told, **same})
 
 
 def aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -34,7 +37,9 @@ def aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-def architecture(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def architecture(
+    network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], preprocess: Preprocess | None = None
+) -> bytes:
     """What a network is made of, as JSON: its modules in order, its inputs, names of one and the same tensor."""
     modules = [
         {"path": path, "class": _class(module)} | ({} if module._modules else {"repr": repr(module)})
@@ -50,6 +55,7 @@ def architecture(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         "network": _class(network),
         "parameters": sum(p.numel() for p in network.parameters()),
         "inputs": inputs,
+        **({"preprocess": preprocess.table()} if preprocess else {}),
         "modules": modules,
         "tensors": {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in state.items()},
         "same": aliases(state),

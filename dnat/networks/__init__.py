@@ -7,14 +7,14 @@
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import UsageError, WrongTypeError
+from ..errors import UsageError, WrongTypeError, users_code
 from ..naming import unknown
 from ..seeds import Stream, torch_seed
 from .catalogue import FAMILIES as FAMILIES
@@ -59,10 +59,8 @@ def build(name: str, *, seed: int | None = None, **options: Any) -> nn.Module:
     with torch.random.fork_rng(devices=devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(torch_seed(seed, Stream.WEIGHTS))
-        try:
+        with users_code(f"network {name!r} cannot be built with {_brief(options)}"):
             network = factory(**arguments, **options)
-        except Exception as error:
-            raise UsageError(f"network {name!r} cannot be built with {options}: {error}") from error
     if not isinstance(network, nn.Module):
         raise WrongTypeError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
     return network
@@ -72,6 +70,23 @@ def accepts(name: str, option: str) -> bool:
     """Whether the network's constructor takes an option (True when that cannot be told)."""
     known = _options(_factory(name)[0])
     return known is None or option in known
+
+
+def fitting(name: str, classes: int, channels: int) -> dict[str, int]:
+    """The arguments of a network's constructor that follow from its data, as far as it takes them.
+
+    Args:
+        name: of the network.
+        classes: to be told apart; given as `num_classes`.
+        channels: of the images; given as `in_channels` (timm's networks: `in_chans`). Where a constructor takes
+            any argument, so that nobody can say whether this is one, three channels go without saying.
+    """
+    known = _options(_factory(name)[0])
+    inputs = "in_chans" if name.startswith("timm:") else "in_channels"
+    wanted = {"num_classes": classes, inputs: channels}
+    if known is not None:
+        return {option: value for option, value in wanted.items() if option in known}
+    return wanted if channels != 3 else {"num_classes": classes}
 
 
 def _factory(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
@@ -95,13 +110,32 @@ def _factory(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
         if not timm.is_model(rest):
             raise unknown("timm network", rest, timm.list_models())
         return functools.partial(timm.create_model, rest), {"pretrained": False}
-    try:
-        factory = getattr(importlib.import_module(source), rest)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(f"network {name!r} cannot be imported: {error}") from error
+    check_place(name)
+    with users_code(f"network {name!r} cannot be imported"):
+        module = importlib.import_module(source)
+    if not hasattr(module, rest):
+        there = unknown(f"function of {source}", rest, [n for n, f in vars(module).items() if callable(f)])
+        raise UsageError(f"network {name!r} cannot be imported: {there}")
+    factory = getattr(module, rest)
     if not callable(factory):
         raise WrongTypeError(f"{name} is not a function that makes a network but {type(factory).__name__}")
     return factory, {}
+
+
+def check_place(name: str) -> None:
+    """Find out whether a name is one of a function of the user's: "package.module:function".
+
+    Raises:
+        ValueError: it is not.
+    """
+    source, _, factory = name.partition(":")
+    if not all(part.isidentifier() for part in source.split(".")):
+        raise UsageError(
+            f"network {name!r}: {source!r} is not the name of a module; write package.module:factory, with dots "
+            "for folders and without .py, from the folder in which the package lies"
+        )
+    if not factory.isidentifier():
+        raise UsageError(f"network {name!r} names no function: write package.module:factory")
 
 
 def is_genotype(name: str) -> bool:
@@ -133,6 +167,11 @@ def _timm() -> Any:
         return importlib.import_module("timm")
     except ImportError as error:
         raise UsageError(f"timm's networks need timm: pip install 'dnat[timm]' ({error})") from error
+
+
+def _brief(options: Mapping[str, Any]) -> str:
+    """Options as a message shows them; a genotype in JSON is longer than that."""
+    return ", ".join(f"{k}={v!r:.60}" for k, v in options.items()) or "no options"
 
 
 def _options(factory: Callable[..., nn.Module]) -> list[str] | None:

@@ -48,6 +48,9 @@ OPERATIONS: tuple[str, ...] = (
     "null",
 )
 
+MOST_NODES = 100
+"""Of a cell: those of the papers have up to 7, and what thousands cost nobody would wait for."""
+
 
 @dataclass(frozen=True)
 class CellEdge:
@@ -109,14 +112,14 @@ class Genotype:
         """
         try:
             data = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # the latter where it is nested thousands of times
             raise UsageError(f"a genotype must be JSON: {error}") from error
         normal, reduce = _fields(data, "", ("normal", "reduce"))
         return cls(_cell_from(normal, "normal"), _cell_from(reduce, "reduce"))
 
 
-def _wrong(path: str, wanted: str, value: object) -> ValueError:
-    return ValueError(f"{path or 'the genotype'} must be {wanted}, not {type(value).__name__} ({value!r:.40})")
+def _wrong(path: str, wanted: str, value: object) -> UsageError:
+    return UsageError(f"{path or 'the genotype'} must be {wanted}, not {type(value).__name__} ({value!r:.40})")
 
 
 def _check_node(path: str, value: object, least: int, end: int) -> None:
@@ -147,6 +150,8 @@ def _check_cell(path: str, cell: CellGenotype) -> None:
     for name, value in (("nodes", cell.nodes), ("concat", cell.concat)):
         if not isinstance(value, tuple):
             raise _wrong(f"{path}.{name}", "a tuple", value)
+    if len(cell.nodes) > MOST_NODES:
+        raise UsageError(f"{path}.nodes: {len(cell.nodes)} nodes, more than {MOST_NODES}")
     for i, node in enumerate(cell.nodes):
         if not isinstance(node, tuple):
             raise _wrong(f"{path}.nodes[{i}]", "a tuple", node)

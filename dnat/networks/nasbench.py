@@ -82,7 +82,7 @@ def _expect(text: str, wanted: str, position: int) -> int:
 
 
 def _malformed(text: str, position: int, wanted: str) -> ValueError:
-    return ValueError(f"cell {text!r}, position {position}: expected {wanted}, not {text[position:][:8]!r}")
+    return UsageError(f"cell {text!r}, position {position}: expected {wanted}, not {text[position:][:8]!r}")
 
 
 def _digits(text: str, length: int, kinds: int) -> list[int]:

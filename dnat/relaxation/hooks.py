@@ -7,16 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from ..distributed import SyncedNorms
 from ..edges import IDENTITY, ORIGINAL, Edge
+from ..tracing import kept_buffers
 from .mixing import distance, mix
 from .theta import CHOICES, Theta
 
 
 class EdgeHooks:
-    """The hooks of one edge: the entry's stashes the input, the exit's mixes it in. Can be copied and pickled.
+    """The hooks of one edge: the entry's stash the input, the exit's mixes it in. Can be copied and pickled.
+
+    Where an edge ends at another module than it begins, a norm, calls of the two may interleave (`a, b = conv(x),
+    conv(y)`, then `norm(a), norm(b)`): what the norm is given tells which input belongs to it.
 
     Args:
         theta: with the gates.
@@ -32,15 +37,40 @@ class EdgeHooks:
         self.has_identity = IDENTITY in edge.choices
         self.is_null = edge.kind == "skip"
         self.inputs: list[Tensor] = []
+        self.part = edge.part
+        self.is_pair = edge.entry != edge.exit
+        self.waiting: list[tuple[Tensor, Tensor]] = []
+        self.most = edge.interleaved()
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the edge's first module: note what it is given."""
-        self.inputs.append(args[0])
+        self.inputs.append(args[0] if self.part is None else torch.empty(0))  # only an identity would ask for it
 
-    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        """After the edge's last module: what the relaxed edge makes of it."""
+    def between(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """After the first module of an edge that ends at another: note what it made of its input."""
+        self.waiting.append((output, self._input()))
+        del self.waiting[: -self.most]  # left behind by a forward that raised
+
+    def _input(self) -> Tensor:
         x = self.inputs.pop()
         self.inputs.clear()  # left behind by a forward that raised
+        return x
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """After the edge's last module: what the relaxed edge makes of it, or of the part that is read."""
+        if self.part is None:
+            return self._relaxed(args, output)
+        leaves, structure = tree_flatten(output)
+        place = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)][self.part]
+        leaves[place] = self._relaxed(args, leaves[place])
+        return tree_unflatten(leaves, structure)
+
+    def _relaxed(self, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if self.is_pair:
+            place = next(i for i, (made, _) in enumerate(self.waiting) if made is args[0])
+            _, x = self.waiting.pop(place)
+        else:
+            x = self._input()
         gates = self.theta.row(self.row)
         needed = [column for column in self.theta.needed(self.row) if column in self.others]
         if not needed:
@@ -88,7 +118,7 @@ class EdgeHooks:
         return mix([*self._own(y, x, gates), *others], slope), distances
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"inputs": []}
+        return self.__dict__ | {"inputs": [], "waiting": []}
 
 
 def _twice(
@@ -101,13 +131,5 @@ def _twice(
 @contextmanager
 def _forgotten(modules: Sequence[nn.Module], norms: AbstractContextManager[object]) -> Iterator[None]:
     """Within, what modules write into their buffers (norms their statistics) is lost at the end."""
-    every = [m for module in modules for m in module.modules()]
-    kept = [(m, name, b) for m in every for name, b in m.named_buffers(recurse=False)]
-    for module, name, buffer in kept:
-        setattr(module, name, buffer.clone())
-    try:
-        with norms:
-            yield
-    finally:
-        for module, name, buffer in kept:
-            setattr(module, name, buffer)
+    with kept_buffers(m for module in modules for m in module.modules()), norms:
+        yield

@@ -66,6 +66,8 @@ class RelaxedNetwork(nn.Module):
             entry.add_module(module_name(choice), module)
         hooks = EdgeHooks(self.architecture, self.row(edge), edge, modules)
         self._handles.append(entry.register_forward_pre_hook(hooks.enter, with_kwargs=True, prepend=True))
+        if exit is not entry:
+            self._handles.append(entry.register_forward_hook(hooks.between, with_kwargs=True))
         self._handles.append(exit.register_forward_hook(hooks.leave, with_kwargs=True))
 
     def sample(self, seed: int, step: int) -> None:
@@ -223,7 +225,13 @@ def relax(
                 module.to(device=like.device, dtype=like.dtype)
         wide = torch.promote_types(like.dtype, torch.float32)
         relaxed.architecture.to(device=like.device, dtype=wide)
-    return relaxed.train(network.training)
+    # Everything is in the mode in which it was; what was added, in that of the edge that it belongs to.
+    relaxed.training = relaxed.architecture.training = network.training
+    for edge in edges:
+        entry = relaxed.network.get_submodule(edge.entry)
+        for choice in edge.modules:
+            entry.get_submodule(module_name(choice)).train(entry.training)
+    return relaxed
 
 
 def _check_edges(network: nn.Module, edges: Sequence[Edge]) -> None:

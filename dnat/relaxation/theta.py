@@ -126,7 +126,7 @@ class Theta(nn.Module):
         """Keep the theta of other operations between 0 and 1, where their shares are: call it after a step."""
         self.theta[:, len(CHOICES) :].clamp_(0, 1)
 
-    def scores(self, *, shares_move: bool = True) -> Tensor:
+    def scores(self) -> Tensor:
         """What each choice is worth, as theta stands: (groups, columns). The largest is chosen.
 
         Of none, identity and original it is the gate. Where other operations stand beside the original, what
@@ -138,15 +138,13 @@ class Theta(nn.Module):
 
         which is the gate, less the distance of op_c from what the edge computes now, if the operations' errors
         are uncorrelated. Without a charge or a budget an operation wins when its share exceeds 1/2; and one that
-        computes what the original does costs nothing to choose, whatever its share.
-
-        Args:
-            shares_move: whether there is a gradient with respect to the shares.
+        computes what the original does costs nothing to choose, whatever its share. There is no gradient with
+        respect to the shares: a charge for cost would open all of them alike, the worst as fast as the best.
         """
         shares, gates = self._shares(), self.open_gates()
         if shares is None:
             return gates
-        shares = shares if shares_move else shares.detach()
+        shares = shares.detach()
         slot = gates[:, len(CHOICES) - 1 : len(CHOICES)]
         mixture = (shares**2 * self.distance).sum(1, keepdim=True)
         others = 1 - mixture - self.distance * (1 - 2 * shares)

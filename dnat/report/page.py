@@ -12,13 +12,13 @@ from typing import Any
 
 from .. import __version__
 from ..naming import unknown
-from ..summary import legend, signed_interval, spread
+from ..summary import HEADERS, legend, signed_interval, spread
 from .configuration import environments, recipes, settings
 from .figures import DARK, LIGHT, Figure, Look, cost_figure, curve_figure, strip_figure, tradeoff_figure
 from .gather import Report, Run
-from .headline import Headline, duration, headline, sentences, verdict
+from .headline import Headline, duration, headline, is_equal, sentences, verdict
 from .series import SEED_CURVES, Choices, Gates, agreement, choices, gates
-from .table import LAYOUTS, LONG_HEADERS, long_lines, papers_legend, papers_tables
+from .table import LAYOUTS, long_lines, papers_legend, papers_tables
 
 MOST_PICTURES = 24
 PICTURE_BYTES = 1_500_000
@@ -133,7 +133,7 @@ def _told(report: Report, with_published: bool, layout: str) -> dict[str, Any]:
         "long": [(data, long_lines(report, data)) for data in dict.fromkeys(g.data for g in groups)]
         if layout != "papers"
         else [],
-        "long_headers": LONG_HEADERS,
+        "long_headers": HEADERS,
         "legend": legend(report.summary),
         "notes": (*report.summary.notes, *report.notes),
         "sections": sections,
@@ -189,6 +189,9 @@ def _tiles(report: Report) -> list[Tile]:
 def _tile(found: Headline, level: float) -> Tile:
     row = found.row
     notes = [f"{row.method}, n = {row.n}"]
+    equal = [r.method for r in found.group.rows if r is not row and is_equal(r.mean, row.mean)]
+    if equal:
+        notes.append(f"the same as {' and '.join(equal)}, with fewer multiply-adds")
     if found.compared is not None:
         change = signed_interval(found.compared.mean, found.compared.interval, digits_after=2)
         notes.append(f"{change} points to {found.compared.baseline}; {verdict(found.compared, level)}")

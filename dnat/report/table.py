@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..naming import unknown
-from ..summary import HEADERS, cells, digits, escaped, spread
+from ..summary import cells, digits, escaped, spread
 from ..summary import markdown as long_table
 from .gather import Group, Report, Unfinished
 from .headline import is_equal, sentences
@@ -183,14 +183,10 @@ class LongLine:
 
 
 def long_lines(report: Report, data: str) -> list[LongLine]:
-    """The rows of the long table of one data set; `LONG_HEADERS` names the columns."""
+    """The rows of the long table of one data set; `summary.HEADERS` names the columns."""
     level, found = report.summary.significance, []
     for row in (r for r in report.summary.rows if r.data == data):
         c = report.summary.comparison(row)
         significant = c is not None and c.p_holm is not None and c.p_holm <= level
         found.append(LongLine(row.network, cells(row, c, level), significant))
     return found
-
-
-LONG_HEADERS = HEADERS
-"""The columns of `long_lines`, the network's before its cells."""

@@ -251,6 +251,10 @@ class SweepDirectory:
         self._note(name, entry | asdict(outcome) | {"seconds": seconds})
         return seconds
 
+    def refuse(self, name: str, reason: str) -> None:
+        """Note that a trial is not started, since one like it was refused."""
+        self._note(name, self.entries.get(name, {}) | {"state": "failed", "exit_code": 2, "reason": reason})
+
     def _note(self, name: str, entry: dict[str, Any]) -> None:
         self.entries[name] = entry
         self._save()

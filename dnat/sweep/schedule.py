@@ -18,6 +18,9 @@ from .local import ANY_GPU, Local, visible_gpus
 from .settings import Sweep, Trial, plan, resolve
 from .trials import Attempt, Outcome, progress, trial_command
 
+_REFUSED = 2
+"""The exit code of a trial that cannot be done: its network, data or settings are wrong, whatever the seed."""
+
 TICK = 0.2
 """Seconds between two looks at the trials."""
 
@@ -252,11 +255,23 @@ class _Loop:
                 self._show(engine.jobs)
             for name, outcome in engine.ended(TICK):
                 self._end(name, outcome)
+                if outcome.state == "failed" and outcome.exit_code == _REFUSED:
+                    self._hold_back(name, waiting)
                 again = resumed.get(name, 0) < self.options.resumed_at_once
                 if outcome.state == "interrupted" and again and not stopping:
                     resumed[name] = resumed.get(name, 0) + 1
                     waiting.appendleft(name)
             self._show(engine.jobs)
+
+    def _hold_back(self, refused: str, waiting: deque[str]) -> None:
+        """Do not start the trials that differ from a refused one in their seeds alone: all would be refused."""
+        first = self.standings[refused]
+        for name in [*waiting]:
+            other = self.standings[name]
+            if (other.network, other.method) == (first.network, first.method):
+                waiting.remove(name)
+                self.opened.refuse(name, first.reason)
+                self.standings[name] = replace(other, state="failed", exit_code=_REFUSED, reason=first.reason)
 
     def _engine(self) -> Engine:
         options = self.options

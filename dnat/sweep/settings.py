@@ -8,7 +8,6 @@ is not given to it, so that "original" stays one baseline whatever the budget of
 import importlib.machinery
 import re
 import sys
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,13 +15,16 @@ from typing import Any
 
 import tomli_w
 
-from ..config import ALIASES, METHODS, SEARCHING, Job, cores
+from ..config import ALIASES, METHODS, SEARCHING, Job, cores, directory_name, shown
 from ..errors import UsageError
 from ..naming import unknown
 from ..seeds import check_seed
 from ..summary import label
 
 Table = dict[str, Any]
+
+MOST_SEEDS = 10_000
+"""Of a sweep: each is a trial of every network and method."""
 
 NESTED = ("network_options", "search")
 """Settings that are tables themselves: they are joined key by key."""
@@ -49,16 +51,21 @@ def parse_seeds(text: str | int | Iterable[int]) -> tuple[int, ...]:
         text = str(text)
     if not isinstance(text, str):
         return _once("seed", [check_seed(seed) for seed in text])
-    found: list[int] = []
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        if not re.fullmatch(r"\d+(-\d+)?", part):
-            raise UsageError(f"{text!r} are no seeds: give how many (5), a list (0,3,7) or a range (1-5)")
+    ranges = []
+    parts = text.removesuffix(",").split(",")
+    for part in (p.strip() for p in parts):
+        if not re.fullmatch(r"[0-9]{1,18}(-[0-9]{1,18})?", part):
+            raise UsageError(f"{shown(text)} are no seeds: give how many (5), a list (0,3,7) or a range (1-5)")
         first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    if "," not in text and "-" not in text and found:
-        found = list(range(found[0]))
+        ranges.append(range(int(first), int(last or first) + 1))
+    if "," not in text and "-" not in text:
+        ranges = [range(ranges[0].start)]
+    total = sum(r.stop - r.start for r in ranges if r.stop > r.start)
+    if total > MOST_SEEDS:
+        raise UsageError(f"{shown(text)} are {total} seeds, more than {MOST_SEEDS}: nobody could wait for them")
+    found = [seed for seeds in ranges for seed in seeds]
     if not found:
-        raise UsageError(f"{text!r} is no seed at all: give how many (5), a list (0,3,7) or a range (1-5)")
+        raise UsageError(f"{shown(text)} is no seed at all: give how many (5), a list (0,3,7) or a range (1-5)")
     return _once("seed", [check_seed(seed) for seed in found])
 
 
@@ -114,8 +121,8 @@ class Sweep:
         rest, over = dict(table), dict(over or {})
         tables = {}
         for kind in ("network", "method"):
-            given = rest.pop(kind, {})
-            if not isinstance(given, dict) or not all(isinstance(t, dict) for t in given.values()):
+            given = over[kind] if kind in over else rest.pop(kind, {})
+            if kind in over or not isinstance(given, dict) or not all(isinstance(t, dict) for t in given.values()):
                 raise UsageError(
                     f"a sweep takes a list of {kind}s: write {kind}s = [...], and [{kind}.NAME] for one of them"
                 )
@@ -204,12 +211,7 @@ def trial_name(network: str, method: str, seed: int) -> str:
     >>> trial_name("resnet8", "dnat-full@0.7", 3), trial_name("my.nets:make", "nat++", 0)
     ('resnet8-dnat-full-0.7-seed3', 'my.nets-make-nat++-seed0')
     """
-    text = re.sub(r"[^A-Za-z0-9._=+-]+", "-", f"{network}-{method}")
-    text = re.sub(r"\.\.+", ".", text).lstrip("._=+-")
-    ending = f"-seed{seed}"
-    if len(text + ending) > 100:  # longer names are none; what is cut off still counts
-        text = f"{text[: 90 - len(ending)]}-{zlib.crc32(text.encode()):08x}"
-    return text + ending
+    return directory_name(f"{network}-{method}", f"-seed{seed}")
 
 
 def resolve(sweep: Sweep, jobs: int = 1) -> Sweep:
@@ -352,8 +354,6 @@ def check_job(job: Job) -> None:
     from ..networks import check_mode
 
     config = job.config
-    if job.method == "original" and (config.budget is not None or config.latency_budget is not None):
-        raise UsageError("method 'original' changes nothing and keeps no budget: leave it out there")
     check_mode(job.network, config.mode)
     if job.method in SEARCHING:
         configured(job.method, config)

@@ -1,0 +1,161 @@
+"""An edge, and what sets of choices do to a network's values: what is legal together."""
+
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ..tracing import Program, State, Trace
+
+Kind = Literal["unit", "block", "branch", "operation", "skip", "other"]
+ORIGINAL, IDENTITY, NONE = "original", "identity", "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """A place where a network may change.
+
+    Attributes:
+        key: "entry path" or "entry path>exit path"; the same in every process.
+        kind: see the module.
+        operation: what the edge computes now, by the field's name ("conv_3x3", "null", a class).
+        entry, exit: paths of the modules at which the edge begins and ends.
+        shape_in, shape_out: without the batch, as seen on the first example.
+        madds: multiply-adds of one image.
+        choices: what it may become, "original" first, then other operations by name, then identity and none.
+        group: edges of one group share theta in Cell mode.
+        copies: code behind the edge writes into its output, so an identity must make a copy.
+        lone: its calls give it nothing but one tensor, so that `nn.Identity` can take its place.
+        refused: (choice, why not) for each choice that it does not have.
+        others: (name, multiply-adds of one image) of the other operations that it may become.
+        part: where its module is given or gives several tensors: which of those that it gives is the edge's
+            output, the only one that anything reads.
+    """
+
+    key: str
+    kind: Kind
+    operation: str
+    entry: str
+    exit: str
+    shape_in: tuple[int, ...]
+    shape_out: tuple[int, ...]
+    madds: int
+    choices: tuple[str, ...]
+    group: str
+    copies: bool = False
+    lone: bool = True
+    refused: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
+    others: tuple[tuple[str, int], ...] = ()
+    part: int | None = None
+    program: Program = field(repr=False, compare=False)
+
+    def values(self, trace: Trace) -> list[tuple[int, int]]:
+        """The values (in, out) of each of the edge's calls in a trace."""
+        entries, exits = trace.calls_of(self.entry), trace.calls_of(self.exit)
+        pairs = ((trace.calls[a], trace.calls[b]) for a, b in zip(entries, exits, strict=True))
+        return [(first.inputs[0], last.outputs[self.part or 0]) for first, last in pairs]
+
+    @property
+    def reentrant(self) -> bool:
+        """Whether it runs in a checkpoint with `use_reentrant=True`, which passes on no gradient of its own where
+        what goes in needs none."""
+        return any(t.calls[i].reentrant for t in self.program.traces for i in t.calls_of(self.entry))
+
+    def interleaved(self) -> int:
+        """How many calls of its first module lie before the first that is followed by its last, at the most."""
+        most = 1
+        for trace in self.program.traces:
+            order = sorted(
+                [(i, 1) for i in trace.calls_of(self.entry)] + [(i, -1) for i in trace.calls_of(self.exit)]
+            )
+            open_ = 0
+            for _, step in order if self.entry != self.exit else ():
+                open_ += step
+                most = max(most, open_)
+        return most
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        """The choices in which something else makes its output of its input: operations, and the identity."""
+        return tuple(c for c in self.choices if c not in (ORIGINAL, NONE))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The choices that are modules of their own: operations; an identity on a null edge, or that reduces."""
+        own = self.kind == "skip" or self.reduces
+        return tuple(c for c in self.passes if c != IDENTITY or own)
+
+    def added(self, choice: str) -> float:
+        """Multiply-adds of one image that come with a choice."""
+        if choice == IDENTITY:
+            return float(self.shape_in[0] * math.prod(self.shape_out)) if self.reduces else 0.0
+        return float(dict(self.others).get(choice, 0))
+
+    @property
+    def reduces(self) -> bool:
+        """Whether its identity is a `FactorizedReduce`, with weights and multiply-adds of its own."""
+        return IDENTITY in self.choices and self.shape_in != self.shape_out
+
+    def without(self, choice: str, why: str) -> "Edge":
+        """The edge with one choice less."""
+        choices = tuple(c for c in self.choices if c != choice)
+        return replace(self, choices=choices, refused=(*self.refused, (choice, why)))
+
+
+def in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:
+    """Edges in order of execution, an outer one before those inside it; what is not called comes last."""
+    edges = list(edges)
+    order: dict[str, int] = {}
+    for edge in edges[:1]:
+        for i, call in enumerate(edge.program.traces[0].calls):
+            order.setdefault(call.path, i)
+    last = len(order)
+    return tuple(sorted(edges, key=lambda e: (order.get(e.entry, last), -order.get(e.exit, last))))
+
+
+def replacements(trace: Trace, choices: Mapping[Edge, str]) -> tuple[set[int], dict[int, int]]:
+    """What a set of choices does to a trace's values: those that become zero, and those that become another.
+
+    A value that another operation computes counts as becoming that operation's input: it depends on nothing else.
+    Where several edges end at one value, the outermost that changes decides: what is inside is gone with it.
+    """
+    found: dict[int, tuple[int, str]] = {}
+    for edge, choice in choices.items():
+        if choice == ORIGINAL:
+            continue
+        for value_in, value_out in edge.values(trace):
+            if value_out not in found or value_in < found[value_out][0]:
+                found[value_out] = (value_in, choice)
+    zero = {out for out, (_, choice) in found.items() if choice == NONE}
+    return zero, {out: start for out, (start, choice) in found.items() if choice != NONE}
+
+
+def problems(choices: Mapping[Edge, str]) -> list[str]:
+    """Why a set of choices cannot be made together, over all traces; empty if it can (`Trace.problems`)."""
+    programs = {id(edge.program): edge.program for edge in choices}
+    found: dict[str, None] = {}
+    for program in programs.values():
+        for trace in program.traces:
+            zero, same = replacements(trace, choices)
+            found.update(dict.fromkeys(trace.problems(zero, same)))
+            found.update(dict.fromkeys(_reductions_of_nothing(trace, choices, zero, same)))
+    return list(found)
+
+
+def _reductions_of_nothing(
+    trace: Trace, choices: Mapping[Edge, str], zero: Collection[int], same: Mapping[int, int]
+) -> Iterator[str]:
+    """Operations that would be given zeros: norms make something else of them, so they cannot be dropped."""
+    own = [(edge, choice) for edge, choice in choices.items() if _has_weights(edge, choice)]
+    if not own:
+        return
+    states = trace.propagate(zero, same)
+    for edge, choice in own:
+        for start, out in edge.values(trace):
+            if out in same and states[start] is not State.DATA:
+                what = "reduction" if choice == IDENTITY else choice
+                yield f"{edge.key}: its {what} would be given nothing"
+
+
+def _has_weights(edge: Edge, choice: str) -> bool:
+    return edge.reduces if choice == IDENTITY else choice not in (ORIGINAL, NONE)

@@ -1,0 +1,229 @@
+"""What each edge may become: choices that are exact, and which edges share theta."""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from ..candidates import moves
+from ..naming import unknown
+from ..networks.genotypes import OPERATIONS
+from ..tracing import Program, State, Trace
+from ..transitions import cost_of, read_transitions, transitions
+from .edge import IDENTITY, NONE, ORIGINAL, Edge, problems
+from .places import candidate_edges
+
+
+def legal_edges(
+    program: Program,
+    space: str | Mapping[str, Sequence[str]] = "dnat",
+    *,
+    only: Collection[str] | None = None,
+) -> tuple[Edge, ...]:
+    """Every operation and block of a network, with the choices that would be exact, in order of execution.
+
+    Those without a choice but "original" say why in `Edge.refused`. See `planning.find_edges`, which offers what
+    can also be made.
+    """
+    if isinstance(space, str) and space not in ("dnat", "nat++"):
+        raise unknown("space", space, ["dnat", "nat++"])
+    table = transitions(space) if isinstance(space, str) else read_transitions(space)
+    edges = _worth(_with_choices(edge) for edge in _distinct(candidate_edges(program)))
+    free = {e.key for e in edges if only is None or any(fnmatchcase(e.key, pattern) for pattern in only)}
+    edges = [e if e.key in free else _barred(e) for e in edges]
+    if space != "dnat":
+        edges = [_with_others(edge, table) if edge.key in free else edge for edge in edges]
+    return tuple(edges)
+
+
+def possible_edges(program: Program, names: Mapping[str, str]) -> tuple[Edge, ...]:
+    """Every place of a network with all that could be made of it, offered or not.
+
+    Args:
+        program: from `dnat.trace`.
+        names: {edge key: operation} that edges are to become.
+    """
+    edges = [_with_choices(edge) for edge in candidate_edges(program)]
+    # A grouped convolution has the choices of the dense one.
+    tables = {e.key: {e.operation.removeprefix("g"): (e.operation, names[e.key])} for e in edges if e.key in names}
+    return tuple(_with_others(e, tables[e.key]) if e.key in tables else e for e in edges)
+
+
+def _distinct(edges: Iterable[Edge]) -> list[Edge]:
+    """Of modules that wrap each other and do the same, the unit if there is one, else the outermost."""
+    found: dict[tuple[tuple[int, int], ...], Edge] = {}
+    for edge in edges:
+        place = tuple(edge.values(edge.program.traces[0]))
+        if place not in found or edge.kind in ("unit", "operation"):
+            found[place] = edge
+    return list(found.values())
+
+
+def _worth(edges: Iterable[Edge]) -> list[Edge]:
+    """Without blocks around a single unit (and its activation) that may become no more than the unit may."""
+    edges = list(edges)
+    found = {edge.entry: set(edge.choices) for edge in edges if edge.kind == "unit"}
+
+    def inside(edge: Edge) -> list[set[str]]:
+        return [c for entry, c in found.items() if entry.startswith(edge.entry + ".")]
+
+    return [
+        e
+        for e in edges
+        if e.kind not in ("block", "branch") or len(inside(e)) != 1 or not set(e.choices) <= inside(e)[0]
+    ]
+
+
+def _with_choices(edge: Edge) -> Edge:
+    if edge.kind == "skip":
+        return edge
+    choices, refused = [ORIGINAL], []
+    fixed = _unlearned(edge)
+    none = fixed or _unheard(edge) or next(iter(problems({edge: NONE})), "")
+    for choice, why in ((IDENTITY, fixed or _no_identity(edge)), (NONE, none)):
+        if why:
+            refused.append((choice, why))
+        else:
+            choices.append(choice)
+    kind = "branch" if edge.kind == "block" and NONE in choices else edge.kind
+    return replace(edge, choices=tuple(choices), refused=tuple(refused), kind=kind)
+
+
+def _barred(edge: Edge) -> Edge:
+    """The edge without the choices that it has, since a setting keeps it as it is."""
+    for choice in edge.choices[1:]:
+        edge = edge.without(choice, "not among the edges that may change (setting edges)")
+    return edge
+
+
+def _with_others(edge: Edge, table: Mapping[str, tuple[str, ...]]) -> Edge:
+    """The edge with the other operations that a table lets it become."""
+    shape = edge.program.modules[edge.entry].geometry
+    if _unlearned(edge) or _unheard(edge) or edge.reentrant:  # a checkpoint's first run teaches them nothing
+        return edge
+    trace = edge.program.traces[0]
+    if edge.kind == "unit" and shape and edge.lone:
+        # Of all rows that it is given: a network may split a batch, or put a clip's images into one.
+        elements = sum(math.prod(trace.values[out].shape) for _, out in edge.values(trace))
+        others = moves(edge.operation, shape, table, elements // shape.channels_out // max(trace.batch, 1))
+    elif edge.kind == "operation" and len(edge.choices) > 1 and edge.operation in table:
+        fixed = (edge.operation, "skip_connect", "null")
+        names = [n for n in table[edge.operation] if n in OPERATIONS and n not in fixed]
+        height, width = edge.shape_out[1:]
+        stride = round(edge.shape_in[1] / height)
+        # Pools are free here, as in `dnat.cost`.
+        costs = (cost_of(n, edge.shape_in[0], height, width, stride=stride).madds for n in names)
+        others = tuple((n, 0 if "pool" in n else c) for n, c in zip(names, costs, strict=True))
+    else:
+        return edge
+    names = [name for name, _ in others]
+    return replace(edge, choices=(ORIGINAL, *names, *edge.choices[1:]), others=others)
+
+
+def _no_identity(edge: Edge) -> str:
+    """Why the edge cannot become an identity; empty if it can."""
+    if edge.part is not None:
+        return "it is given or gives several tensors"
+    if edge.kind != "operation":
+        return _unlike(edge)
+    return "it is one" if edge.operation == "skip_connect" else ""
+
+
+def _unlike(edge: Edge) -> str:
+    """How the edge's output differs from its input in shape or type; empty if it does not."""
+    for trace in edge.program.traces:
+        for a, b in ((trace.values[a], trace.values[b]) for a, b in edge.values(trace)):
+            if a.shape != b.shape:
+                return (
+                    f"its input is {'x'.join(map(str, a.shape[1:]))}, its output {'x'.join(map(str, b.shape[1:]))}"
+                )
+            if a.dtype != b.dtype:
+                return f"its input is {a.dtype}, its output {b.dtype}"
+    return ""
+
+
+def _unlearned(edge: Edge) -> str:
+    """Whether the edge runs where the network switches gradients off: its theta could not be trained."""
+    calls = (t.calls[i] for t in edge.program.traces for i in t.calls_of(edge.entry))
+    return "" if all(call.learns for call in calls) else "the network runs it without gradients (under no_grad)"
+
+
+def _unheard(edge: Edge) -> str:
+    """Why the edge's output could not be missed; empty if it depends on the input and is read."""
+    for trace in edge.program.traces:
+        states = trace.propagate()
+        for _, out in edge.values(trace):
+            if states[out] is not State.DATA:
+                return "its output does not depend on the network's input"
+            if not (trace.users[out] or out in trace.outputs):
+                return "its output is not used"
+    return ""
+
+
+def nones_once(edges: Iterable[Edge]) -> list[Edge]:
+    """Takes none from edges where another edge's none does the same and more."""
+    edges = list(edges)
+    changes = {e.key: [_change(e, trace) for trace in e.program.traces] for e in edges if NONE in e.choices}
+    found = []
+    for place, edge in enumerate(edges):
+        for other_place, other in enumerate(edges):
+            if edge is other or edge.key not in changes or other.key not in changes:
+                continue
+            covered = _covers(changes[other.key], changes[edge.key])
+            mutual = covered and _covers(changes[edge.key], changes[other.key])
+            if covered and not (mutual and place < other_place):
+                edge = edge.without(NONE, f"the same as none at {other.key}")
+                break
+        found.append(edge)
+    return found
+
+
+def _change(edge: Edge, trace: Trace) -> tuple[set[int], set[int], frozenset[int]]:
+    """What none at an edge does: the edge's outputs, the values that become zero, the operations that remain."""
+    outs = {out for _, out in edge.values(trace)}
+    states = trace.propagate(outs)
+    return outs, {i for i, state in enumerate(states) if state is State.ZERO}, trace.live(outs)
+
+
+def _covers(
+    outer: list[tuple[set[int], set[int], frozenset[int]]], inner: list[tuple[set[int], set[int], frozenset[int]]]
+) -> bool:
+    """Whether one none makes the other's output zero, and lets nothing live that the other would remove."""
+    pairs = zip(outer, inner, strict=True)
+    return all(outs <= zeros and live_outer <= live for (outs, _, live_outer), (_, zeros, live) in pairs)
+
+
+def groups_of(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
+    """For each edge the key of its Cell-mode group: class and structure of its outermost repeated block, and
+    the edge's place in it. An edge in no repeated block is alone."""
+    counts: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for path, info in program.modules.items():
+        if _may_repeat(program, path):
+            counts[info.name, info.structure] += 1
+    groups = {}
+    for edge in edges:
+        groups[edge.key] = edge.key
+        place = program.modules[edge.entry].place
+        if place is not None:
+            groups[edge.key] = place
+            continue
+        parts = edge.entry.split(".")
+        for depth in range(1, len(parts) + 1):
+            path = ".".join(parts[:depth])
+            found = program.modules.get(path)
+            inside = edge.exit == path or edge.exit.startswith(path + ".")
+            if found is None or not inside or counts[found.name, found.structure] < 2:
+                continue
+            places = [p[len(path) + 1 :] or "." for p in dict.fromkeys((edge.entry, edge.exit))]
+            groups[edge.key] = f"{found.name}-{found.structure}:{'>'.join(places)}"
+            break
+    return groups
+
+
+def _may_repeat(program: Program, path: str) -> bool:
+    """Blocks are modules with parts of their own; a bare Sequential counts if it has a parent to repeat in."""
+    info = program.modules[path]
+    if info.kind == "composite":
+        return bool(path)
+    return info.kind == "container" and info.name == "Sequential" and bool(path)

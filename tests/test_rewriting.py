@@ -1,0 +1,185 @@
+"""Forwards as people write them: sizes that are unpacked, wrapped forwards, tuples and keywords handed on."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+import dnat
+
+
+def wrapped(forward):
+    """As transformers wraps its forwards: the wrapper's own code knows none of the arguments' names."""
+
+    @functools.wraps(forward)
+    def wrapper(self, *args, **kwargs):
+        kwargs.pop("return_dict", None)
+        return forward(self, *args, **kwargs)
+
+    return wrapper
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x, positions, mask=None):
+        *sizes, _ = x.shape
+        shape = (*sizes, self.heads, -1)
+        cos, sin = positions
+        q, k, v = (part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
+        q = q * cos + q.flip(-1) * sin
+        out = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return out.transpose(1, 2).reshape(*sizes, -1), None
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.self = SelfAttention(width, heads)  # a module that is called self, as BERT has it
+        self.output = nn.Linear(width, width)
+
+    @wrapped
+    def forward(self, x, positions=None, *, mask=None, **further):
+        attended, weights = self.self(x, positions, mask)
+        return self.output(attended), weights
+
+
+class Layer(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.attention = Attention(width, heads)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    @wrapped
+    def forward(self, x, positions, mask=None, **further):
+        y, _ = self.attention(self.norm1(x), positions, mask=mask, **further)
+        x = x + y
+        return x + self.down(torch.relu(self.up(self.norm2(x))))
+
+
+class Model(nn.Module):
+    def __init__(self, width=16, heads=4, layers=3):
+        super().__init__()
+        self.embedding = nn.Embedding(30, width)
+        self.layers = nn.ModuleList(Layer(width, heads) for _ in range(layers))
+        self.head = nn.Linear(width, 5)
+
+    def forward(self, ids, mask=None):
+        x = self.embedding(ids)
+        steps = torch.arange(ids.shape[1], dtype=x.dtype)[:, None] / 10
+        positions = (steps.cos(), steps.sin())
+        for layer in self.layers:
+            x = layer(x, positions, mask=mask, flash=False, return_dict=True)
+        return self.head(x.mean(1))
+
+
+def ids(batch=2, length=7):
+    return torch.randint(0, 30, (batch, length), generator=torch.Generator().manual_seed(batch * length))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Model().eval()
+
+
+def test_a_budget_is_kept_by_the_network_that_comes_out(model):
+    edges = dnat.find_edges(dnat.trace(model, ids()))
+    assert {f"layers.{i}.{e}" for i in range(3) for e in ("attention", "down")} <= {
+        e.key for e in edges if "none" in e.choices
+    }
+    relaxed = dnat.relax(model, edges)
+    before = dnat.cost(model, ids()).madds
+    for budget in (0.9, 0.7, 0.5, 0.3):
+        choices = dnat.select(relaxed, budget=budget)
+        assert dnat.cost(dnat.discretize(model, choices, ids()), ids()).madds <= budget * before
+
+
+def test_attention_goes_with_all_that_feeds_it_and_at_any_length(model):
+    choices = {"layers.0.attention": "none", "layers.2.down": "none"}
+    compact = dnat.discretize(model, choices, ids()).eval()
+    names = {name for name, _ in compact.named_modules()}
+    assert not any(name.startswith(("layers.0.attention", "layers.2.up", "layers.0.norm1")) for name in names)
+    relaxed = dnat.relax(model, dnat.find_edges(dnat.trace(model, ids()))).eval()
+    relaxed.set_one_hot(choices)
+    for batch, length in ((2, 7), (1, 3), (5, 11)):
+        assert torch.allclose(compact(ids(batch, length)), relaxed(ids(batch, length)), rtol=1e-5, atol=1e-6)
+
+
+def test_what_was_fixed_when_the_network_was_transformed_may_not_be_given_otherwise(model):
+    compact = dnat.discretize(model, {"layers.0.attention": "none"}, ids())
+    layer, x = compact.layers[0], torch.randn(2, 7, 16)
+    positions = (torch.ones(7, 1), torch.zeros(7, 1))
+    assert layer(x, positions, mask=None, flash=False, return_dict=True).shape == x.shape
+    with pytest.raises(AssertionError, match="mask was None when the network was transformed"):
+        layer(x, positions, mask=torch.zeros(7, 7), flash=False, return_dict=True)
+    with pytest.raises(AssertionError, match=r"further\['flash'\] was False"):
+        layer(x, positions, mask=None, flash=True, return_dict=True)
+
+
+small = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
+tokens = {"vocab_size": 99, **small}
+HUGGING_FACE = {
+    "Bert": ("ForSequenceClassification", tokens),
+    "Roberta": ("ForSequenceClassification", tokens | {"max_position_embeddings": 40}),
+    "DistilBert": (
+        "ForSequenceClassification",
+        {"vocab_size": 99, "dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 64},
+    ),
+    "GPT2": (
+        "LMHeadModel",
+        {"vocab_size": 99, "n_embd": 32, "n_layer": 4, "n_head": 4, "bos_token_id": 0, "eos_token_id": 0},
+    ),
+    "Llama": ("ForCausalLM", tokens | {"num_key_value_heads": 4}),
+    "T5": (
+        "ForConditionalGeneration",
+        {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+    ),
+    "ViT": ("ForImageClassification", small | {"image_size": 32, "patch_size": 8}),
+    "Swin": (
+        "ForImageClassification",
+        {
+            "image_size": 32,
+            "patch_size": 2,
+            "embed_dim": 16,
+            "depths": [2, 2],
+            "num_heads": [2, 4],
+            "window_size": 4,
+        },
+    ),
+    "Wav2Vec2": (
+        "ForSequenceClassification",
+        small
+        | {"vocab_size": 32, "conv_dim": (16, 16), "conv_stride": (5, 2), "conv_kernel": (10, 3)}
+        | {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 16},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", HUGGING_FACE)
+def test_networks_of_transformers_keep_a_budget(family):
+    from dnat.networks.torchvision import import_torchvision
+
+    import_torchvision()  # transformers wants it, and it must find its operators
+    transformers = pytest.importorskip("transformers")
+    kind, options = HUGGING_FACE[family]
+    torch.manual_seed(0)
+    network = getattr(transformers, family + kind)(getattr(transformers, f"{family}Config")(**options)).eval()
+    example = {"input_ids": ids(2, 12)}
+    if family in ("ViT", "Swin"):
+        example = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    elif family == "Wav2Vec2":
+        example = {"input_values": torch.randn(2, 800)}
+    elif family == "T5":
+        example |= {"decoder_input_ids": ids(2, 12)}
+    relaxed = dnat.relax(network, dnat.find_edges(dnat.trace(network, example)))
+    choices = dnat.select(relaxed, budget=0.7)
+    compact = dnat.discretize(network, choices, example)
+    assert dnat.cost(compact, example).madds <= 0.7 * dnat.cost(network, example).madds

@@ -93,6 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "epochs": 600,
         "lr": 0.025,
+        "cutout": "searched",  # 16 pixels, for DARTS and ProxylessNAS alone
         "distillation": 0.0,
         "settle": 0.0,
         "gate": "raw",  # o(x) = theta_same * op(x) + theta_identity * x; no normalization
@@ -108,6 +109,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "improved": {
         "epochs": 200,
         "lr": 0.025,
+        "cutout": 0,
         "distillation": 0.0,
         "settle": 0.5,  # choices are made half way through the stage and come into force step by step
         "gate": "sigmoid",  # bounded gates that prefer to be 0 or 1, so that committing changes little
@@ -134,7 +136,7 @@ PRESETS["fine-tune"] = PRESETS["improved"] | {
 class Search:
     """How the methods search that dnat is compared with: NAT, NAT++, other policies, NAO; see `dnat.baselines`.
 
-    The defaults are those of NAT's code where its intent is clear (reference: methods A2 to A8).
+    The defaults are those of NAT's code where its intent is clear (docs/methods.md A2 to A8).
 
     Raises:
         ValueError, TypeError: as for `Config`.
@@ -146,7 +148,8 @@ class Search:
     """What is transformed: the "genotype" of a network of cells, on a supernet, as in the papers; or the "edges"
     of any network, on its own weights. "auto": the genotype where there is one."""
     epochs: int = _FROM_PRESET
-    """Epochs of the search; by default a sixth of those of the training (100 of 600, as NAT's; NAT++ took 200)."""
+    """Epochs of the search; by default a sixth of those of the training (100 of 600, as NAT's), and for NAT++ with
+    `official` a third (200 of 600, as its code has it)."""
     channels: int = 20
     """Channels of the supernet's first cells."""
     layers: int = 8
@@ -161,6 +164,10 @@ class Search:
     """Momentum of SGD for the shared weights."""
     weight_decay: float = 3e-4
     """Weight decay of the shared weights."""
+    unused_weights: Literal["auto", "rest", "move"] = "auto"
+    """What becomes of shared weights that a step does not use: they "rest", or, once they have been used, "move"
+    by their momentum and weight decay, as under PyTorch 0.4, for which the released code is (docs/methods.md A7).
+    "auto": "move" with `official`, else "rest"."""
     lr_policy: float = 3e-4
     """Learning rate of the policy, by Adam."""
     betas_policy: tuple[float, float] = (0.5, 0.999)
@@ -196,6 +203,11 @@ class Search:
             _check(self, name, "in [0, 1)", lambda v: 0 <= v < 1)
         _check(self, "split", "between 0 and 1", lambda v: 0 < v < 1)
         _check(self, "betas_policy", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+
+    @property
+    def moves_unused(self) -> bool:
+        """Whether shared weights that a step does not use move all the same; see `unused_weights`."""
+        return self.official if self.unused_weights == "auto" else self.unused_weights == "move"
 
     @classmethod
     def from_table(cls, table: Any) -> "Search":
@@ -258,8 +270,9 @@ class Config:
     """Weight decay of the weights; theta never has any."""
     grad_clip: float = 5.0
     """Largest L2 norm of the weights' gradient; 0 switches clipping off."""
-    cutout: int = 0
-    """Side in pixels of the square that cutout blanks; 0 switches it off."""
+    cutout: int | Literal["searched"] = _FROM_PRESET
+    """Side in pixels of the square that cutout blanks; 0 switches it off. "searched": 16, as in DARTS's recipe, in
+    networks of cells and ProxylessNAS's, on images of at least 32 x 32; 0 in others."""
 
     auxiliary: float = 0.4
     """Weight of auxiliary heads' loss, where a network has such heads (DARTS's, GoogLeNet's); 0 ignores them."""
@@ -347,9 +360,8 @@ class Config:
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
             object.__setattr__(self, "architecture_epochs", default)
-        if self.search.epochs is None:
-            search = dataclasses.replace(self.search, epochs=max(1, round(self.epochs / 6)))
-            object.__setattr__(self, "search", search)
+        if not self.search.official:  # otherwise the method decides; see `for_method`
+            object.__setattr__(self, "search", _with_epochs(self.search, self.epochs, 6))
         limit = f"from 1 to epochs ({self.epochs})"
         _check(self, "architecture_epochs", limit, lambda v: 1 <= v <= self.epochs)
         _check(self, "distillation", "from 0 to 1", lambda v: 0 <= v <= 1)
@@ -366,7 +378,6 @@ class Config:
         for name in (
             "auxiliary",
             "matching",
-            "cutout",
             "weight_decay",
             "grad_clip",
             "zero_one_weight",
@@ -374,8 +385,19 @@ class Config:
             "skip_threshold",
         ):
             _check(self, name, "a number of at least 0", lambda v: 0 <= v < math.inf)
+        _check(self, "cutout", "'searched' or a number of at least 0", lambda v: v == "searched" or v >= 0)
         _check(self, "momentum", "in [0, 1)", lambda v: 0 <= v < 1)
         _check(self, "theta_betas", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+
+    def for_method(self, method: str) -> "Config":
+        """The same settings with the epochs of the search that a method has by default.
+
+        >>> config = Config(epochs=600, search=Search(official=True))
+        >>> config.for_method("nat").search.epochs, config.for_method("nat++").search.epochs
+        (100, 200)
+        """
+        share = 3 if method == "nat++" and self.search.official else 6
+        return dataclasses.replace(self, search=_with_epochs(self.search, self.epochs, share))
 
     @property
     def moves(self) -> str | dict[str, Any]:
@@ -439,6 +461,7 @@ class Job:
             self.config.budget is not None or self.config.latency_budget is not None
         ):
             raise UsageError("method 'original' changes nothing and keeps no budget: leave it out there")
+        object.__setattr__(self, "config", self.config.for_method(self.method))
         if self.method not in SEARCHING:
             # The number of epochs follows from the configuration's own.
             named = [f.name for f in fields(Search) if f.name != "epochs"]
@@ -621,6 +644,11 @@ def _check(config: object, name: str, wanted: str, holds: Callable[[Any], bool])
         raise UsageError(f"{name} must be {wanted}, not {shown(value)}")
 
 
+def _with_epochs(search: Search, training: int, share: int) -> Search:
+    """The settings of a search, with a share of the training's epochs where none are given."""
+    return search if search.epochs else dataclasses.replace(search, epochs=max(1, round(training / share)))
+
+
 def _check_budgets(config: Config) -> None:
     if config.latency_budget is not None and config.space != "dnat":
         raise UsageError(f"space {config.space!r} knows multiply-adds alone: give a budget, not a latency_budget")
@@ -649,13 +677,13 @@ def _check_types(config: Any) -> None:
         several = isinstance(hint, UnionType) or get_origin(hint) is Union
         options = [o for o in get_args(hint) if o is not type(None)] if several else [hint]
         wanted = options[0]
-        problem = _type_problem(value, wanted)
-        if problem and all(_type_problem(value, other) for other in options[1:]):
+        problems = [_type_problem(value, option) for option in options]
+        if all(problems):
             raise (UsageError if get_origin(wanted) is Literal else WrongTypeError)(
-                f"{f.name} must be {problem}, not {_show(value)}"
+                f"{f.name} must be {' or '.join(problems)}, not {_show(value)}"
             )
         _check_range(f.name, value)
-        if wanted is float and not problem:
+        if wanted is float and not problems[0]:
             object.__setattr__(config, f.name, float(value))
 
 
@@ -671,7 +699,8 @@ def _type_problem(value: object, wanted: Any) -> str:
     """What a value should have been; empty if it is."""
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin is Literal:
-        return "" if value in arguments else f"one of {', '.join(map(str, arguments))}"
+        names = f"one of {', '.join(map(str, arguments))}" if arguments[1:] else repr(arguments[0])
+        return "" if value in arguments else names
     if origin is tuple and arguments[1:] == (...,):
         fits = isinstance(value, tuple) and not any(_type_problem(v, arguments[0]) for v in value)
         return "" if fits else "a list of texts (in Python a tuple)"

@@ -76,9 +76,9 @@ def decide(
     """One decision for every edge.
 
     Each group takes the choice with the largest score (`Theta.scores`) among those that are legal for all its
-    edges, by sign and not by magnitude; ties prefer original, then other operations, identity, none (methods
-    C4.3, C4.4). Then, while the choices together would disconnect an output from the input, leave a node without
-    any input, or could not be made exactly, the group whose original weighs most is restored. If that costs more
+    edges, by sign and not by magnitude; ties prefer original, then others, identity, none (docs/methods.md C5).
+    Then, while the choices together would disconnect an output from the input, leave a node without any input, or
+    could not be made exactly, the group whose original weighs most is restored. If that costs more
     than the limit, the legal choices with the largest sum of scores within the limit are taken instead
     (`dnat.budget.best`). If they cost less than the floor, originals are restored, the most wanted first, as
     long as the floor is not exceeded: theta was charged for what lies above it, and that is no wish to be

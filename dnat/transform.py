@@ -46,6 +46,7 @@ from .training import (
     burden,
     check_finite,
     check_usable,
+    cutout_side,
     effects,
     evaluate,
     is_dead,
@@ -432,6 +433,8 @@ class _Run:
         device = choose_device(config.device)
         original = in_training(copied(self.given).to(device))
         self.data = self.data.to(device)
+        # What is made of the network cannot tell any more what it was made of.
+        config = self.config = replace(config, cutout=cutout_side(config, original, self.data))
         if config.channels_last:
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = self.data.example(2)

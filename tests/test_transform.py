@@ -15,7 +15,9 @@ from torch import nn
 import dnat
 import dnat.baselines
 from dnat.config import Job
+from dnat.data.images import Augmentation
 from dnat.errors import UsageError, WrongTypeError
+from dnat.methods import METHODS as EVERY_METHOD
 from dnat.methods import check_method
 from dnat.records import Records
 from dnat.training import Interrupted, NonFiniteError, theta_rate, theta_steps
@@ -154,6 +156,42 @@ def watched(monkeypatch, runs):
     for method, run in runs.items():  # noqa: B007 (the spy reads it)
         run()
     return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "options", "cut"),
+    [
+        ("darts_v2", 32, {}, 16),
+        ("proxyless_mobile", 32, {}, 16),
+        ("resnet8", 32, {}, 0),
+        ("darts_v2", 16, {}, 0),  # images that would be blank
+        ("darts_v2", 32, {"preset": "improved"}, 0),
+        ("darts_v2", 32, {"cutout": 0}, 0),
+        ("resnet8", 16, {"cutout": 4}, 4),
+        ("proxyless_mobile", 32, {"architecture_epochs": 1, "method": "dnat"}, 16),
+        ("darts_v2", 32, {"method": "random"}, 16),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:lr_theta")
+def test_cutout_is_that_of_the_paper(name, side, options, cut, monkeypatch):
+    """White images, so that what is blanked shows: a square, or what of it lies within."""
+    sizes = {"darts_v2": {"channels": 2, "layers": 3}, "proxyless_mobile": {"width": 0.1}, "resnet8": {"width": 2}}
+    white = torch.full((24, 3, side, side), 255, dtype=torch.uint8), torch.arange(24) % 5
+    grey = (0.5,) * 3
+    data = dnat.Data.from_tensors("white", white, white, augmentation=Augmentation(pad=0))
+    data = replace(data, mean=grey, std=grey)
+    options = dict(options)
+    method = options.pop("method", "original")
+    searching = dnat.config.Search(batch_size=4, samples=1, channels=2, layers=3)
+    c = config(**({"preset": "paper", "epochs": 2, "architecture_epochs": 1, "search": searching} | options))
+    given = dnat.build(name, seed=0, num_classes=5, **sizes[name])
+    batches = watched(monkeypatch, {method: lambda: EVERY_METHOD[method](given, data, c)})[method]
+    assert len(batches) == 6
+    holes = torch.cat([(x == 0).all(1) for x, _ in batches])
+    rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)
+    assert torch.equal(holes.sum((1, 2)), rows * columns)
+    assert int(rows.max()) == int(columns.max()) == cut
+    assert (rows >= cut // 2).all()
 
 
 def test_every_method_sees_the_same_images_and_starts_from_the_same_weights(monkeypatch):

@@ -65,7 +65,7 @@ def _some(training: Data, config: Config) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def judge_as_released(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], config: Config) -> Evaluation:
-    """As the code of NAT and NAT++ judges: in train mode, norms using each batch's statistics (methods A8)."""
+    """As the code of NAT and NAT++ judges: in train mode, by each batch's statistics (docs/methods.md A8)."""
     network.train()
     with frozen_statistics(network):
         return measured(network, batches, config)

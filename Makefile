@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test check format newest clean
+.PHONY: help demo test slow check mutants format newest clean
 
 help:
 	@echo "make demo     a sweep over three methods and three seeds on the digits, and its report (about two minutes)"
-	@echo "make test     the tests"
+	@echo "make test     the tests, but for the slow ones"
+	@echo "make slow     the slow tests"
 	@echo "make check    format, lint, types, doctests"
+	@echo "make mutants  whether the tests notice changes of the core: N=20 of them, drawn by SEED=0 (about 15 minutes)"
 	@echo "make format   put the code into shape"
 	@echo "make newest   the tests with the newest torch that pip offers, in a venv of its own"
 
@@ -26,13 +28,22 @@ demo: $(STAMP)
 
 # Each test has one thread; with a process a core (at most eight) the suite takes half the time on two cores.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m "not slow"
+
+# Whole trainings, longer than what `make test` has of their kind.
+slow: $(STAMP)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --doctest-modules dnat
+
+N ?= 20
+SEED ?= 0
+mutants: $(STAMP)
+	$(BIN)/python benchmarks/mutants.py -n $(N) --seed $(SEED)
 
 format: $(STAMP)
 	$(BIN)/ruff format

@@ -77,11 +77,11 @@ def decide(
 
     Each group takes the choice with the largest score (`Theta.scores`) among those that are legal for all its
     edges, by sign and not by magnitude; ties prefer original, then others, identity, none (docs/methods.md C5).
-    Then, while the choices together would disconnect an output from the input, leave a node without any input, or
-    could not be made exactly, the group whose original weighs most is restored. If that costs more
-    than the limit, the legal choices with the largest sum of scores within the limit are taken instead
-    (`dnat.budget.best`). If they cost less than the floor, originals are restored, the most wanted first, as
-    long as the floor is not exceeded: theta was charged for what lies above it, and that is no wish to be
+    Then, where the choices together would disconnect an output from the input, leave a node without any input, or
+    could not be made exactly, groups are restored: those whose originals weigh most, and none that had no part in
+    it. If that costs more than the limit, the legal choices with the largest sum of scores within the limit are
+    taken instead (`dnat.budget.best`). If they cost less than the floor, originals are restored, the most wanted
+    first, as long as the floor is not exceeded: theta was charged for what lies above it, which is no wish to be
     cheaper still.
 
     Args:
@@ -160,19 +160,29 @@ def decide(
 def _repair(
     relaxed: RelaxedNetwork, choices: dict[str, str], scores: Mapping[str, Mapping[str, float]]
 ) -> Reasons:
-    """Restore groups in `choices` until the choices can be made together; returns why."""
-    restored: Reasons = {}
+    """Restore groups in `choices` until the choices can be made together; returns why.
+
+    Those whose originals weigh most come first, and those that had no part in the trouble get their choice back:
+    each that stays restored is needed.
+    """
+    wanted = dict(choices)
 
     def trouble(changed: Mapping[str, str]) -> list[str]:
         return problems({e: changed[relaxed.groups[relaxed.row(e)]] for e in relaxed.edges})
 
-    while found := trouble(choices):
-        changed = [g for g, c in choices.items() if c != ORIGINAL]
-        assert changed, f"the untouched network has problems: {found}"
-        alone = [g for g in changed if not trouble({**choices, g: ORIGINAL})]
-        best = max(alone or changed, key=lambda g: scores[g][ORIGINAL])
-        restored[best] = ("legality", f"{choices[best]} was restored to original: {found[0]}")
-        choices[best] = ORIGINAL
+    changed = [g for g, c in wanted.items() if c != ORIGINAL]
+    tried: list[str] = []
+    for group in sorted(changed, key=lambda g: scores[g][ORIGINAL], reverse=True):
+        if not trouble(choices):
+            break
+        tried.append(group)
+        choices[group] = ORIGINAL
+    restored: Reasons = {}
+    for group in reversed(tried):
+        if why := trouble({**choices, group: wanted[group]}):
+            restored[group] = ("legality", f"{wanted[group]} was restored to original: {why[0]}")
+        else:
+            choices[group] = wanted[group]
     return restored
 
 

@@ -7,7 +7,7 @@ The damage of a choice is
 with the answers' probabilities p = softmax(scores); of outputs that are no class scores, the mean squared
 difference as a share of the outputs' variance. Batch norms use the statistics of the images that are shown: with
 those that the network recorded, a choice is blamed for what any step of training would mend (FastNAS and NNCF
-re-estimate norms, too, before they judge). What the norms alone do to the answers is taken off. No label is needed.
+re-estimate norms, too, before they judge). What norms alone do to the answers is taken off. No label is needed.
 
 Damages of choices that are made together are nearly their sum where each is small, so that the set with the least
 sum within a budget (`dnat.budget.best`) is a good one to begin with; `improved` exchanges choices while the damage

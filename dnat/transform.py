@@ -308,7 +308,7 @@ def named(network: nn.Module | str, data: Data | str, config: Config | None) -> 
     return network, data, config
 
 
-def check(network: nn.Module, data: Data, config: Config, *, transforming: bool = True) -> None:
+def check(network: nn.Module, data: Data, config: Config, *, transforming: bool) -> None:
     """Find out what can be known to fail, before anything is trained or written.
 
     Raises:

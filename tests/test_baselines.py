@@ -411,8 +411,8 @@ FEW = ["--set", "search.epochs=1", "--set", "search.samples=2", "--set", "search
     [
         ("nat", "resblock"),
         ("nat++", "darts_v2"),
-        ("nao", "darts_v2"),
-        ("nat++", "resnet8"),
+        pytest.param("nao", "darts_v2", marks=pytest.mark.slow),
+        pytest.param("nat++", "resnet8", marks=pytest.mark.slow),
     ],
 )
 def test_the_command_ends_with_files_from_which_the_network_comes_back(method, name, tmp_path):
@@ -448,6 +448,7 @@ def test_a_search_divides_what_it_is_given_by_the_seed():
     assert not torch.equal(one, three)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "name"),
     [

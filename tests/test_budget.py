@@ -4,6 +4,7 @@ import random
 import pytest
 import torch
 from reference import SMALL, images, small
+from torch import nn
 
 import dnat
 from dnat.budget import Costs, InfeasibleError, _Model, best, by_edge, cheapest
@@ -125,6 +126,36 @@ def test_budgets_of_real_networks_are_kept(name):
         found = best(groups, scores, costs, limit)
         assert costs.of(by_edge(groups, found)) <= limit
         assert not problems(by_edge(groups, found))
+
+
+class Unread(nn.Module):
+    """Computes a branch that nobody reads, inside and beside what can change."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.unread = nn.Conv2d(4, 7, 3, padding=1)
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        self.unread(x)
+        return self.head((x + self.conv(x)).mean((2, 3)))
+
+
+def test_what_nobody_reads_is_paid_for_and_stays():
+    network = Unread()
+    edges = edges_of(network)
+    assert [e.key for e in edges] == ["conv"]
+    costs, fixed, conv = Costs(edges), 64 * 9 * (3 * 4 + 4 * 7) + 4 * 5, 64 * 9 * 4 * 4
+    assert costs.total == costs.of({}) == dnat.cost(network, images()).madds == fixed + conv
+    assert costs.of({edges[0]: "none"}) == fixed
+    groups, scores = groups_of(edges), {"conv": {"original": 1.0, "identity": 0.5, "none": 0.0}}
+    assert best(groups, scores, costs, fixed + conv) == {"conv": "original"}
+    assert best(groups, scores, costs, fixed + conv - 1) == {"conv": "identity"}
+    with pytest.raises(InfeasibleError, match=f"smallest reachable cost is {fixed:.6g}"):
+        best(groups, scores, costs, fixed - 1)
 
 
 def test_a_model_gives_the_same_answer_twice():

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from reference import images, small
@@ -131,6 +133,29 @@ def test_latency_is_a_median_of_many_runs():
     assert (found.batch, found.device) == (64, "cpu")
     assert 0 < found.seconds < 1
     assert found.spread >= 0
+
+
+def test_a_fast_network_is_measured_for_long_enough():
+    begun = time.perf_counter()
+    found = latency(nn.Linear(2, 2), torch.zeros(1, 2), least_runs=5, least_seconds=0.05)
+    assert found.runs > 20
+    assert time.perf_counter() - begun >= 0.05
+
+
+def test_operations_that_only_training_does_take_no_seconds():
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.one(x)
+            return self.two(nn.functional.dropout(x * 2) if self.training else x)
+
+    network, x = Dropping(), torch.randn(3, 4)
+    program = dnat.trace(network, x)
+    assert [len(t.operations) for t in program.traces] == [2, 4]
+    assert len(operation_seconds(network.train(), x, program, repeats=3)) == 2
 
 
 def test_a_network_that_does_more_takes_longer():

@@ -641,6 +641,7 @@ def test_random_draws_themselves_win_as_often_as_by_chance():
     assert found.regret == pytest.approx(found.control_regret, abs=4 * statistics.pstdev(accuracies) / 20)
 
 
+@pytest.mark.slow
 def test_the_code_of_the_guide_runs(tmp_path):
     guide = (ROOT / "docs" / "ground_truth.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", guide, re.S)
@@ -653,6 +654,7 @@ def test_the_code_of_the_guide_runs(tmp_path):
     assert result.stdout == printed
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     table, out = tmp_path / "table.csv", tmp_path / "out.json"
     table.write_text("architecture,accuracy\n" + "".join(f"{c},{a}\n" for c, a in TABLE.items()))

@@ -115,6 +115,18 @@ def test_a_file_is_synced_moved_and_its_directory_synced_in_that_order(tmp_path,
     assert seen == ["sync file", "move", "sync directory"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files under /proc")
+def test_what_is_saved_is_closed(tmp_path):
+    """A descriptor that stays open at each checkpoint ends a long run at the system's limit, usually 1024."""
+    with Records.open(tmp_path / "run", job()) as records:
+        records.save(1, state(1))
+        before = len(os.listdir("/proc/self/fd"))
+        for step in range(2, 12):
+            records.save(step, state(step))
+            records.write_json("x.json", {"step": step})
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_older_checkpoints_go_only_when_the_new_one_is_safe(tmp_path, monkeypatch):
     with Records.open(tmp_path / "run", job()) as records:
         for step in range(1, 5):
@@ -245,6 +257,14 @@ def test_other_directories_are_left_alone(tmp_path):
     with pytest.raises(ValueError, match="is not empty and not a run directory"):
         Records.open(tmp_path / "mine", job())
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    # Beside what a run that was killed may leave behind it is as precious.
+    (tmp_path / "mine" / ".lock").touch()
+    (tmp_path / "mine" / ".config.toml.7.tmp").touch()
+    with pytest.raises(ValueError, match="is not empty and not a run directory"):
+        Records.open(tmp_path / "mine", job())
+    assert len(list((tmp_path / "mine").iterdir())) == 3
+    (tmp_path / "mine" / "thesis.tex").unlink()
+    Records.open(tmp_path / "mine", job()).close()
 
 
 def test_a_run_is_done_when_its_record_is_there(tmp_path, monkeypatch):

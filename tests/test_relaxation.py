@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 import pickle
 
@@ -126,6 +127,25 @@ def test_a_gate_of_zero_silences_what_is_not_finite():
     assert torch.equal(mix([(y, zero), (x, zero)]), torch.zeros(2))
 
 
+def test_the_mixture_may_be_mapped_over_its_gates():
+    """Under vmap no gate has one value that could be asked for."""
+    x, y = torch.randn(3), torch.tensor([1.0, math.inf, 2.0])
+    one, two = torch.tensor([0.5, 0.0, 1.0]), torch.tensor([0.0, 0.0, 0.0])
+    mapped = torch.func.vmap(lambda a, b: mix([(x, a), (y, b)]))(one, two)
+    assert torch.equal(mapped, one[:, None] * x)
+    per_image = torch.func.vmap(lambda row, a: mix([(row, a), (row * 2, 1 - a)]))(torch.ones(3, 2), one)
+    assert torch.equal(per_image, (2 - one)[:, None].expand(3, 2))
+
+
+def test_the_mixture_waits_for_no_device():
+    """On the meta device there is no value to wait for, as on a GPU none should be."""
+    x, gate = torch.empty(2, 3, device="meta"), torch.empty((), device="meta", requires_grad=True)
+    out = mix([(x, gate), (x, gate), (x, gate)], gate)
+    assert (out.shape, out.device.type) == ((2, 3), "meta")
+    out.sum().backward()
+    assert gate.grad.shape == ()
+
+
 def test_parameters_are_partitioned():
     network, relaxed = relaxed_of("resnet8 with skips")
     weights, thetas = {id(p) for p in relaxed.weights()}, {id(p) for p in relaxed.thetas()}
@@ -211,6 +231,10 @@ def test_edges_of_another_network_are_refused():
     edges = dnat.find_edges(dnat.trace(small("residual"), images()))
     with pytest.raises(ValueError, match="Shared has no conv1>norm1"):
         relax(small("shared"), edges)
+    known = dnat.find_edges(dnat.trace(small("shared"), images()))[0]
+    for place in ("entry", "exit"):
+        with pytest.raises(ValueError, match="were the edges found in another network"):
+            relax(small("shared"), [dataclasses.replace(known, **{place: "nowhere"})])
     with pytest.raises(ValueError, match="no edges to relax"):
         relax(small("shared"), ())
 

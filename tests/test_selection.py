@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 from reference import SMALL, images, small
+from torch import nn
 
 import dnat
 from dnat.budget import Costs, InfeasibleError, cheapest
@@ -74,6 +75,58 @@ def test_a_node_never_starves():
     assert decisions["right"].margin < 0
 
 
+JOINS = {"sum": ("one", "two"), "cat": ("left", "right"), "long sum": ("a", "b", "c"), "stack": ("up", "down")}
+
+
+class Starving(nn.Module):
+    """A convolution and four joins in a row, sums and concatenations, each of which can lose all its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.mid = nn.Conv2d(4, 4, 3, padding=1)
+        for name in itertools.chain(*JOINS.values()):
+            setattr(self, name, nn.Conv2d(4, 4, 1, bias=False))
+        self.join = nn.Conv2d(8, 4, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.mid(torch.relu(self.stem(x)))
+        x = torch.relu(self.one(x) + self.two(x))
+        x = torch.relu(self.join(torch.cat([self.left(x), self.right(x)], 1)))
+        x = torch.relu(self.a(x) + self.b(x) + self.c(x))
+        return self.head(torch.stack([self.up(x), self.down(x)], 1).flatten(1, 2).mean((2, 3)))
+
+
+def starving():
+    network = Starving()
+    return relax(network, dnat.find_edges(dnat.trace(network, images())))
+
+
+def test_a_starving_node_gets_its_best_input_back_and_nothing_else_changes():
+    """Where all inputs of a join are none, the one with the largest theta stays; `mid` has no part in it."""
+    relaxed = starving()
+    assert {e.key for e in relaxed.edges} == {"mid", *itertools.chain(*JOINS.values())}
+    generator = torch.Generator().manual_seed(0)
+    starved = dict.fromkeys(JOINS, 0)
+    for _ in range(40):
+        theta = relaxed.architecture.theta.data
+        theta.uniform_(-1, 0.2, generator=generator)
+        theta[:, 1] = -1
+        set_theta(relaxed, "mid", 0.9, 0.8)  # worth more than any input of a join
+        wanted = {"mid": "identity"}
+        for join, names in JOINS.items():
+            worth = {name: theta[relaxed.row(e), 2].item() for e in relaxed.edges if (name := e.key) in names}
+            wanted |= {name: "none" if value < 0 else "original" for name, value in worth.items()}
+            if max(worth.values()) < 0:
+                wanted[max(worth, key=worth.get)] = "original"
+                starved[join] += 1
+        decisions = decide(relaxed)
+        assert {d.edge.key: d.choice for d in decisions} == wanted
+        assert sum("was restored" in d.reason for d in decisions) == sum(d.margin < 0 for d in decisions)
+    assert min(starved.values()) >= 10, starved
+
+
 @pytest.mark.parametrize("mode", ["full", "cell"])
 @pytest.mark.parametrize("name", ["residual", "two branches", "resnet8", "resnet8 with skips", "sequential"])
 def test_whatever_theta_is_the_network_lives(name, mode):
@@ -100,6 +153,7 @@ def test_a_budget_is_kept_whatever_theta_is(name, mode, budget):
     costs, groups = Costs(relaxed.edges), relaxed.by_group()
     limit = 3000 if budget == "3000" else {"70%": 0.7}.get(budget, budget) * costs.total
     least = cheapest(groups, {g: relaxed.choices_of(g) for g in groups}, costs)[1]
+    assert (least > limit) is (budget == "3000")
     for _ in range(5):
         relaxed.architecture.theta.data.normal_(0, 1, generator=generator)
         if least > limit:
@@ -168,6 +222,22 @@ def test_nothing_below_the_floor_that_could_be_kept(name, share):
         assert choice == "original" or not dearer or costs.of(more) > floor or problems(more)
     # Without a wish to be cheap nothing is restored.
     assert {d.edge: d.choice for d in decide(relaxed, floor=0.0)} == cheap
+
+
+def test_with_room_for_one_the_most_wanted_comes_back():
+    """Two edges of one cost that theta dropped; what each lost by decides, not what either is worth."""
+    relaxed = relaxed_of("in place")
+    keys = ["conv1>norm1", "conv2>norm2"]
+    costs = Costs(relaxed.edges)
+    room = costs.total - next(e.madds for e in relaxed.edges if e.key == keys[0])
+    for (wanted, other), (near, far) in itertools.product(
+        (keys, keys[::-1]), [((0.5, 0.4), (0.9, 0.6)), ((0.9, 0.85), (0.7, 0.3))]
+    ):
+        set_theta(relaxed, wanted, *near)
+        set_theta(relaxed, other, *far)
+        assert set(dnat.select(relaxed).values()) == {"identity"}
+        kept = {d.edge.key: d.choice for d in decide(relaxed, floor=room)}
+        assert kept == {wanted: "original", other: "identity"}
 
 
 @pytest.mark.parametrize("budget", [None, 0.9, 0.7, 0.5])

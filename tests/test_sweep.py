@@ -327,6 +327,8 @@ if kind == "killed" and starts == 1:
     os.kill(os.getpid(), signal.SIGKILL)
 if kind == "preempted" and starts == 1:
     sys.exit(75)
+if kind == "evicted" and starts < 9:
+    sys.exit(75)
 if kind == "slow":
     asked = []
     signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
@@ -423,6 +425,12 @@ def test_what_was_interrupted_goes_on_at_once_if_asked(stand_in):
     found = run_sweep(of_kinds("killed", "preempted", "vanish"), "s", Options(retries=1))
     assert states(found) == {"killed": "done", "preempted": "done", "vanish": "failed"}
     assert starts(stand_in / "s") == {"killed": 2, "preempted": 2, "vanish": 1}
+
+
+def test_what_is_always_interrupted_is_not_started_for_ever(stand_in):
+    found = run_sweep(of_kinds("evicted", "last"), "s", Options(retries=2))
+    assert states(found) == {"evicted": "interrupted", "last": "done"}
+    assert starts(stand_in / "s") == {"evicted": 3, "last": 1}
 
 
 def test_what_is_refused_at_one_seed_is_not_started_at_others(stand_in):

@@ -20,6 +20,7 @@ from dnat.training import (
     Trainer,
     batches_per_epoch,
     evaluate,
+    frozen,
     frozen_statistics,
     images_last,
     learning_rate,
@@ -166,19 +167,33 @@ def test_with_a_limit_only_what_lies_above_it_is_charged():
 
 
 def test_the_teachers_answers_are_learned_beside_the_labels():
-    """Against the definition: (1 - w) CE + w T^2 sum p log(p / q) with softmax at temperature T."""
-    trainer = relaxed_trainer(distillation=0.3, distillation_temperature=2.0)
-    torch.manual_seed(3)
+    """Against the definition: (1 - w) CE + w T^2 sum p log(p / q) with p (the teacher's), q at temperature T."""
+    temperature, weight = 3.0, 0.3
+    trainer = relaxed_trainer(distillation=weight, distillation_temperature=temperature)
     trainer.teacher = small("residual").eval()
+    with torch.no_grad():
+        for parameter in trainer.teacher.parameters():
+            parameter.add_(torch.randn_like(parameter))
     trainer.network.eval()
     x, y = images(), torch.tensor([0, 1, 2, 3])
     with torch.no_grad():
         loss, _ = trainer._loss(x, y, trainer._answers(x))
-        ours, theirs = trainer.network(x), trainer.teacher(x + 0)
-        p, q = (theirs / 2).softmax(1), (ours / 2).softmax(1)
-        apart = (p * (p / q).log()).sum(1).mean()
-        wanted = 0.7 * cross_entropy(ours, y) + 0.3 * 4 * apart
-    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+        ours, theirs = trainer.network(x).tolist(), trainer.teacher(x).tolist()
+
+    def shares(row, temperature=1.0):
+        parts = [math.exp(score / temperature) for score in row]
+        return [part / sum(parts) for part in parts]
+
+    def kl(p, q):
+        return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+    labels = -sum(math.log(shares(row)[label]) for row, label in zip(ours, y.tolist(), strict=True)) / len(ours)
+    pairs = [(shares(t, temperature), shares(o, temperature)) for t, o in zip(theirs, ours, strict=True)]
+    apart = sum(kl(p, q) for p, q in pairs) / len(pairs)
+    assert apart > 0.01
+    assert abs(apart - sum(kl(q, p) for p, q in pairs) / len(pairs)) > 0.01  # the direction matters here
+    wanted = (1 - weight) * labels + weight * temperature**2 * apart
+    assert loss.item() == pytest.approx(wanted, rel=1e-5)
     trainer.teacher = None
     assert trainer._answers(x) is None
 
@@ -241,6 +256,15 @@ def test_a_frozen_network_is_refused():
     network = small("residual").requires_grad_(False)
     with pytest.raises(ValueError, match="Residual has no parameters to train"):
         Trainer(network, tiny_data(), config(), Progress())
+
+
+def test_what_was_frozen_before_is_so_afterwards():
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    with frozen(layer.parameters()):
+        assert not layer.weight.requires_grad
+    assert layer.weight.requires_grad
+    assert not layer.bias.requires_grad
 
 
 def test_partly_frozen_weights_stay():

@@ -3,6 +3,7 @@ import functools
 import itertools
 import json
 import re
+import sys
 import warnings
 from dataclasses import asdict, replace
 
@@ -15,6 +16,7 @@ from torch import nn
 import dnat
 import dnat.baselines
 from dnat.config import Job
+from dnat.cost import Latency
 from dnat.data.images import Augmentation
 from dnat.errors import UsageError, WrongTypeError
 from dnat.methods import METHODS as EVERY_METHOD
@@ -218,6 +220,13 @@ def test_the_global_state_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
     assert not torch.are_deterministic_algorithms_enabled()
     assert weights_digest(given) == digest
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        dnat.train(network(), tiny_data(), config(epochs=1, architecture_epochs=1))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_momentum_of_kept_weights_goes_on():
@@ -276,6 +285,31 @@ def test_a_time_budget_leaves_less_to_do(tmp_path):
         seconds = records.read_json("latencies.json")["seconds"]
     assert result.cost_after.madds < result.cost_before.madds
     assert sum(seconds) == pytest.approx(result.latency_before.seconds, rel=3)
+
+
+def test_a_time_budget_that_was_missed_is_tried_again_with_a_smaller_one(monkeypatch):
+    """Networks that take half as long again as the times of their operations promise; the clock is made up."""
+
+    def seconds(network, example, program, **options):
+        return [op.madds / whole for op in program.traces[0].operations]
+
+    def measured(network, example, **options):
+        found = 1.5 * dnat.cost(network, example[:1]).madds / whole * len(example)
+        return Latency(found, 0.0, 20, len(example), "cpu")
+
+    given, whole = small("resnet8"), 2 * dnat.cost(small("resnet8"), images()).madds
+    monkeypatch.setattr("dnat.planning.operation_seconds", seconds)
+    monkeypatch.setattr(sys.modules["dnat.transform"], "latency", measured)
+    c = config(latency_budget=0.7, latency_batch=2, settle=0.0)
+    result = dnat.transform(given, tiny_data(classes=5), c)
+    assert not result.commitment.notes
+    assert result.latency_after.seconds <= 0.7
+    assert 0 < result.cost_after.madds < 0.7 * result.cost_before.madds
+    monkeypatch.setattr(
+        sys.modules["dnat.transform"], "latency", lambda network, example: Latency(2.0, 0.0, 20, 2, "cpu")
+    )
+    stubborn = dnat.transform(given, tiny_data(classes=5), c)
+    assert stubborn.commitment.notes == ("the time budget of 700.00 ms was not reached",)
 
 
 def test_the_report_says_what_was_saved_and_what_could_not_change():
@@ -413,6 +447,15 @@ def test_names_will_do_and_other_things_are_refused():
         dnat.transform("resnet8", [])
     with pytest.raises(TypeError, match=r"a network must be a torch.nn.Module or a name, not int"):
         dnat.transform(3, "digits")
+
+
+def test_a_run_writes_its_files_and_no_others(tmp_path):
+    j = job()
+    for method in METHODS:
+        with Records.open(tmp_path / method, j) as records:
+            METHODS[method](network(), tiny_data(), j.config, records=records)
+        names = {p.name for p in (tmp_path / method).iterdir() if p.suffix != ".ckpt"}
+        assert names == {".lock", "config.toml", "environment.json", "status.json", "metrics.jsonl"}
 
 
 def test_a_run_that_began_with_other_weights_is_not_gone_on_with(tmp_path):

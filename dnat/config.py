@@ -93,6 +93,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "epochs": 600,
         "lr": 0.025,
+        "warm_up": 0.0,
+        "cutout": "searched",  # 16 pixels, for DARTS and ProxylessNAS alone
         "distillation": 0.0,
         "settle": 0.0,
         "gate": "raw",  # o(x) = theta_same * op(x) + theta_identity * x; no normalization
@@ -108,6 +110,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "improved": {
         "epochs": 200,
         "lr": 0.025,
+        "warm_up": 0.0,
+        "cutout": 0,
         "distillation": 0.0,
         "settle": 0.5,  # choices are made half way through the stage and come into force step by step
         "gate": "sigmoid",  # bounded gates that prefer to be 0 or 1, so that committing changes little
@@ -134,7 +138,7 @@ PRESETS["fine-tune"] = PRESETS["improved"] | {
 class Search:
     """How the methods search that dnat is compared with: NAT, NAT++, other policies, NAO; see `dnat.baselines`.
 
-    The defaults are those of NAT's code where its intent is clear (reference: methods A2 to A8).
+    The defaults are those of NAT's code where its intent is clear (docs/methods.md A2 to A8).
 
     Raises:
         ValueError, TypeError: as for `Config`.
@@ -146,7 +150,8 @@ class Search:
     """What is transformed: the "genotype" of a network of cells, on a supernet, as in the papers; or the "edges"
     of any network, on its own weights. "auto": the genotype where there is one."""
     epochs: int = _FROM_PRESET
-    """Epochs of the search; by default a sixth of those of the training (100 of 600, as NAT's; NAT++ took 200)."""
+    """Epochs of the search; by default a sixth of those of the training (100 of 600, as NAT's), and for NAT++ with
+    `official` a third (200 of 600, as its code has it)."""
     channels: int = 20
     """Channels of the supernet's first cells."""
     layers: int = 8
@@ -161,6 +166,10 @@ class Search:
     """Momentum of SGD for the shared weights."""
     weight_decay: float = 3e-4
     """Weight decay of the shared weights."""
+    unused_weights: Literal["auto", "rest", "move"] = "auto"
+    """What becomes of shared weights that a step does not use: they "rest", or, once they have been used, "move"
+    by their momentum and weight decay, as under PyTorch 0.4, for which the released code is (docs/methods.md A7).
+    "auto": "move" with `official`, else "rest"."""
     lr_policy: float = 3e-4
     """Learning rate of the policy, by Adam."""
     betas_policy: tuple[float, float] = (0.5, 0.999)
@@ -196,6 +205,11 @@ class Search:
             _check(self, name, "in [0, 1)", lambda v: 0 <= v < 1)
         _check(self, "split", "between 0 and 1", lambda v: 0 < v < 1)
         _check(self, "betas_policy", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+
+    @property
+    def moves_unused(self) -> bool:
+        """Whether shared weights that a step does not use move all the same; see `unused_weights`."""
+        return self.official if self.unused_weights == "auto" else self.unused_weights == "move"
 
     @classmethod
     def from_table(cls, table: Any) -> "Search":
@@ -252,14 +266,17 @@ class Config:
 
     lr: float = _FROM_PRESET
     """Learning rate of the weights at the start; one cosine over both stages brings it to 0."""
+    warm_up: float = _FROM_PRESET
+    """Epochs in which the learning rate rises from 0, evenly."""
     momentum: float = 0.9
     """Momentum of SGD for the weights."""
     weight_decay: float = 3e-4
     """Weight decay of the weights; theta never has any."""
     grad_clip: float = 5.0
     """Largest L2 norm of the weights' gradient; 0 switches clipping off."""
-    cutout: int = 0
-    """Side in pixels of the square that cutout blanks; 0 switches it off."""
+    cutout: int | Literal["searched"] = _FROM_PRESET
+    """Side in pixels of the square that cutout blanks; 0 switches it off. "searched": 16, as in DARTS's recipe, in
+    networks of cells and ProxylessNAS's, on images of at least 32 x 32; 0 in others."""
 
     auxiliary: float = 0.4
     """Weight of auxiliary heads' loss, where a network has such heads (DARTS's, GoogLeNet's); 0 ignores them."""
@@ -299,11 +316,16 @@ class Config:
     warm_start: bool = True
     """Whether other operations begin as a function close to the original: the middle of its kernel, or the nearest
     separable ones. Otherwise they begin with random weights."""
-    judge: Literal["theta", "loss"] = "theta"
-    """What choices are made by, within a budget: "theta", or "loss": what each would do to the training loss if it
-    alone were made, found by trying every one of them (`trial_batches`) when the choices are made."""
+    judge: Literal["theta", "loss", "answers"] = "theta"
+    """What choices are made by, within a budget: "theta"; "loss": what each would do to the training loss if it
+    alone were made, found by trying every one (`trial_batches`) when the choices are made; "answers": what they do
+    to the network's answers, each alone and the best sets as a whole, with norms re-estimated (`judge_images`,
+    `dnat.sensitivity`). That needs no theta: without `architecture_epochs` the choices are made before anything is
+    trained, and all epochs train the compact network."""
     trial_batches: int = 2
     """Batches on which a choice is tried, where the loss is the judge."""
+    judge_images: int = 500
+    """Training images, without their labels, on which choices are tried, where the answers are the judge."""
     settle: float = _FROM_PRESET
     """Last part of the architecture stage, in which the choices are made already and come into force step by step:
     gates go to 0 and 1 while the weights train on, so that dropping the rest loses nothing. 0: all at once."""
@@ -338,20 +360,21 @@ class Config:
             object.__setattr__(self, "threads", cores())
         _check_budgets(self)
         _check_moves(self)
-        if self.judge == "loss" and self.budget is None and self.latency_budget is None:
-            raise UsageError("judge 'loss' needs a budget: without one nothing is worth a higher loss")
-        for name in ("epochs", "batch_size", "latency_batch", "trial_batches"):
+        if self.judge != "theta" and self.budget is None and self.latency_budget is None:
+            raise UsageError(f"judge {self.judge!r} needs a budget: without one nothing is worth what it does")
+        for name in ("epochs", "batch_size", "latency_batch", "trial_batches", "judge_images"):
             _check(self, name, "at least 1", lambda v: v >= 1)
         _check(self, "threads", f"from 1 to {MOST_THREADS}", lambda v: 1 <= v <= MOST_THREADS)
         _check(self, "device", "auto, cpu, cuda, cuda:1, mps", lambda v: bool(_DEVICE.fullmatch(v)))
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
-            object.__setattr__(self, "architecture_epochs", default)
-        if self.search.epochs is None:
-            search = dataclasses.replace(self.search, epochs=max(1, round(self.epochs / 6)))
-            object.__setattr__(self, "search", search)
-        limit = f"from 1 to epochs ({self.epochs})"
-        _check(self, "architecture_epochs", limit, lambda v: 1 <= v <= self.epochs)
+            object.__setattr__(self, "architecture_epochs", 0 if self.judge == "answers" else default)
+        if not self.search.official:  # otherwise the method decides; see `for_method`
+            object.__setattr__(self, "search", _with_epochs(self.search, self.epochs, 6))
+        least = 0 if self.judge == "answers" else 1
+        limit = f"from {least} to epochs ({self.epochs})"
+        _check(self, "architecture_epochs", limit, lambda v: least <= v <= self.epochs)
+        _check(self, "warm_up", f"from 0 to epochs ({self.epochs})", lambda v: 0 <= v <= self.epochs)
         _check(self, "distillation", "from 0 to 1", lambda v: 0 <= v <= 1)
         _check(self, "cost_target", "from 0 to 1", lambda v: 0 <= v <= 1)
         _check(self, "settle", "in [0, 1)", lambda v: 0 <= v < 1)
@@ -366,7 +389,6 @@ class Config:
         for name in (
             "auxiliary",
             "matching",
-            "cutout",
             "weight_decay",
             "grad_clip",
             "zero_one_weight",
@@ -374,8 +396,19 @@ class Config:
             "skip_threshold",
         ):
             _check(self, name, "a number of at least 0", lambda v: 0 <= v < math.inf)
+        _check(self, "cutout", "'searched' or a number of at least 0", lambda v: v == "searched" or v >= 0)
         _check(self, "momentum", "in [0, 1)", lambda v: 0 <= v < 1)
         _check(self, "theta_betas", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
+
+    def for_method(self, method: str) -> "Config":
+        """The same settings with the epochs of the search that a method has by default.
+
+        >>> config = Config(epochs=600, search=Search(official=True))
+        >>> config.for_method("nat").search.epochs, config.for_method("nat++").search.epochs
+        (100, 200)
+        """
+        share = 3 if method == "nat++" and self.search.official else 6
+        return dataclasses.replace(self, search=_with_epochs(self.search, self.epochs, share))
 
     @property
     def moves(self) -> str | dict[str, Any]:
@@ -439,6 +472,7 @@ class Job:
             self.config.budget is not None or self.config.latency_budget is not None
         ):
             raise UsageError("method 'original' changes nothing and keeps no budget: leave it out there")
+        object.__setattr__(self, "config", self.config.for_method(self.method))
         if self.method not in SEARCHING:
             # The number of epochs follows from the configuration's own.
             named = [f.name for f in fields(Search) if f.name != "epochs"]
@@ -621,6 +655,11 @@ def _check(config: object, name: str, wanted: str, holds: Callable[[Any], bool])
         raise UsageError(f"{name} must be {wanted}, not {shown(value)}")
 
 
+def _with_epochs(search: Search, training: int, share: int) -> Search:
+    """The settings of a search, with a share of the training's epochs where none are given."""
+    return search if search.epochs else dataclasses.replace(search, epochs=max(1, round(training / share)))
+
+
 def _check_budgets(config: Config) -> None:
     if config.latency_budget is not None and config.space != "dnat":
         raise UsageError(f"space {config.space!r} knows multiply-adds alone: give a budget, not a latency_budget")
@@ -649,13 +688,13 @@ def _check_types(config: Any) -> None:
         several = isinstance(hint, UnionType) or get_origin(hint) is Union
         options = [o for o in get_args(hint) if o is not type(None)] if several else [hint]
         wanted = options[0]
-        problem = _type_problem(value, wanted)
-        if problem and all(_type_problem(value, other) for other in options[1:]):
+        problems = [_type_problem(value, option) for option in options]
+        if all(problems):
             raise (UsageError if get_origin(wanted) is Literal else WrongTypeError)(
-                f"{f.name} must be {problem}, not {_show(value)}"
+                f"{f.name} must be {' or '.join(problems)}, not {_show(value)}"
             )
         _check_range(f.name, value)
-        if wanted is float and not problem:
+        if wanted is float and not problems[0]:
             object.__setattr__(config, f.name, float(value))
 
 
@@ -671,7 +710,8 @@ def _type_problem(value: object, wanted: Any) -> str:
     """What a value should have been; empty if it is."""
     origin, arguments = get_origin(wanted), get_args(wanted)
     if origin is Literal:
-        return "" if value in arguments else f"one of {', '.join(map(str, arguments))}"
+        names = f"one of {', '.join(map(str, arguments))}" if arguments[1:] else repr(arguments[0])
+        return "" if value in arguments else names
     if origin is tuple and arguments[1:] == (...,):
         fits = isinstance(value, tuple) and not any(_type_problem(v, arguments[0]) for v in value)
         return "" if fits else "a list of texts (in Python a tuple)"

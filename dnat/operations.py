@@ -16,7 +16,7 @@ class FactorizedReduce(nn.Module):
     no pixel is ignored, their outputs side by side, and a batch norm. It has weights and costs
     `C_out * C_in * H_out * W_out` multiply-adds. With stride 1 it is one plain 1x1 convolution.
 
-    Source: DARTS's FactorizedReduce, which NAT uses for `skip_connect` on reducing edges (methods A2).
+    Source: DARTS's FactorizedReduce, which NAT uses for `skip_connect` on reducing edges (docs/methods.md A2).
 
     Shape:
         - Input: (N, C_in, H, W)

@@ -120,7 +120,7 @@ def _options(job: Job, classes: int, image_shape: tuple[int, ...]) -> dict[str, 
     wanted: dict[str, Any] = {}
     known = definition(job.network)
     if known is not None:
-        # Twice as large images are brought to the usual size by the stem (reference: methods C3).
+        # Twice as large images are brought to the usual size by the stem (docs/methods.md C4).
         stride = 2 if known.image_size == 32 and size >= 64 else 1
         if stride > 1:
             wanted["stem_stride"] = stride

@@ -242,7 +242,8 @@ def label(job: Mapping[str, Any]) -> str:
         name += f"-{_text(job, 'job.mode')}"
     search = job.get("search")
     if isinstance(search, Mapping) and search.get("official"):
-        name += " (official)"
+        # Of NAO's code the model alone is there, and not its search.
+        name += " (official model)" if name == "nao" else " (official)"
     for key, prefix in (("budget", ""), ("latency_budget", "latency ")):
         if job.get(key) is not None:
             name += f" {prefix}{job[key]}"

@@ -31,10 +31,13 @@ from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
 from .selection import none_threshold
-from .tracing import copied, in_mode, in_training, kept_buffers
+from .tracing import copied, frozen_modules, in_mode, in_training, kept_buffers
 
 FASTEST_THETA = 0.1
 """The largest learning rate that is chosen for theta."""
+
+CUTOUT = 16
+"""The side of cutout's square in DARTS's recipe, in pixels (docs/methods.md A9)."""
 
 CHECK_EVERY = 8
 """Steps between two looks at whether the loss is finite: each look waits for the device."""
@@ -158,10 +161,15 @@ def theta_optimizer(relaxed: RelaxedNetwork, config: Config, batches: int) -> to
 def learning_rate(config: Config, step: int, steps: int) -> float:
     """The weights' learning rate at a step: one cosine from `config.lr` to 0 over all steps of both stages.
 
+    In the first `config.warm_up` epochs it is lower: in proportion to the steps that are done, of all in them.
+
     >>> [round(learning_rate(Config(lr=1.0), step, 4), 2) for step in range(5)]
     [1.0, 0.85, 0.5, 0.15, 0.0]
+    >>> [round(learning_rate(Config(lr=1.0, epochs=2, warm_up=1), step, 4), 2) for step in range(5)]
+    [0.5, 0.85, 0.5, 0.15, 0.0]
     """
-    return config.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    rising = config.warm_up * steps / config.epochs
+    return config.lr * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / max(rising, 1.0))
 
 
 def batches_per_epoch(images: int, config: Config) -> int:
@@ -223,6 +231,20 @@ def drop_path(config: Config, stage: str, epoch: int) -> float:
     return config.drop_path * epoch / config.epochs if stage == "network" else 0.0
 
 
+def cutout_side(config: Config, network: nn.Module, data: Data) -> int:
+    """The side in pixels of cutout's square for a network, as it was given; 0 for none.
+
+    >>> from dnat.networks.cells import CellNetwork
+    >>> images = (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    >>> data = Data.from_tensors("black", images, images)
+    >>> cutout_side(Config(preset="paper"), CellNetwork("darts_v2", channels=2, layers=3), data)
+    16
+    """
+    if config.cutout != "searched":
+        return config.cutout
+    return CUTOUT if getattr(network, "searched", False) is True and min(data.image_size) >= 32 else 0
+
+
 @contextmanager
 def frozen(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Within, no gradients are computed for these parameters."""
@@ -250,6 +272,40 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True  # type: ignore[assignment]
+
+
+def take_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Let batch norms record the statistics of what the network computes now, as the plain mean over batches.
+
+    Norms that are frozen (in eval mode within a network in train mode) keep theirs.
+
+    Args:
+        network: is changed in its norms' buffers alone.
+        batches: of images (N, C, H, W).
+    """
+    still = frozen_modules(network)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in still]
+    norms = [m for m in norms if m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    others = [m for m in network.modules() if m not in set(norms)]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over batches
+        # Dropout may draw: not from the run's own stream.
+        with (
+            in_mode(network, True),
+            kept_buffers(others),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=list(devices)),
+        ):
+            torch.manual_seed(0)
+            for images in batches:
+                network(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def images_last(network: nn.Module, config: Config, device: torch.device) -> bool:
@@ -413,7 +469,7 @@ class Trainer:
             progress.epoch,
             config.batch_size,
             start=progress.batch,
-            cutout=config.cutout,
+            cutout=cutout_side(config, self.weights, self.data),
             part=(self.world.rank, self.world.size),
         )
         with closing(batches):
@@ -603,7 +659,7 @@ def burden(plain: nn.Module, relaxed: RelaxedNetwork, data: Data, config: Config
 
     The first of up to 16 images, the same for both; of three steps the fastest counts.
     """
-    batch = data.train_batches(config.seed, 0, config.batch_size, cutout=config.cutout)
+    batch = data.train_batches(config.seed, 0, config.batch_size, cutout=cutout_side(config, plain, data))
     with closing(batch):
         images, labels = (t[:16] for t in next(batch))
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
@@ -659,13 +715,14 @@ def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> 
 
     The mean cross entropy with the group's gates as they are, less that with the choice in force, on the first
     `config.trial_batches` batches of an epoch of training images; norms use the batch's statistics. (Wang et al.
-    2021, DARTS-PT, choose operations by what their removal does to the accuracy; reference: methods C7.4.)
+    2021, DARTS-PT, choose operations by what their removal does to the accuracy.)
 
     Returns:
         A row for each group in the order of theta's columns; 0 for what a group cannot become.
     """
     architecture = relaxed.architecture
-    batches = data.train_batches(config.seed, epoch, config.batch_size, cutout=config.cutout)
+    side = cutout_side(config, relaxed.network, data)
+    batches = data.train_batches(config.seed, epoch, config.batch_size, cutout=side)
     with closing(batches):
         shown = [
             next(batches)
@@ -773,7 +830,7 @@ def is_dead(network: nn.Module, data: Data, images: int = 64) -> bool:
     """Whether a network gives every image the same answer, so that it cannot be better than chance.
 
     That is what a network does in which nothing leads from the images to the scores: of NAT's published runs,
-    those with 10 % accuracy on CIFAR-10 (reference: methods C3). Scores of the first test images are compared, to
+    those with 10 % accuracy on CIFAR-10 (docs/methods.md C4). Scores of the first test images are compared, to
     the rounding of their type.
     """
     with in_mode(network, False), torch.inference_mode():

@@ -1,7 +1,7 @@
 """What an operation of a cell may become: the tables of NAT and NAT++, and tables of your own.
 
 A table says for each operation what it may become, itself first: {"conv_1x1": ("conv_1x1", "skip_connect"), ...}.
-Sources: NAT (reference: methods A4) and NAT++ (methods B1 to B6; guoyongcs/NATv2).
+Sources: NAT (docs/methods.md A4) and NAT++ (docs/methods.md B1 to B6; guoyongcs/NATv2).
 """
 
 import functools
@@ -21,7 +21,7 @@ from .networks.genotypes import OPERATIONS, CellGenotype, Genotype
 
 Table = Mapping[str, tuple[str, ...]]
 
-# NAT++'s thirteen, in its order (methods B1).
+# NAT++'s thirteen, in its order (docs/methods.md B1).
 PRIMITIVES: tuple[str, ...] = (
     *("max_pool_3x3", "max_pool_5x5", "avg_pool_3x3", "avg_pool_5x5", "skip_connect"),
     *("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"),
@@ -59,7 +59,7 @@ class OperationCost:
 def cost_of(
     operation: str, channels: int, height: int, width: int, channels_out: int | None = None, *, stride: int = 1
 ) -> OperationCost:
-    """What an operation costs, as NAT++ ranks them (methods B3).
+    """What an operation costs, as NAT++ ranks them (docs/methods.md B3).
 
     With C channels in, D out, and an output of H x W pixels, the multiply-adds are
 
@@ -115,7 +115,7 @@ def cost_of(
 
 
 def _follows_rule(source: str, target: str) -> bool:
-    """Whether NAT++'s rule allows a change of one operation into another (methods B2)."""
+    """Whether NAT++'s rule allows a change of one operation into another (docs/methods.md B2)."""
     before, after = _anatomy(source), _anatomy(target)
     if before is None or after is None:
         return target in ("skip_connect", "null")
@@ -128,12 +128,12 @@ def _follows_rule(source: str, target: str) -> bool:
 def transitions(space: str) -> Table:
     """The table of a method: for every operation what it may become, itself first, then by falling cost.
 
-    "nat", and "dnat", which has the same: everything may stay or become skip_connect or null (methods A4, where
-    the code has three actions on skip_connect and null, too, of which two are one).
+    "nat", and "dnat", which has the same: everything may stay or become skip_connect or null
+    (docs/methods.md A4: the code has three actions on skip_connect and null, too, of which two are one).
 
-    "nat++": by the rule of its table (methods B2). The type goes down conv > sep_conv > dil_conv > pools, where
-    max and avg stand together; the kernel never grows; everything may become skip_connect or null, and null only
-    skip_connect. Nothing becomes an operation outside NAT++'s thirteen (`PRIMITIVES`),
+    "nat++": by the rule of its table (docs/methods.md B2). The type goes down conv > sep_conv > dil_conv > pools,
+    where max and avg stand together; the kernel never grows; everything may become skip_connect or null, and null
+    only skip_connect. Nothing becomes an operation outside NAT++'s thirteen (`PRIMITIVES`),
     but for depthwise convolutions. So conv_1x1 becomes
     skip_connect or null only: no later type of them has a kernel of 1x1.
 
@@ -249,7 +249,7 @@ def mask_of(current: str | Sequence[str], table: Table, operations: Sequence[str
 
 
 def masked_softmax(logits: Tensor, mask: Tensor, dim: int = -1, *, official: bool = False) -> Tensor:
-    """Probabilities of the legal operations: p_k = m_k exp(z_k) / sum_j m_j exp(z_j) (methods B4).
+    """Probabilities of the legal operations: p_k = m_k exp(z_k) / sum_j m_j exp(z_j) (docs/methods.md B4).
 
     Where m_k = 0, p_k and the gradient of z_k are exactly 0, whatever z_k and the gradient of p_k are (that of
     `torch.special.entr` is infinite). Large logits do not overflow; a legal p_k may underflow to 0: mind its log.
@@ -289,7 +289,7 @@ class Violation:
 
 
 def legal(before: Genotype, after: Genotype, table: Table) -> tuple[Violation, ...]:
-    """What keeps a genotype from being a transformation of another: nothing, if it is one (methods B6).
+    """What keeps a genotype from being a transformation of another: nothing, if it is one (docs/methods.md B6).
 
     Operations may change as the table says, edge by edge; nodes, inputs and outputs must stay.
 

@@ -6,6 +6,7 @@ import re
 import tomllib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -14,14 +15,16 @@ from test_transform import network as dropping
 from test_transform import watched
 
 import dnat
-from dnat.baselines import FOUND, LEARNERS
+from dnat.baselines import FOUND, LEARNERS, configured
 from dnat.baselines import search as searching
-from dnat.baselines.search import divided
+from dnat.baselines.embedding import PAPER, fit, improved
+from dnat.baselines.search import SearchRun, divided
+from dnat.baselines.spaces import GenotypeSpace
 from dnat.cli import cli
 from dnat.config import Config, Job, Search
 from dnat.methods import METHODS, check_method
 from dnat.networks.cells import CellNetwork
-from dnat.networks.genotypes import is_alive
+from dnat.networks.genotypes import is_alive, transformed
 from dnat.records import Records
 from dnat.runs import restore
 from dnat.training import Interrupted, NonFiniteError, is_dead
@@ -82,10 +85,13 @@ def test_the_same_seed_gives_the_same_bits(method, given):
     assert (result.genotype is not None) == (given == "cells")
 
 
-@pytest.mark.parametrize(("method", "given"), [("nat", "cells"), ("nao", "cells"), ("lstm", "edges")])
-def test_stopped_at_every_batch_and_after_every_judgement_gives_the_same_bits(method, given, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "given", "official"),
+    [("nat", "cells", False), ("nat", "cells", True), ("nao", "cells", True), ("lstm", "edges", False)],
+)
+def test_stopped_at_every_batch_and_after_every_judgement_gives_the_same_bits(method, given, official, tmp_path):
     """Each attempt takes three batches, or judges three architectures, and stops."""
-    c = settings()
+    c = settings(search={"official": official, "momentum": 0.0 if official else 0.9})
     job = Job(network="test:any", method=method, config=c)
     whole = METHODS[method](GIVEN[given](), tiny_data(32), c)
     attempts = 0
@@ -148,6 +154,27 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
     assert untimed(again) != untimed(whole_run())
 
 
+def test_the_time_before_a_stop_counts(tmp_path, monkeypatch):
+    job = Job(network="test:any", method="nat", config=settings())
+    with Records.open(tmp_path / "run", job) as records, pytest.raises(Interrupted):
+        METHODS["nat"](cell_network(), tiny_data(32), job.config, records=records, stop=lambda p: p.step == 2)
+    original = Records.newest
+
+    def later(self):
+        newest = original(self)
+        if self.stage == "search" and newest:
+            assert 0 < newest[1]["epoch_seconds"] < 1000
+            newest[1]["epoch_seconds"] += 1000
+        return newest
+
+    monkeypatch.setattr(Records, "newest", later)
+    with Records.open(tmp_path / "run", job) as records:
+        again = METHODS["nat"](cell_network(), tiny_data(32), job.config, records=records)
+    first, second, *_ = again.history
+    assert first["seconds"] > 1000 > second["seconds"]
+    assert 1000 < again.seconds["search"] < 2000
+
+
 def _scrambled(value):
     """The same tree with other floating point tensors."""
     if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -155,6 +182,47 @@ def _scrambled(value):
     if isinstance(value, dict):
         return {k: _scrambled(v) for k, v in value.items()}
     return [_scrambled(v) for v in value] if isinstance(value, list) else value
+
+
+def search_run(learner="nat", data=None, **options):
+    """A search that stands at its beginning."""
+    space = GenotypeSpace(cell_network("darts_v2"), None, settings(**options), (3, 8, 8), 5)
+    return SearchRun(space, LEARNERS[learner], data or tiny_data(32), settings(**options), "")
+
+
+UNUSED = [({}, False), ({"official": True}, True), ({"unused_weights": "move"}, True),
+          ({"official": True, "unused_weights": "rest"}, False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "moves"), UNUSED)
+def test_shared_weights_move_by_sgd_and_those_that_a_step_does_not_use_as_the_settings_say(options, moves):
+    """A twin by the equations: v <- momentum v + g + decay w, w <- w - lr v, with g = 0 where nothing is used."""
+    run = search_run(search={"lr": 0.1, "momentum": 0.5, "weight_decay": 0.25, **options})
+    run.network.double()
+    first = run.space.given
+    other = transformed(first, {("normal", 0, 0): "conv_3x3", ("reduce", 0, 1): "conv_3x3"})
+    wanted = {name: p.detach().clone() for name, p in run.network.named_parameters()}
+    velocity = {}
+    images, labels = torch.randn(8, 3, 8, 8, dtype=torch.float64), torch.arange(8) % 5
+    left_out = 0
+    for genotype in (first, other, other, first):
+        run.space.sample = lambda random, genotype=genotype: genotype
+        run._train_weights(images, labels)
+        twin = copy.deepcopy(run.network)
+        twin.load_state_dict({**twin.state_dict(), **wanted})
+        twin.zero_grad()
+        twin.choose(genotype)
+        torch.nn.functional.cross_entropy(twin.train()(images).float(), labels).backward()
+        for name, p in twin.named_parameters():
+            if p.grad is None and (name not in velocity or not moves):
+                continue
+            left_out += p.grad is None
+            slope = (0 if p.grad is None else p.grad) + 0.25 * wanted[name]
+            velocity[name] = 0.5 * velocity.get(name, 0) + slope
+            wanted[name] = wanted[name] - 0.1 * velocity[name]
+        for name, p in run.network.named_parameters():
+            assert torch.allclose(p, wanted[name], rtol=1e-9, atol=1e-12), name
+    assert (left_out > 0) == moves
 
 
 def test_all_methods_train_from_the_same_weights_on_the_same_images(monkeypatch):
@@ -212,21 +280,51 @@ def test_dead_networks_are_made_by_the_released_form_alone(monkeypatch):
     assert released.results()["dead"]
 
 
-def test_nao_may_change_inputs_and_cost_and_the_record_shows_it():
-    result = METHODS["nao"](cell_network("darts_v2"), tiny_data(32), settings(seed=2, search={"samples": 4}))
-    old, new = cell_network("darts_v2").genotype, result.genotype
-    unchanged = sum(e.choice == "original" for e in result.commitment.edges)
-    assert 0 < unchanged < len(result.commitment.edges)
+def test_nao_may_change_inputs_and_cost_and_the_record_shows_it(monkeypatch):
+    """One edge of DARTS's normal cell gets another operation, one another input, one both; the rest stays."""
+    changes = {"normal:0.0": ("conv_3x3", 0), "normal:2.1": ("skip_connect", 2), "normal:3.1": ("null", 0)}
+    given = cell_network("darts_v2").genotype
+    space = GenotypeSpace(cell_network("darts_v2"), None, settings(), (3, 8, 8), 5)
+    sequence = space.sequence(given)
+    for group, (operation, source) in changes.items():
+        node, place = map(int, group.partition(":")[2].split("."))
+        at = 2 * (2 * node + place)
+        sequence[at : at + 2] = source, len(given.normal.nodes) + 1 + space.names.index(operation)
+    monkeypatch.setattr(searching, "improved", lambda *args, accept: [x for x in [tuple(sequence)] if accept(x)])
+    result = METHODS["nao"](cell_network("darts_v2"), tiny_data(32), settings())
+    assert len(result.choices) == len(result.commitment.edges)
+    seen = {}
     for edge in result.commitment.edges:
-        kind, _, place = edge.group.partition(":")
-        i, j = map(int, place.split("."))
-        a, b = (getattr(g, kind).nodes[i][j] for g in (old, new))
-        if a == b:
-            assert edge.choice == "original"
-        else:
-            assert {"identity": "skip_connect", "none": "null"}.get(edge.choice, edge.choice) == b.operation
-            assert (f"reads node {b.input} instead" in edge.reason) == (a.input != b.input)
+        seen.setdefault(edge.group, set()).add((edge.choice, edge.reason))
+    assert len(seen) == 16
+    wanted = {
+        "normal:0.0": {("conv_3x3", "")},
+        "normal:2.1": {("identity", "reads node 2 instead of node 0")},
+        "normal:3.1": {("none", "reads node 0 instead of node 2")},
+    }
+    assert seen == {group: wanted.get(group, {("original", "")}) for group in seen}
     assert result.cost_after.madds != result.cost_before.madds
+
+
+def test_nao_judges_those_of_which_it_expects_most():
+    run = search_run("nao", search={"samples": 3})
+    random = np.random.default_rng(0)
+    sequences = torch.tensor([run.space.sequence(run.space.sample(random)) for _ in range(40)])
+    scores = (sequences[:, 1::4] % 7).double().sum(1)
+    small = replace(PAPER, embedding=8, hidden=16, predictor_hidden=8, epochs=30, positions=True, lr=0.01)
+    model, _ = fit(sequences, scores, run.space.tokens, 0, small)
+    given = torch.tensor(run.space.sequence(run.space.given))
+    reached = improved(model, given, 4 * 3, accept=lambda s: is_alive(run.space.architecture(s)))
+    assert len(reached) > 3
+
+    def promised(found):
+        return model.predict(model.encode(torch.tensor(found))).tolist()
+
+    kept = [tuple(run.space.sequence(a)) for a in run._steps(model)]
+    left = [s for s in reached if s not in kept]
+    assert len(kept) == 3
+    assert min(promised(kept)) >= max(promised(left))
+    assert min(promised(left)) < max(promised(kept))
 
 
 @pytest.mark.parametrize("method", ["nat", "nat++", "random", "max-gcn", "nao"])
@@ -274,6 +372,14 @@ def test_settings_of_a_search():
     assert (job.config.search.epochs, job.config.search.samples) == (10, 4)
     assert Config(epochs=600, preset="paper").search.epochs == 100  # as NAT's
     assert Job.from_flat(tomllib.loads(job.to_toml())) == job
+    for method, epochs in (("nat", 100), ("nat++", 200), ("nao", 100)):  # of 600, as the released code has them
+        released = Job.from_flat(
+            {"network": "resnet8", "method": method, "epochs": 600, "search": {"official": True}}
+        )
+        assert released.config.search.epochs == epochs == tomllib.loads(released.to_toml())["search"]["epochs"]
+        assert configured(method, Config(epochs=600, search=Search(official=True))).search.epochs == epochs
+        assert configured(method, Config(epochs=600, search=Search(official=True, epochs=7))).search.epochs == 7
+        assert configured(method, Config(epochs=600)).search.epochs == 100
     other = replace(job, config=replace(job.config, search=replace(job.config.search, samples=5)))
     assert job.differences(other) == {"search.samples": (4, 5)}
     assert "search" not in Job.from_flat({"network": "resnet8"}).flat()

@@ -86,7 +86,7 @@ def test_shapes_types_and_costs(ways, size, stride, padding, bias, pixels, dtype
 
 @pytest.mark.parametrize("size", [3, 5, 7])
 def test_costs_are_those_of_transitions(size):
-    """Reference: methods B3; pools are free, as in `dnat.cost`."""
+    """docs/methods.md B3; pools are free, as in `dnat.cost`."""
     found = moves_of(convolution(32, 32, size, padding=size // 2), image(32, 9, 7))
     assert set(found) == set(TABLE[f"conv_{size}x{size}"][1:]) - {"skip_connect", "null"}
     for name, madds in found.items():

@@ -54,7 +54,7 @@ def printed(value, text):
         ("enas", 36, "3.860", "605.7"),
         ("naonet", 36, "11.46", "1674"),
         ("naonet", 128, "144.6", "21.1G"),
-        # Reference: methods, A9 and B6.
+        # docs/methods.md A9 and B6.
         ("nat_darts", 36, "2.68", "424"),
         ("nat_enas", 36, "3.86", "606"),
         ("natv2_darts", 36, "2.48", "394"),
@@ -94,7 +94,7 @@ def test_the_size_on_imagenet():
 @pytest.mark.parametrize(
     ("name", "madds", "weights"),
     [
-        # Reference: methods B3, 128 channels and 32 x 32 pixels: millions and thousands.
+        # docs/methods.md B3, 128 channels and 32 x 32 pixels: millions and thousands.
         ("conv_5x5", "419.4", "409.6"),
         ("conv_3x3", "151.0", "147.5"),
         ("sep_conv_5x5", "40.1", "39.2"),
@@ -156,7 +156,7 @@ def test_genotypes_are_what_nat_takes_and_survive_json(name):
 
 @pytest.mark.parametrize(("name", "changed"), [("darts", 6), ("enas", 6), ("resblock", 7), ("vgg_cell", 8)])
 def test_as_many_edges_of_nat2_differ_as_counted(name, changed):
-    """Reference: methods B6."""
+    """docs/methods.md B6."""
     before, after = published("darts_v2" if name == "darts" else name), published(f"natv2_{name}")
     pairs = [
         (a, b)

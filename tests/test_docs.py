@@ -120,6 +120,22 @@ def test_the_genotype_of_the_guide():
     assert re.search(wrong, guide)
 
 
+def test_facts_that_are_cited_stand_in_the_guide_to_methods():
+    headings = re.findall(r"^### ([A-E]\d+) · \S", GUIDES["methods.md"], re.M)
+    assert len(headings) == len(set(headings))
+    cited = {}
+    for path in [p for folder in ("dnat", "tests", "benchmarks", "docs") for p in (ROOT / folder).rglob("*.py")]:
+        text = path.read_text()
+        for where in re.findall(r"docs/methods\.md((?:(?:,| and| to)? [A-E]\d+)*)", text):
+            for name in re.findall(r"[A-E]\d+", where):
+                cited.setdefault(name, path)
+        # None in another form, which this test would not see.
+        assert not re.search(r"\bmethods,? [A-E]\d|docs/methods\.md,? [A-E]\d+\.\d", text), path
+    assert len(cited) >= 15
+    for name, path in cited.items():
+        assert name in headings, f"{path} cites {name}"
+
+
 def test_files_that_are_named_exist():
     named = re.findall(r"`((?:docs|dnat|runs|benchmarks)/[\w./]+)`", README)
     assert len(named) >= 2

@@ -177,9 +177,7 @@ def test_gates_of_operations_are_trained_with_their_weights():
         return relaxed(x).square().sum()
 
     loss().backward()
-    assert (
-        weight.grad is None or not weight.grad.any()
-    )  # a closed gate passes nothing on (reference: methods C2.5)
+    assert weight.grad is None or not weight.grad.any()  # a closed gate passes nothing on (docs/methods.md C3)
     slope = theta.grad[0, column].item()
     with torch.no_grad():
         values = []

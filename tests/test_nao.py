@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnat.baselines.embedding import Nao, Settings, fit, improved, pairwise_accuracy
+from dnat.baselines.embedding import RELEASED, Nao, Settings, fit, improved, pairwise_accuracy
 
 SMALL = Settings(embedding=16, hidden=32, predictor_hidden=32, lr=0.01, epochs=40, batch_size=25, positions=True)
 
@@ -121,13 +121,14 @@ def test_what_the_trade_off_leaves_out_does_not_move(share, idle):
         fit(sequences, toy.scores(sequences), toy.legal, 5, replace(SMALL, epochs=e, trade_off=share))[0]
         for e in (1, 5)
     )
-    parts = {name.split(".")[0] for name, _ in first.named_parameters()}
-    assert parts >= {*idle, "encoder", "predictor", "answer"}
+    stood = set()
     for (name, a), b in zip(first.named_parameters(), last.parameters(), strict=True):
         if name.startswith(idle):
             assert torch.equal(a, b), name
+            stood.add(name.partition(".")[0])
         elif name.startswith(("encoder", "predictor", "answer")):
             assert not torch.equal(a, b), name
+    assert stood == set(idle)
 
 
 # What the parts compute, by hand in double precision
@@ -155,28 +156,42 @@ def slow_encode(model, sequence):
     inputs = [table[v] for v in sequence]
     if model.position is not None:
         inputs = [x + p for x, p in zip(inputs, numbers(model.position), strict=True)]
+    n = model.settings.tokens
+    inputs = [torch.cat(inputs[i : i + n]) for i in range(0, len(inputs), n)]
     zero = torch.zeros(model.settings.hidden, dtype=torch.float64)
     return [h / h.square().sum().sqrt() for h in slow_lstm(model.encoder, inputs, zero, zero)]
 
 
+def slow_mean(model, states):
+    mean = sum(states) / len(states)
+    return mean / mean.square().sum().sqrt() if model.settings.released else mean
+
+
 def slow_predict(model, states):
-    first, _, last = model.predictor
-    hidden = (numbers(first.weight) @ (sum(states) / len(states)) + numbers(first.bias)).tanh()
-    return float(numbers(last.weight)[0] @ hidden + numbers(last.bias)[0])
+    value = slow_mean(model, states)
+    *layers, last = [layer for layer in model.predictor if isinstance(layer, torch.nn.Linear)]
+    for layer in layers:
+        value = numbers(layer.weight) @ value + numbers(layer.bias)
+        value = value.clamp(min=0) if model.settings.released else value.tanh()
+    found = float(numbers(last.weight)[0] @ value + numbers(last.bias)[0])
+    return 1 / (1 + math.exp(-found)) if model.settings.released else found
 
 
 def slow_reconstruct(model, states, sequence):
     """log P of every token at every position, {token: log P} of the legal ones."""
     table = numbers(model.previous.weight)
     inputs = [table[v] for v in (len(table) - 1, *sequence[:-1])]
-    outputs = slow_lstm(model.decoder, inputs, states[-1], torch.zeros_like(states[-1]))
+    memory = states[-1], torch.zeros_like(states[-1])
+    memory = (slow_mean(model, states),) * 2 if model.settings.released else memory
+    outputs = slow_lstm(model.decoder, inputs, *memory)
     rows = []
     for t, output in enumerate(outputs):
         question = numbers(model.question.weight) @ output
         weights = [math.exp(float(question @ h)) for h in states]
         context = sum(w * h for w, h in zip(weights, states, strict=True)) / sum(weights)
         both = torch.cat([output, context])
-        seen = (numbers(model.combination.weight) @ both + numbers(model.combination.bias)).tanh()
+        bias = 0 if model.combination.bias is None else numbers(model.combination.bias)
+        seen = (numbers(model.combination.weight) @ both + bias).tanh()
         logits = (numbers(model.answer.weight) @ seen + numbers(model.answer.bias)).tolist()
         legal = [v for v, is_legal in enumerate(model.legal[t].tolist()) if is_legal]
         total = math.log(sum(math.exp(logits[v]) for v in legal))
@@ -184,13 +199,13 @@ def slow_reconstruct(model, states, sequence):
     return rows
 
 
-@pytest.mark.parametrize("positions", [True, False])
-def test_the_parts_against_their_equations(positions):
-    toy = Toy(2, 5, 4)
-    model = untrained(toy.legal, options=replace(SMALL, positions=positions))
+@pytest.mark.parametrize("options", [SMALL, replace(SMALL, positions=False), RELEASED])
+def test_the_parts_against_their_equations(options):
+    toy = Toy(2, 6, 4)
+    model = untrained(toy.legal, options=options)
     sequences = toy.draw(6)
     states = model.encode(sequences)
-    assert torch.allclose(states.norm(dim=2), torch.ones(6, 5))
+    assert torch.allclose(states.norm(dim=2), torch.ones(6, 6 // options.tokens))
     found = model.reconstruct(states, sequences).detach()
     predicted = model.predict(states).detach()
     for n, s in enumerate(sequences.tolist()):
@@ -392,6 +407,53 @@ def test_equal_scores_are_all_zero():
     assert (float(model.mean), float(model.deviation)) == (pytest.approx(0.1), 1)
 
 
+def test_the_released_form_has_the_sizes_and_the_scores_of_the_authors_code():
+    """NAO's cells have five nodes of two edges and five operations: its script makes 279,533 weights of them.
+
+    There inputs, operations and the start are twelve tokens of one table; here the encoder has no use for the
+    start (48 weights), and the decoder never answers it (97).
+    """
+    model = untrained(torch.ones(40, 11, dtype=torch.bool), options=RELEASED)
+    assert sum(p.numel() for p in model.parameters()) == 279_533 - 48 - 97
+    toy = Toy(1, 4, 3)
+    sequences = toy.draw(20)
+    scores = toy.scores(sequences) + 3
+    model, (row,) = fit(sequences, scores, toy.legal, 5, replace(RELEASED, epochs=1, lr=1e-12))
+    assert (float(model.mean), float(model.deviation)) == (scores.min(), scores.max() - scores.min())
+    tokens = [
+        line[v]
+        for s in sequences.tolist()
+        for line, v in zip(slow_reconstruct(model, slow_encode(model, s), s), s, strict=True)
+    ]
+    assert row["reconstruction"] == pytest.approx(-sum(tokens) / 80, rel=1e-4)
+    assert row["loss"] == pytest.approx(0.8 * row["prediction"] + 0.2 * row["reconstruction"])
+    # At first the predictor says a half of the range, or near it.
+    halves = (0.5 - (scores - scores.min()) / (scores.max() - scores.min())).square().mean()
+    assert row["prediction"] == pytest.approx(float(halves), abs=0.02)
+
+
+def test_the_released_form_climbs_by_whole_etas():
+    toy = Toy(4, 6, 4)
+    sequences = toy.draw(60)
+    model, _ = fit(sequences, toy.scores(sequences), toy.legal, 2, replace(RELEASED, epochs=150))
+    torch.manual_seed(0)
+    again, _ = fit(sequences, toy.scores(sequences), toy.legal, 2, replace(RELEASED, epochs=150))
+    assert same_bits(model, again)  # dropout, too, is drawn from the seed
+    reached = 0
+    for sequence in sequences[:10]:
+        states = model.encode(sequence[None]).detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(model.predict(states).sum(), states)
+        wanted = []
+        for eta in range(1, 101):
+            moved = states.detach() + eta * gradient
+            tokens = tuple(model.decode(moved / moved.norm(dim=2, keepdim=True))[0].tolist())
+            if tokens not in (tuple(sequence.tolist()), *wanted):
+                wanted.append(tokens)
+        assert improved(model, sequence, 100) == wanted
+        reached += len(wanted)
+    assert reached > 10
+
+
 def test_the_default_sizes():
     toy = Toy(7, 6, 4)
     sequences = toy.draw(40)
@@ -472,12 +534,16 @@ def test_errors_name_what_is_wrong():
 def test_tables_that_are_none(legal, message):
     with pytest.raises(ValueError, match=message):
         Nao(legal)
+    with pytest.raises(ValueError, match="5 positions cannot be read 2 at a time"):
+        Nao(torch.ones(5, 2, dtype=torch.bool), RELEASED)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"embedding": 0},
+        {"tokens": 0},
+        {"predictor_layers": 0},
         {"epochs": 0},
         {"batch_size": 0},
         {"lr": 0.0},

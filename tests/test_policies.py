@@ -78,7 +78,7 @@ def test_the_graph_policy_is_what_its_layers_say_node_by_node(official):
 
 
 def test_the_released_policy_cannot_see_what_it_decides_on():
-    """No logits of DARTS's cell react to any operation; and in random cells none to its own (methods A3)."""
+    """No logits of DARTS's cell react to any operation; in random cells none to its own (docs/methods.md A3)."""
     s = space()
     graph = s.graph(s.given)
     policy = gcn(graph, s.operations, official=True)
@@ -246,7 +246,7 @@ def test_sampled_gradients_have_the_exact_mean():
 
 @pytest.mark.parametrize(("official", "limit"), [(False, 0.6), (True, 0.3)])
 def test_the_moving_average_of_a_constant_reward(official, limit):
-    """The released code's is fed the advantage, so that it goes to half of the reward (methods A7)."""
+    """The released code's is fed the advantage, so that it goes to half of the reward (docs/methods.md A7)."""
     s = space()
     graph = s.graph(s.given)
     search = Search(official=official, decay=0.9)
@@ -297,6 +297,10 @@ def test_initial_weights_come_from_the_seed_alone():
         made.append(make_policy("gcn", graph, s.operations, Search(), seed).state_dict())
     assert all(torch.equal(made[0][k], made[1][k]) for k in made[0])
     assert not torch.equal(made[0]["head.weight"], made[2]["head.weight"])
-    layer = made[0]["first.weight"]
-    assert layer.abs().max() <= 0.1  # 1 / sqrt(100)
+    for layer in ("first.weight", "first.bias", "second.weight", "second.bias"):
+        values = made[0][layer].flatten()
+        assert values.abs().max() <= 0.1  # 1 / sqrt(100)
+        # Uniform: less than 1 in 10^4 means lies farther out, and some values lie at both ends.
+        assert abs(float(values.mean())) < 4 * 0.1 / (3 * values.numel()) ** 0.5
+        assert values.min() < -0.08 < 0.08 < values.max()
     assert isinstance(graph, Graph)

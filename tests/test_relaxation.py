@@ -93,7 +93,7 @@ def test_theta_none_never_moves(gate):
 
 
 def test_theta_original_of_a_scale_invariant_edge_has_no_gradient():
-    # conv-norm-relu-conv-norm: the second norm undoes any scale of the first unit (Euler; methods C2.4).
+    # conv-norm-relu-conv-norm: the second norm undoes any scale of the first unit (Euler; docs/methods.md C2).
     network = dnat.build("resnet8", width=4, seed=1).double().train()
     x = images(dtype=torch.float64)
     relaxed = relax(network, dnat.find_edges(dnat.trace(network, x)))

@@ -158,9 +158,48 @@ def test_inputs_are_drawn_uniformly(official):
             inputs[edge.input] += 1
             operations[edge.operation] += 1
     assert (np.abs(inputs - 2 * n / 5) < 5 * np.sqrt(2 * n / 5)).all()
-    assert (operations["null"] == 0) == official  # the released code never shows a policy null edges (methods A5)
+    # The released code never shows a policy null edges (docs/methods.md A5).
+    assert (operations["null"] == 0) == official
     seen = [c for name, c in operations.items() if name != "null" or not official]
     assert all(abs(c - 2 * n / len(seen)) < 5 * np.sqrt(2 * n / len(seen)) for c in seen)
+
+
+ALL_NODES = {"darts_v1", "darts_v2", "pnasnet", "snas_mild", "snas_moderate", "snas_aggressive",
+             "nat_darts", "natv2_darts"}  # fmt: skip
+"""The genotypes whose cells' output is every node; that of the others is the nodes that no other reads."""
+
+
+@pytest.mark.parametrize("official", [False, True])
+@pytest.mark.parametrize("name", GENOTYPES)
+def test_both_cells_have_the_output_that_the_genotypes_rule_gives_them(name, official):
+    """ENAS's and NASNet's normal cells have all nodes in their output, but by the rule of loose ends."""
+    s = space(name, official=official)
+    random, nodes = np.random.default_rng(1), len(s.given.normal.nodes)
+    counts = []
+    for genotype in (s.sample(random) for _ in range(60)):
+        for cell in genotype.cells:
+            last = range(2, nodes + 2)
+            loose = [i for i in last if all(e.input != i for node in cell.nodes for e in node)]
+            assert list(cell.concat) == (list(last) if name in ALL_NODES else loose)
+            counts.append(len(cell.concat))
+    # Node i is read by none of the later nodes j with probability prod (1 - 1/j)^2 = (i / (nodes + 1))^2.
+    wanted = nodes if name in ALL_NODES else sum((i / (nodes + 1)) ** 2 for i in range(2, nodes + 2))
+    assert np.mean(counts) == pytest.approx(wanted, abs=5 * np.std(counts) / len(counts) ** 0.5 + 1e-9)
+
+
+def test_nodes_that_another_reads_are_zeros_in_the_output_of_a_loose_end_cell():
+    s = space("enas")
+    chain = tuple((CellEdge("conv_3x3", number - 1), CellEdge("null", 0)) for number in range(2, 7))
+    genotype = Genotype(*(CellGenotype(chain, concat) for concat in ((6,), (6,))))
+    s.choose(genotype)
+    outputs = []
+    for cell in s.network.cells:
+        cell.register_forward_hook(lambda module, args, out: outputs.append((module.channels, out)))
+    s.network(torch.randn(2, 3, 8, 8))
+    for channels, out in outputs:
+        assert out.shape[1] == 5 * channels
+        assert not out[:, : 4 * channels].any()
+        assert out[:, 4 * channels :].any()
 
 
 @pytest.mark.parametrize("table", ["nat", "nat++"])
@@ -194,16 +233,30 @@ def test_sequences_and_json_hold_the_whole_genotype(name):
     assert counts[4:8] == [3, len(s.names)] * 2
 
 
-def test_null_edges_that_were_not_built_stay():
+@pytest.mark.parametrize("official", [False, True])
+@pytest.mark.parametrize("table", [None, "nat++"])
+def test_null_edges_that_were_not_built_stay_but_in_the_released_form(table, official):
     network = CellNetwork("resblock", channels=2, layers=2, skips=False)
-    s = GenotypeSpace(network, None, config(search=Search(channels=2, layers=2)), (3, 8, 8), 10)
+    settings = config(search=Search(channels=2, layers=2, official=official))
+    s = GenotypeSpace(network, table and transitions(table), settings, (3, 8, 8), 10)
     mask = s.graph(s.given).mask
+    may = {None: {"null", "same", "skip_connect"}, "nat++": {"null", "skip_connect"}}[table]
+    wanted = may if official else {"same"} if table is None else {"null"}
     edges = [e for node in s.given.normal.nodes for e in node]
-    null = [row for row, edge in enumerate(edges) if edge.operation == "null"]
-    assert null
+    nulls = [row for row, edge in enumerate(edges) if edge.operation == "null"]
+    assert len(nulls) == 3
     for cell in range(2):
-        for row in null:
-            assert mask[cell, row].tolist() == [False, True, False]
+        for row in nulls:
+            assert {move for move, legal in zip(s.moves, mask[cell, row], strict=True) if legal} == wanted
+    if official:  # and what it connects is made
+        names = [{"null": "skip_connect"}.get(e.operation, e.operation if table else "same") for e in edges]
+        moves = [[s.moves.index(name) for name in names]] * 2
+        after = s.moved(s.given, torch.tensor(moves))
+        grown = regrown(network, after, 0)
+        assert (
+            dnat.cost(grown, torch.zeros(1, 3, 8, 8)).params > dnat.cost(network, torch.zeros(1, 3, 8, 8)).params
+        )
+        assert all(len(node) == 2 for node in grown.cells[0].nodes)
 
 
 def test_nodes_need_two_edges():

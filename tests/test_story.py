@@ -37,6 +37,7 @@ ORDER = [
     "training",
     "rewriting",
     "planning",
+    "sensitivity",
     "discretization",
     "records",
     "tracking",

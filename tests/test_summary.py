@@ -335,6 +335,8 @@ def test_labels_of_real_jobs(method):
 def test_the_label_of_nats_official_code():
     config = Config(search=Search(official=True))
     assert label(Job(network="resblock", method="nat", config=config).flat()) == "nat (official)"
+    # Of NAO's code the model is there, and not its search.
+    assert label(Job(network="resblock", method="nao", config=config).flat()) == "nao (official model)"
 
 
 def test_a_trial_has_what_stands_in_its_record():

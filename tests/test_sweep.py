@@ -138,6 +138,24 @@ def test_settings_without_use_are_not_given():
     assert jobs["darts_v2", "dnat-full"].config.edges == ("layer1.*",)
 
 
+def test_tables_of_networks_that_are_left_out_are_no_mistake():
+    """A file for many networks, and a command for one; docs/baselines.md has one for benchmarks/methods.toml."""
+    table = {
+        "networks": ["resnet8", "resnet20"],
+        "methods": ["nat@0.5", "dnat"],
+        "seeds": 1,
+        "network": {"resnet20": {"epochs": 3}},
+        "method": {"nat": {"epochs": 4}, "dnat": {"epochs": 5}},
+    }
+    few = Sweep.from_table(table, {"networks": "resnet8", "methods": "nat@0.7"})
+    assert (few.of_network, few.of_method) == ({}, {"nat": {"epochs": 4}})
+    plan(resolve(few))
+    assert Sweep.from_table(table).of_network == {"resnet20": {"epochs": 3}}
+    misspelt = table | {"network": {"resnet02": {"epochs": 3}}}
+    with pytest.raises(ValueError, match=r"\[network.resnet02\]: unknown network of this sweep"):
+        plan(resolve(Sweep.from_table(misspelt, {"networks": "resnet8"})))
+
+
 def test_every_mistake_is_found_before_anything_is_started():
     given = Sweep.from_table(
         {

@@ -15,9 +15,12 @@ from torch import nn
 
 import dnat
 import dnat.baselines
+from dnat.budget import Costs
 from dnat.config import Job
 from dnat.cost import Latency
+from dnat.data.images import Augmentation
 from dnat.errors import UsageError, WrongTypeError
+from dnat.methods import METHODS as EVERY_METHOD
 from dnat.methods import check_method
 from dnat.records import Records
 from dnat.training import Interrupted, NonFiniteError, theta_rate, theta_steps
@@ -156,6 +159,42 @@ def watched(monkeypatch, runs):
     for method, run in runs.items():  # noqa: B007 (the spy reads it)
         run()
     return seen
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "options", "cut"),
+    [
+        ("darts_v2", 32, {}, 16),
+        ("proxyless_mobile", 32, {}, 16),
+        ("resnet8", 32, {}, 0),
+        ("darts_v2", 16, {}, 0),  # images that would be blank
+        ("darts_v2", 32, {"preset": "improved"}, 0),
+        ("darts_v2", 32, {"cutout": 0}, 0),
+        ("resnet8", 16, {"cutout": 4}, 4),
+        ("proxyless_mobile", 32, {"architecture_epochs": 1, "method": "dnat"}, 16),
+        ("darts_v2", 32, {"method": "random"}, 16),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:lr_theta")
+def test_cutout_is_that_of_the_paper(name, side, options, cut, monkeypatch):
+    """White images, so that what is blanked shows: a square, or what of it lies within."""
+    sizes = {"darts_v2": {"channels": 2, "layers": 3}, "proxyless_mobile": {"width": 0.1}, "resnet8": {"width": 2}}
+    white = torch.full((24, 3, side, side), 255, dtype=torch.uint8), torch.arange(24) % 5
+    grey = (0.5,) * 3
+    data = dnat.Data.from_tensors("white", white, white, augmentation=Augmentation(pad=0))
+    data = replace(data, mean=grey, std=grey)
+    options = dict(options)
+    method = options.pop("method", "original")
+    searching = dnat.config.Search(batch_size=4, samples=1, channels=2, layers=3)
+    c = config(**({"preset": "paper", "epochs": 2, "architecture_epochs": 1, "search": searching} | options))
+    given = dnat.build(name, seed=0, num_classes=5, **sizes[name])
+    batches = watched(monkeypatch, {method: lambda: EVERY_METHOD[method](given, data, c)})[method]
+    assert len(batches) == 6
+    holes = torch.cat([(x == 0).all(1) for x, _ in batches])
+    rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)
+    assert torch.equal(holes.sum((1, 2)), rows * columns)
+    assert int(rows.max()) == int(columns.max()) == cut
+    assert (rows >= cut // 2).all()
 
 
 def test_every_method_sees_the_same_images_and_starts_from_the_same_weights(monkeypatch):
@@ -566,3 +605,40 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
     with Records.open(tmp_path / "run", j) as records:
         found = dnat.train(network(), data, j.config, records=records)
     assert found.results() == dnat.train(network(), data, j.config).results()
+
+
+def test_answers_decide_before_anything_is_trained(tmp_path):
+    """The set has the least damage; all epochs train the compact network; a stopped run ends with the same."""
+    from dnat.sensitivity import Judge, batch_size, improved, least_damage, shown_images
+
+    options = {"judge": "answers", "budget": 0.7, "judge_images": 16, "epochs": 2, "seed": 3}
+    settings = dnat.Config(batch_size=8, threads=1, lr=0.05, warm_up=0.5, **options)
+    assert settings.architecture_epochs == 0
+    whole = dnat.transform(network(), tiny_data(), settings)
+    assert [row["stage"] for row in whole.history] == ["network", "network"]
+    assert whole.commitment.epoch == 0
+    assert whole.cost_after.madds <= 0.7 * whole.cost_before.madds
+    made, data = network().train(), tiny_data()
+    edges = dnat.find_edges(dnat.trace(made, data.example(2)))
+    relaxed = dnat.relax(made, edges, gate="sigmoid")
+    judge = Judge(relaxed, shown_images(data, 16, 3).split(batch_size(relaxed)))
+    costs, sensitivity = Costs(edges), judge.alone()
+    limit = 0.7 * costs.total
+    found, _ = improved(
+        judge, sensitivity, least_damage(relaxed.by_group(), sensitivity, costs, limit), costs, limit
+    )
+    assert whole.choices == found
+    assert {e.by for e in whole.commitment.edges} == {"answers"}
+    with Records.open(tmp_path / "run", job()) as records, pytest.raises(Interrupted):
+        dnat.transform(network(), tiny_data(), settings, records=records, stop=lambda progress: progress.step == 3)
+    with Records.open(tmp_path / "run", job()) as records:
+        again = dnat.transform(network(), tiny_data(), settings, records=records)
+    assert again.results() == whole.results()
+
+
+def test_a_judge_that_needs_a_budget_says_so():
+    for judge in ("loss", "answers"):
+        with pytest.raises(ValueError, match=f"judge '{judge}' needs a budget"):
+            dnat.Config(judge=judge)
+    with pytest.raises(ValueError, match="architecture_epochs must be from 1"):
+        dnat.Config(architecture_epochs=0)

@@ -25,7 +25,7 @@ from dnat.transitions import (
     transitions,
 )
 
-# Reference: methods B2, written out.
+# docs/methods.md B2, written out.
 NAT2 = {
     "conv_5x5": "conv_5x5 conv_3x3 conv_1x1 sep_conv_5x5 sep_conv_3x3 dil_conv_5x5 dil_conv_3x3 max_pool_5x5 "
     "max_pool_3x3 avg_pool_5x5 avg_pool_3x3 skip_connect null",
@@ -75,7 +75,7 @@ OTHERS = {
     "dwconv_5x5": f"dwconv_3x3 {POOLS5}",
     "dwconv_3x3": "max_pool_3x3 avg_pool_3x3 skip_connect null",
 }
-# Reference: methods B3: 128 channels, 32 x 32 pixels; millions of multiply-adds, thousands of weights.
+# docs/methods.md B3: 128 channels, 32 x 32 pixels; millions of multiply-adds, thousands of weights.
 FIGURE = {
     "conv_5x5": ("419.4", "409.6"),
     "conv_3x3": ("151.0", "147.5"),
@@ -448,7 +448,7 @@ def changed(before, after):
     ],
 )
 def test_published_genotypes_of_nat2(name, to, count, edges):
-    """Reference: methods B6."""
+    """docs/methods.md B6."""
     before, after = published(name), published(f"natv2_{to}")
     total, pairs = changed(before, after)
     assert (len(pairs), total) == (count, edges)

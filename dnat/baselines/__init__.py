@@ -28,7 +28,7 @@ from ..records import Records
 from ..relaxation import relax
 from ..tracing import copied, in_training, trace
 from ..tracking import Tracker
-from ..training import Evaluation, Progress, check_finite, check_usable, evaluate
+from ..training import Evaluation, Progress, check_finite, check_usable, cutout_side, evaluate
 from ..transform import (
     Commitment,
     EdgeReport,
@@ -110,7 +110,8 @@ def regrow(network: nn.Module, genotype: Genotype, config: Config) -> nn.Module:
 
 
 def configured(method: str, config: Config) -> Config:
-    """The settings as a method takes them: NAT++ has moves of its own."""
+    """The settings as a method takes them: NAT++ has moves of its own, and as released its own epochs."""
+    config = config.for_method(method)
     if method == "nat++" and config.space == "dnat":
         config = replace(config, space="nat++")
     return config
@@ -162,6 +163,7 @@ def search_and_train(
     with reproducible(config):
         device = choose_device(config.device)
         original, here = in_training(copied(network).to(device)), data.to(device)
+        config = replace(config, cutout=cutout_side(config, original, here))
         example = here.example(2)
         check_training(original, here, config, example)
         space = _space(original, example, here, config)

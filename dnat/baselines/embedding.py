@@ -15,7 +15,7 @@ decoder chooses among those alone, so that whatever it says is legal.
 
 What we took from the paper is said at each of `Settings`, and what is our choice. The paper's own text was not at
 hand: its values (embedding 32, hidden 96, lambda 0.9, Adam with 0.001, 1000 epochs, eta 10) are those that a
-summary of its experiments gives: https://ri.k117.org/papers/neural_architecture_optimization__40ea4a5a
+summary of its experiments gives (docs/methods.md D1). `RELEASED` is the model of the authors' code instead.
 
 Our choices besides:
 
@@ -30,8 +30,8 @@ Our choices besides:
 - Where this gives too few sequences, the moved states are scaled back to length 1, as the decoder knows them, and
   decoded again; then small steps follow, the gradient taken anew and the states scaled back at each.
 
-Everything is on the CPU and in float32. N is the number of sequences, T their length, V the number of tokens and H
-the length of a state.
+Everything is on the CPU and in float32. N is the number of sequences, T their length, V the number of tokens, S
+the number of states (T, but with `Settings.tokens` above 1), and H the length of a state.
 """
 
 import math
@@ -50,11 +50,17 @@ class Settings:
     """Sizes and rates. Raises ValueError for one that is out of its range."""
 
     embedding: int = 32
-    """Length of a token's embedding in encoder and decoder (encoder's: the paper; decoder's: our choice)."""
+    """Length of a token's embedding in the encoder (the paper)."""
+    decoder_embedding: int = 32
+    """Length of a token's embedding in the decoder (our choice)."""
+    tokens: int = 1
+    """Tokens that a step of the encoder reads, side by side; there are so many times fewer states (the paper)."""
     hidden: int = 96
     """Length of a state, H (encoder's: the paper; decoder's: the same, because it starts from h_T)."""
     predictor_hidden: int = 96
-    """Units of the predictor's hidden layer (our choice)."""
+    """Units of a hidden layer of the predictor (our choice)."""
+    predictor_layers: int = 1
+    """Hidden layers of the predictor (our choice)."""
     trade_off: float = 0.9
     """lambda, the share of the prediction in the loss, from 0 to 1 (the paper)."""
     lr: float = 0.001
@@ -80,9 +86,15 @@ class Settings:
     """Number of etas, each larger than the one before by the same factor (our choice)."""
     steps: int = 64
     """Number of steps, each as long as the smallest eta's, with the gradient taken anew (our choice)."""
+    released: bool = False
+    """The form of the authors' code (docs/methods.md D1): the predictor reads the mean of the states scaled to
+    length 1, through ReLU with dropout 0.1, and ends in a sigmoid; scores are scaled to [0, 1]; the decoder's loss
+    is the mean over tokens; its memory begins as that mean, twice; and eta is 1, 2, ... to `etas`, the states
+    scaled to length 1 after the move, with no further ways. Otherwise as this module says."""
 
     def __post_init__(self) -> None:
-        for name in ("embedding", "hidden", "predictor_hidden", "epochs", "batch_size", "etas"):
+        least = ("embedding", "decoder_embedding", "tokens", "hidden", "predictor_hidden", "predictor_layers")
+        for name in (*least, "epochs", "batch_size", "etas"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("lr", "grad_clip", "nearest"):
@@ -101,6 +113,19 @@ class Settings:
 PAPER = Settings()
 """The defaults: the paper's values where it has them."""
 
+RELEASED = Settings(
+    embedding=48,
+    decoder_embedding=96,
+    tokens=2,
+    predictor_hidden=200,
+    predictor_layers=3,
+    trade_off=0.8,
+    weight_decay=1e-4,
+    etas=100,
+    released=True,
+)
+"""The model of NAO_pytorch's V1, with the numbers of its script (docs/methods.md D1)."""
+
 
 class Nao(nn.Module):
     """Encoder, predictor and decoder. The weights are drawn from torch's global generator; `fit` seeds it.
@@ -110,7 +135,8 @@ class Nao(nn.Module):
         settings: the sizes.
 
     Raises:
-        ValueError: if `legal` is no such table, or a position has no legal token.
+        ValueError: if `legal` is no such table, or a position has no legal token, or T is no multiple of
+            `settings.tokens`.
     """
 
     def __init__(self, legal: Tensor, settings: Settings = PAPER) -> None:
@@ -120,6 +146,8 @@ class Nao(nn.Module):
         empty = (~legal.any(1)).nonzero().flatten().tolist()
         if empty:
             raise UsageError(f"no token is legal at position {empty[0]}")
+        if len(legal) % settings.tokens:
+            raise UsageError(f"{len(legal)} positions cannot be read {settings.tokens} at a time")
         self.settings = settings
         self.register_buffer("legal", legal.detach().clone())
         self.legal: Tensor
@@ -131,14 +159,13 @@ class Nao(nn.Module):
         (length, tokens), hidden = legal.shape, settings.hidden
         self.position = nn.Parameter(torch.randn(length, settings.embedding)) if settings.positions else None
         self.embedding = nn.Embedding(tokens, settings.embedding)
-        self.encoder = nn.LSTM(settings.embedding, hidden, batch_first=True)
-        self.predictor = nn.Sequential(
-            nn.Linear(hidden, settings.predictor_hidden), nn.Tanh(), nn.Linear(settings.predictor_hidden, 1)
-        )
-        self.previous = nn.Embedding(tokens + 1, settings.embedding)  # the last one stands before the first token
-        self.decoder = nn.LSTM(settings.embedding, hidden, batch_first=True)
+        self.encoder = nn.LSTM(settings.tokens * settings.embedding, hidden, batch_first=True)
+        self.predictor = _predictor(settings)
+        # The last embedding stands before the first token.
+        self.previous = nn.Embedding(tokens + 1, settings.decoder_embedding)
+        self.decoder = nn.LSTM(settings.decoder_embedding, hidden, batch_first=True)
         self.question = nn.Linear(hidden, hidden, bias=False)
-        self.combination = nn.Linear(2 * hidden, hidden)
+        self.combination = nn.Linear(2 * hidden, hidden, bias=not settings.released)
         self.answer = nn.Linear(hidden, tokens)
 
     @property
@@ -153,21 +180,22 @@ class Nao(nn.Module):
             sequences: int64 (N, T), legal.
 
         Returns:
-            float32 (N, T, H), every state of length 1.
+            float32 (N, S, H), every state of length 1; S = T / `settings.tokens`.
 
         Raises:
             ValueError: for another shape, another type, or an illegal token.
         """
         check_sequences(sequences, self.legal)
         inputs = self.embedding(sequences)
-        outputs, _ = self.encoder(inputs if self.position is None else inputs + self.position)
+        inputs = inputs if self.position is None else inputs + self.position
+        outputs, _ = self.encoder(inputs.reshape(len(inputs), len(self.legal) // self.settings.tokens, -1))
         return nn.functional.normalize(outputs, dim=2)
 
     def predict(self, states: Tensor) -> Tensor:
-        """The score that representations promise, in standard deviations above the mean of the scores fitted to.
+        """The score that representations promise, in units of `deviation` above `mean`, which `fit` sets.
 
         Args:
-            states: float32 (N, T, H), of any length.
+            states: float32 (N, S, H), of any length.
 
         Returns:
             float32 (N,).
@@ -176,13 +204,13 @@ class Nao(nn.Module):
             ValueError: for another shape.
         """
         self._check_states(states)
-        return cast(Tensor, self.predictor(states.mean(1))).squeeze(1)
+        return cast(Tensor, self.predictor(self._mean(states))).squeeze(1)
 
     def reconstruct(self, states: Tensor, sequences: Tensor) -> Tensor:
         """log P(x_t | x_1 ... x_(t-1), e) for every position t and token: the decoder is told the right past.
 
         Args:
-            states: float32 (N, T, H), of any length.
+            states: float32 (N, S, H), of any length.
             sequences: int64 (N, T), legal.
 
         Returns:
@@ -203,7 +231,7 @@ class Nao(nn.Module):
         """The sequences that the decoder finds in representations: at every position the likeliest legal token.
 
         Args:
-            states: float32 (N, T, H), of any length.
+            states: float32 (N, S, H), of any length.
 
         Returns:
             int64 (N, T), legal.
@@ -222,8 +250,15 @@ class Nao(nn.Module):
                 tokens.append(token)
             return torch.cat(tokens, 1)
 
+    def _mean(self, states: Tensor) -> Tensor:
+        mean = states.mean(1)
+        return nn.functional.normalize(mean, dim=1) if self.settings.released else mean
+
     def _initial(self, states: Tensor) -> tuple[Tensor, Tensor]:
         """The decoder's memory before the first position: h_T, and an empty cell."""
+        if self.settings.released:
+            mean = self._mean(states).unsqueeze(0)
+            return mean, mean
         last = states[:, -1].unsqueeze(0).contiguous()
         return last, torch.zeros_like(last)
 
@@ -234,9 +269,20 @@ class Nao(nn.Module):
         return torch.log_softmax(logits.masked_fill(~legal, -math.inf), 2)
 
     def _check_states(self, states: Tensor) -> None:
-        length, hidden = len(self.legal), self.settings.hidden
+        length, hidden = len(self.legal) // self.settings.tokens, self.settings.hidden
         if states.dim() != 3 or states.shape[1:] != (length, hidden) or states.dtype != torch.float32:
             raise UsageError(f"states must be float32 (N, {length}, {hidden}), not {_kind(states)}")
+
+
+def _predictor(settings: Settings) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    width = settings.hidden
+    for _ in range(settings.predictor_layers):
+        layers.append(nn.Linear(width, settings.predictor_hidden))
+        layers += [nn.ReLU(), nn.Dropout(0.1)] if settings.released else [nn.Tanh()]
+        width = settings.predictor_hidden
+    end = [nn.Sigmoid()] if settings.released else []
+    return nn.Sequential(*layers, nn.Linear(width, 1), *end)
 
 
 def check_sequences(sequences: Tensor, legal: Tensor) -> None:
@@ -269,8 +315,9 @@ def fit(
 
     Returns:
         The model, in eval mode, and about ten rows of its history, the last epoch's among them: "epoch" (the first
-        is 1) and the means over that epoch's pairs of "loss", "prediction" (squared error, in squared standard
-        deviations) and "reconstruction" (negative log likelihood of a sequence, in nats).
+        is 1) and the means over that epoch's pairs of "loss", "prediction" (squared error, in the square of the
+        scores' deviation, or of their range) and "reconstruction" (negative log likelihood, in nats, of a
+        sequence, or with `released` of a token).
 
     Raises:
         ValueError: for other shapes or types, an illegal token, fewer than two pairs, scores that are not finite.
@@ -279,18 +326,24 @@ def fit(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         model = Nao(legal, settings)
-    check_sequences(sequences, model.legal)
-    _check_scores(scores, len(sequences))
-    wide = scores.detach().double()
-    deviation = wide.std(correction=0)
-    # Where all scores are equal, what rounding leaves of their differences from the mean must not be blown up.
-    differ = bool(wide.min() < wide.max() and deviation > 0)
-    model.mean.copy_(wide.mean() if differ else wide[0])
-    model.deviation.copy_(deviation if differ else torch.ones(()))
-    targets = ((wide - model.mean) / model.deviation).float()
+        check_sequences(sequences, model.legal)
+        _check_scores(scores, len(sequences))
+        wide = scores.detach().double()
+        low, unit = wide.mean(), wide.std(correction=0)
+        if settings.released:
+            low, unit = wide.min(), wide.max() - wide.min()
+        # Where all scores are equal, what rounding leaves of their differences must not be blown up.
+        differ = bool(wide.min() < wide.max() and unit > 0)
+        model.mean.copy_(low if differ else wide[0])
+        model.deviation.copy_(unit if differ else torch.ones(()))
+        history = _learn(model, sequences, ((wide - model.mean) / model.deviation).float(), generator)
+    return model.eval(), history
+
+
+def _learn(model: Nao, sequences: Tensor, targets: Tensor, generator: torch.Generator) -> list[dict[str, float]]:
+    settings, history = model.settings, []
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     noted = {math.ceil(settings.epochs * tenth / 10) for tenth in range(1, 11)}
-    history = []
     for epoch in range(1, settings.epochs + 1):
         order = torch.randperm(len(sequences), generator=generator)
         losses = [
@@ -302,7 +355,7 @@ def fit(
             loss = settings.trade_off * prediction + (1 - settings.trade_off) * reconstruction
             row = {"loss": loss, "prediction": prediction, "reconstruction": reconstruction}
             history.append({"epoch": float(epoch), **row})
-    return model.eval(), history
+    return history
 
 
 def improved(
@@ -376,8 +429,12 @@ def pairwise_accuracy(model: Nao, sequences: Tensor, scores: Tensor) -> float:
 
 
 def _ascent(model: Nao, states: Tensor) -> Iterator[Tensor]:
-    """Where states (1, T, H) come by on their way up, in batches (K, T, H), the paper's way first."""
+    """Where states (1, S, H) come by on their way up, in batches (K, S, H), the paper's way first."""
     settings = model.settings
+    if settings.released:
+        etas = torch.arange(1.0, settings.etas + 1)[:, None, None]
+        yield nn.functional.normalize(states + etas * _gradient(model, states), dim=2)
+        return
     direction = _direction(model, states)
     if direction is None:
         return
@@ -397,17 +454,22 @@ def _ascent(model: Nao, states: Tensor) -> Iterator[Tensor]:
 
 
 def _direction(model: Nao, states: Tensor) -> Tensor | None:
-    """df/de at states (1, T, H), scaled so that it moves a state by length 1 (root of the mean over T of squares).
+    """df/de at states (1, S, H), scaled so that it moves a state by length 1 (root of the mean over S of squares).
 
     None where the gradient is zero or too small to be told from it.
     """
-    with torch.enable_grad():
-        leaf = states.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(model.predict(leaf).sum(), leaf)
+    gradient = _gradient(model, states)
     length = gradient.double().square().sum(2).mean().sqrt()
     if not length > torch.finfo(torch.float32).tiny:
         return None
     return gradient / length
+
+
+def _gradient(model: Nao, states: Tensor) -> Tensor:
+    """df/de at states (1, S, H)."""
+    with torch.enable_grad():
+        leaf = states.detach().requires_grad_()
+        return torch.autograd.grad(model.predict(leaf).sum(), leaf)[0]
 
 
 def _step(model: Nao, optimizer: torch.optim.Optimizer, sequences: Tensor, targets: Tensor) -> Tensor:
@@ -415,7 +477,7 @@ def _step(model: Nao, optimizer: torch.optim.Optimizer, sequences: Tensor, targe
     states = model.encode(sequences)
     prediction = (model.predict(states) - targets).square()
     chosen = model.reconstruct(states, sequences).gather(2, sequences.unsqueeze(2))
-    reconstruction = -chosen.sum((1, 2))
+    reconstruction = -(chosen.mean((1, 2)) if model.settings.released else chosen.sum((1, 2)))
     share = model.settings.trade_off
     optimizer.zero_grad()
     (share * prediction + (1 - share) * reconstruction).mean().backward()

@@ -42,7 +42,7 @@ def messages(adjacency: Tensor, *, official: bool = False) -> Tensor:
     """By what the features of nodes are multiplied in a graph convolution: (B, V, V).
 
     The adjacency with self-loops, each row divided by its sum, so that a node sees itself and those that it reads.
-    NAT's released code has neither (reference: methods A3): there a node never sees its own edges.
+    NAT's released code has neither (docs/methods.md A3): there a node never sees its own edges.
 
     Args:
         adjacency: of a `Graph`.

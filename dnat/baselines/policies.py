@@ -19,11 +19,11 @@ from ..transitions import masked_softmax
 from .graphs import Graph, messages
 
 EMBEDDING = 100
-"""Width of an operation's embedding (methods A3; the LSTM's sizes are ours, methods A10)."""
+"""Width of an operation's embedding (docs/methods.md A3; the LSTM's sizes are ours, docs/methods.md A10)."""
 PROJECTED = 1024
-"""Width of a node's features before the first graph convolution (methods A3)."""
+"""Width of a node's features before the first graph convolution (docs/methods.md A3)."""
 HIDDEN = 100
-"""Width of both graph convolutions, and of the LSTM (methods A3, A10)."""
+"""Width of both graph convolutions, and of the LSTM (docs/methods.md A3, A10)."""
 
 
 class Policy(nn.Module):
@@ -51,7 +51,7 @@ class RandomPolicy(Policy):
 
 
 class GraphConvolution(nn.Module):
-    """Kipf and Welling's layer: A (H W) + b, with W and b uniform within 1 / sqrt(width) at first (methods A3).
+    """Kipf and Welling's layer: A (H W) + b, W and b uniform within 1 / sqrt(width) at first (docs/methods.md A3).
 
     Shape:
         - Inputs: (B, V, width_in), (B, V, V)
@@ -70,7 +70,7 @@ class GraphConvolution(nn.Module):
 
 
 class GraphPolicy(Policy):
-    """NAT's policy: two graph convolutions over the nodes of an architecture (methods A3).
+    """NAT's policy: two graph convolutions over the nodes of an architecture (docs/methods.md A3).
 
     A node's features are the embeddings of the operations on its edges, side by side; roots have embeddings of
     their own. Its output holds the logits of its edges, in their order.
@@ -116,7 +116,7 @@ class GraphPolicy(Policy):
 
 
 class SequencePolicy(Policy):
-    """An LSTM that reads the edges one after the other, and says of each what to do (methods A10).
+    """An LSTM that reads the edges one after the other, and says of each what to do (docs/methods.md A10).
 
     Args:
         operations: how many there are.
@@ -209,7 +209,7 @@ def judged(probabilities: Tensor, actions: Tensor) -> Draw:
 
 
 def policy_loss(drawn: Draw, advantage: float, entropy_weight: float) -> Tensor:
-    """What REINFORCE descends: -log p * advantage - entropy_weight * H (NAT, equation 4; methods A7).
+    """What REINFORCE descends: -log p * advantage - entropy_weight * H (NAT, equation 4; docs/methods.md A7).
 
     Its expected gradient is that of -(the expected reward + entropy_weight * H), whatever baseline that does not
     depend on the actions the advantage has.
@@ -253,7 +253,7 @@ class Reinforce:
         self.adam.zero_grad(set_to_none=True)
         policy_loss(drawn, reward - before, self.search.entropy).backward()
         self.adam.step()
-        # The released code averages the advantages, so that a constant reward is halved (methods A7).
+        # The released code averages the advantages, so that a constant reward is halved (docs/methods.md A7).
         newest = reward - before if self.search.official else reward
         self.baseline = self.search.decay * before + (1 - self.search.decay) * newest
 

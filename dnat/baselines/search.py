@@ -2,9 +2,9 @@
 
 In each epoch the shared weights are trained once through their part of the training images, each batch under a
 random architecture; then the policy once through the rest, each batch giving one reward: the accuracy of what the
-policy made of an architecture, less that architecture's own (NAT, algorithm 1; reference: methods A7). In the end
+policy made of an architecture, less that architecture's own (NAT, algorithm 1; docs/methods.md A7). In the end
 architectures are drawn for the network that was given, judged on the second part of the training images, and the
-best is kept (methods A8). Test images have no part in any of it.
+best is kept (docs/methods.md A8). Test images have no part in any of it.
 
 Every draw comes from a stream of its own, so that a search that was stopped ends with the same bits.
 """
@@ -41,10 +41,11 @@ from ..training import (
     scores,
 )
 from ..transform import SAVE_SECONDS
-from .embedding import PAPER, Nao, fit, improved
+from .embedding import PAPER, RELEASED, Nao, fit, improved
+from .embedding import Settings as NaoSettings
 from .judging import judge, judge_as_released
 from .policies import Reinforce, draw, generator_for, make_policy
-from .spaces import Space
+from .spaces import GenotypeSpace, Space
 
 A = TypeVar("A")
 
@@ -256,7 +257,8 @@ class SearchRun(Generic[A]):
             output = scores(self.network(images))
         output = output.float()
         loss = cross_entropy(output, labels)
-        self.optimizer.zero_grad(set_to_none=True)
+        # With zeros for gradients weights go on moving; without any they rest.
+        self.optimizer.zero_grad(set_to_none=not self.config.search.moves_unused)
         loss.backward()
         self.optimizer.step()
         correct, n = (output.detach().argmax(1) == labels).sum(), labels.new_tensor(len(labels)).to(self.wide)
@@ -278,7 +280,7 @@ class SearchRun(Generic[A]):
 
     @torch.no_grad()
     def _accuracy(self, architecture: A, images: Tensor, labels: Tensor) -> float:
-        """On one batch, with its own statistics; the released code lets the running ones drift (methods A7)."""
+        """On one batch, by its statistics; the released code lets the running ones drift (docs/methods.md A7)."""
         self.space.choose(architecture)
         self.network.train()
         drifting = nullcontext() if self.config.search.official else frozen_statistics(self.network)
@@ -350,10 +352,18 @@ class SearchRun(Generic[A]):
             return []
         accuracies = [self._judged(a, i, len(known))[1] for i, a in enumerate(known)]
         sequences = torch.tensor([self.space.sequence(a) for a in known])
-        # What an operation is worth depends on its edge: without positions the predictor sees little of that.
-        settings = replace(PAPER, epochs=self.config.search.nao_epochs, positions=not self.config.search.official)
-        model, _ = fit(sequences, torch.tensor(accuracies), self.space.tokens, self._nao_seed(), settings)
+        model, _ = fit(
+            sequences, torch.tensor(accuracies), self.space.tokens, self._nao_seed(), self._nao_settings()
+        )
         return self._steps(model)
+
+    def _nao_settings(self) -> NaoSettings:
+        epochs = self.config.search.nao_epochs
+        if not self.config.search.official:
+            # What an operation is worth depends on its edge: without positions the predictor sees little of that.
+            return replace(PAPER, epochs=epochs, positions=True)
+        # An edge of a genotype has two tokens, its input and its operation; other edges have one.
+        return replace(RELEASED, epochs=epochs, tokens=2 if isinstance(self.space, GenotypeSpace) else 1)
 
     def _nao_seed(self) -> int:
         return int(self._random("nao").integers(2**31))
@@ -426,6 +436,7 @@ class SearchRun(Generic[A]):
             "identity": self.identity,
             "network": state_of(self.network),
             "optimizer": self.optimizer.state_dict(),
+            "used": [name for name, p in self.network.named_parameters() if p.grad is not None],
             "reinforce": self.reinforce.state(),
             "torch_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -441,6 +452,9 @@ class SearchRun(Generic[A]):
         check_identity(state, self.identity)
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+        used = frozenset(state["used"])
+        for name, parameter in self.network.named_parameters():
+            parameter.grad = torch.zeros_like(parameter) if name in used else None
         self.reinforce.restore(state["reinforce"])
         for name in ("phase", "rewards", "entropies", "seconds", "epoch_seconds"):
             setattr(self.state, name, state[name])
@@ -468,7 +482,7 @@ def check_identity(found: Mapping[str, Any], identity: str) -> None:
 
 
 def divided(data: Data, config: Config) -> tuple[Data, Data]:
-    """The training images in two: to train shared weights on, and to judge architectures by (methods A7).
+    """The training images in two: to train shared weights on, and to judge architectures by (docs/methods.md A7).
 
     The second part stands in for the test images of both: nothing that is chosen here may see those.
 

@@ -25,7 +25,7 @@ from ..config import Amount, Config
 from ..edges import NONE, ORIGINAL, Edge
 from ..errors import UsageError
 from ..networks.cells import CellNetwork
-from ..networks.genotypes import CellEdge, CellGenotype, Genotype, is_alive
+from ..networks.genotypes import CellEdge, CellGenotype, Genotype, concat_nodes, is_alive
 from ..planning import Plan
 from ..relaxation import CHOICES, RelaxedNetwork, relax
 from ..seeds import Stream, torch_seed
@@ -36,9 +36,9 @@ from .graphs import Graph
 from .supernet import Supernet
 
 NAT = ("null", "same", "skip_connect")
-"""The moves of NAT (methods A4)."""
+"""The moves of NAT (docs/methods.md A4)."""
 
-# What NAT's random inputs are made of, by the rule of the cell's output (methods A1).
+# What NAT's random inputs are made of, by the rule of the cell's output (docs/methods.md A1).
 FULLY_CONCAT = (
     *("max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5"),
     *("dil_conv_3x3", "dil_conv_5x5", "conv_3x3", "null"),
@@ -104,7 +104,8 @@ class Space(Protocol[A]):
 class GenotypeSpace:
     """NAT's space: the genotypes of a network of cells, on a supernet.
 
-    The two cells of a genotype are two graphs, whose roots are the outputs of the two cells before (methods A3).
+    The two cells of a genotype are two graphs, whose roots are the outputs of the two cells before
+    (docs/methods.md A3).
 
     Args:
         network: a network of cells.
@@ -129,8 +130,9 @@ class GenotypeSpace:
                         f"{kind} cell, node {number}: NAT's policy reads two edges a node, not {len(node)}; "
                         "write null edges into the genotype for those that are missing"
                     )
-        everything = all(len(cell.concat) == len(cell.nodes) for cell in cells)
-        known = PRIMITIVES if table is not None else FULLY_CONCAT if everything else LOOSE_END
+        # One rule for both cells: ENAS's normal cell has all nodes in its output, because it happens to read none.
+        self.rule = "all" if all(len(cell.concat) == len(cell.nodes) for cell in cells) else "loose-end"
+        known = PRIMITIVES if table is not None else FULLY_CONCAT if self.rule == "all" else LOOSE_END
         own = {edge.operation for cell in cells for node in cell.nodes for edge in node}
         self.names = (*known, *sorted(own - set(known)))
         self.operations = len(self.names)
@@ -152,32 +154,25 @@ class GenotypeSpace:
         self.tokens = self._tokens()
 
     def sample(self, random: np.random.Generator) -> Genotype:
-        """Two edges from uniform earlier nodes, with uniform operations, into each node (methods A5).
+        """Two edges from uniform earlier nodes, with uniform operations, into each node (docs/methods.md A5).
 
         The released code leaves null out, though the inputs that are to be transformed have such edges.
         """
         names = [name for name in self.names if name != "null" or not self.official]
-        return Genotype(*(self._sample_cell(cell, names, random) for cell in self.given.cells))
+        return Genotype(*(self._sample_cell(len(cell.nodes), names, random) for cell in self.given.cells))
 
     def asked(self, random: np.random.Generator) -> Genotype:
         """A random genotype, as in `sample`: the policy learns to transform any."""
         return self.sample(random)
 
-    def _sample_cell(self, like: CellGenotype, names: Sequence[str], random: np.random.Generator) -> CellGenotype:
+    def _sample_cell(self, count: int, names: Sequence[str], random: np.random.Generator) -> CellGenotype:
         nodes = tuple(
             tuple(
                 CellEdge(names[int(random.integers(len(names)))], int(random.integers(number))) for _ in range(2)
             )
-            for number in range(2, len(like.nodes) + 2)
+            for number in range(2, count + 2)
         )
-        return CellGenotype(nodes, self._concat(nodes, like))
-
-    def _concat(self, nodes: tuple[tuple[CellEdge, ...], ...], like: CellGenotype) -> tuple[int, ...]:
-        """The output of a cell with other nodes, by the rule that a known cell's output follows (methods A1)."""
-        if len(like.concat) == len(like.nodes):
-            return like.concat
-        read = {edge.input for node in nodes for edge in node}
-        return tuple(i for i in range(2, len(nodes) + 2) if i not in read)
+        return CellGenotype(nodes, concat_nodes(nodes, self.rule))
 
     def graph(self, architecture: Genotype) -> Graph:
         """Both cells; node t's edges are the rows 2 (t - 2) and 2 (t - 2) + 1."""
@@ -205,11 +200,11 @@ class GenotypeSpace:
         if self.table is not None:
             mask = mask_of(names, self.table, self.moves)
         elif self.official:
-            return torch.ones(len(names), len(self.moves), dtype=torch.bool)
+            mask = torch.ones(len(names), len(self.moves), dtype=torch.bool)
         else:
-            # A move that is another name for staying would only double its probability (methods A4).
+            # A move that is another name for staying would only double its probability (docs/methods.md A4).
             mask = torch.tensor([[move != name for move in self.moves] for name in names])
-        if self.fixed_nulls:
+        if self.fixed_nulls and not self.official:  # the released code connects any
             stays = "same" if self.table is None else "null"
             for row, name in zip(mask, names, strict=True):
                 if name == "null":

@@ -1,4 +1,4 @@
-"""The supernet: one network of cells with the weights of all genotypes (NAT, section 4.1; methods A2, A6)."""
+"""The supernet: one network with the weights of all genotypes (NAT, section 4.1; docs/methods.md A2, A6)."""
 
 import functools
 import operator
@@ -76,7 +76,7 @@ class SharedCell(nn.Module):
 
 
 class Supernet(nn.Module):
-    """A network of shared cells, in DARTS's layout (methods A6), that computes one genotype at a time.
+    """A network of shared cells, in DARTS's layout (docs/methods.md A6), that computes one genotype at a time.
 
     Args:
         genotype: which it computes at first; all that it will compute have as many nodes.

@@ -96,7 +96,7 @@ def relu_conv(channels_in: int, channels_out: int, size: int = 1, stride: int = 
 
 
 def operation(name: str, channels: int, stride: int = 1) -> nn.Module:
-    """An operation that a genotype may name, from `channels` channels to as many (reference: methods A2, B1).
+    """An operation that a genotype may name, from `channels` channels to as many (docs/methods.md A2, B1).
 
     Of an input of H x W pixels the output has ceil(H / stride) x ceil(W / stride). Pools leave the border out of
     the mean. A pair like conv_1x7_7x1 has its stride along the long side of each. conv_7x1_1x7 is the same
@@ -285,6 +285,8 @@ class CellNetwork(nn.Module):
     >>> network(torch.zeros(2, 3, 16, 16)).shape
     torch.Size([2, 10])
     """
+
+    searched = True  # so that the preset "paper" takes cutout; see `Config.cutout`
 
     def __init__(
         self,

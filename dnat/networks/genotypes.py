@@ -23,7 +23,7 @@ from typing import Any
 from ..errors import UsageError
 from ..naming import unknown
 
-# NAT++'s thirteen (reference: methods B1) and those that its code and the published genotypes have beside them.
+# NAT++'s thirteen (docs/methods.md B1) and those that its code and the published genotypes have beside them.
 OPERATIONS: tuple[str, ...] = (
     "max_pool_2x2",
     "max_pool_3x3",
@@ -203,7 +203,7 @@ def _cell_from(data: Any, path: str) -> CellGenotype:
 
 
 def concat_nodes(nodes: Iterable[tuple[CellEdge, ...]], rule: str, path: str = "concat") -> tuple[int, ...]:
-    """The nodes of a cell's output by rule (reference: methods A1).
+    """The nodes of a cell's output by rule (docs/methods.md A1).
 
     Args:
         nodes: the edges into each node, from node 2 on.

@@ -108,6 +108,8 @@ class Proxyless(nn.Module):
         ValueError: an unknown layout.
     """
 
+    searched = True  # so that the preset "paper" takes cutout; see `Config.cutout`
+
     def __init__(
         self,
         layout: str,

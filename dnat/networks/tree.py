@@ -259,6 +259,8 @@ class ProxylessTree(nn.Module):
         ValueError: a depth that the stages do not have.
     """
 
+    searched = True  # so that the preset "paper" takes cutout; see `Config.cutout`
+
     def __init__(
         self,
         num_classes: int = 10,

@@ -36,8 +36,7 @@ def load_weights(
     A classifier for other classes keeps its initial weights; everything else must fit. What a wrapper put before
     all names (DataParallel, torch.compile, a Lightning module) is left out, in the file as in the network. Where
     the file tells the names of its classes (that of a run, or one that `dnat export` wrote), they are found by
-    name: if all of `classes` were trained, each comes to its place; with any other the classifier keeps its initial
-    weights.
+    name: if all of `classes` were trained, each comes to its place; if not, the classifier keeps its own weights.
 
     Args:
         network: is changed.

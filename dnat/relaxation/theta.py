@@ -183,7 +183,7 @@ class Theta(nn.Module):
     def taught(self) -> Iterator[dict[tuple[int, int], list[Tensor]]]:
         """Within, a forward pass teaches other operations what those compute that they may replace.
 
-        A closed gate passes no gradient on to an operation's weights (reference: methods C2.5). This does: it
+        A closed gate passes no gradient on to an operation's weights (docs/methods.md C3). This does: it
         collects, by group and operation, the mean squared difference of its output from the original's, both for
         the same input, as a share of the sum of their variances (over images and pixels, mean over channels).
         With equal means and variances, which norms see to, that is 1 - their correlation. Nothing before an

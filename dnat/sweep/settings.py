@@ -130,6 +130,11 @@ class Sweep:
         if "seed" in rest | over:
             raise UsageError("a sweep takes seeds: write seeds = [...], or --seeds")
         lists = {kind: rest.pop(kind, ()) for kind in ("networks", "methods", "seeds")}
+        for kind in ("network", "method"):
+            # What the file names and this sweep leaves out needs no settings.
+            kept = _with_bases(over.get(f"{kind}s", lists[f"{kind}s"]))
+            left = _with_bases(lists[f"{kind}s"]) - kept
+            tables[kind] = {name: settings for name, settings in tables[kind].items() if name not in left}
         lists |= {kind: over.pop(kind) for kind in lists if kind in over}
         return cls(
             networks=parse_names(lists["networks"]),
@@ -146,6 +151,11 @@ class Sweep:
         tables = {"network": self.of_network, "method": self.of_method}
         settings = {k: v for k, v in self.settings.items() if v is not None}
         return tomli_w.dumps(lists | settings | {k: v for k, v in tables.items() if v})
+
+
+def _with_bases(names: Any) -> set[str]:
+    """Names in a list, and those of methods without their budget."""
+    return {base for name in parse_names(names) for base in (name, name.partition("@")[0])}
 
 
 def joined(*tables: Mapping[str, Any]) -> Table:

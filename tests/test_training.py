@@ -26,6 +26,7 @@ from dnat.training import (
     images_last,
     learning_rate,
     scores,
+    usual_batch,
 )
 
 
@@ -311,3 +312,10 @@ def test_what_is_no_seed_is_refused(seed):
     with pytest.raises(ValueError, match="seed must be an integer from 0 to 4294967295, not "):
         check_seed(seed)
     assert [check_seed(s) for s in (0, 2**32 - 1)] == [0, 2**32 - 1]
+
+
+@pytest.mark.parametrize(
+    ("size", "batch"), [((8, 8), 500), ((64, 64), 500), ((128, 64), 250), ((224, 224), 40), ((9999, 9999), 1)]
+)
+def test_the_batches_of_a_test_hold_about_as_many_pixels(size, batch):
+    assert usual_batch(size) == batch

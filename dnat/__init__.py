@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .networks import build as build
     from .planning import find_edges as find_edges
     from .records import Records as Records
+    from .proposal import Proposals as Proposals
+    from .proposal import plan as plan
     from .relaxation import RelaxedNetwork as RelaxedNetwork
     from .relaxation import relax as relax
     from .selection import select as select
@@ -60,6 +62,8 @@ _HOME = {
     "latency": "cost",
     "Latency": "cost",
     "Config": "config",
+    "plan": "proposal",
+    "Proposals": "proposal",
     "transform": "transform",
     "train": "transform",
     "evaluate": "training",

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from .ground_truth import compare_with_table as compare_with_table
     from .networks import build as build
     from .planning import find_edges as find_edges
-    from .records import Records as Records
     from .proposal import Proposals as Proposals
     from .proposal import plan as plan
+    from .records import Records as Records
     from .relaxation import RelaxedNetwork as RelaxedNetwork
     from .relaxation import relax as relax
     from .selection import select as select

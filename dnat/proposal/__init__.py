@@ -11,6 +11,7 @@ Another budget asks the program again and measures nothing.
 
 from .budgets import Budget as Budget
 from .budgets import parse_budget as parse_budget
+from .kept import kept as kept
 from .planner import Planner as Planner
 from .planner import plan as plan
 from .planner import tied as tied

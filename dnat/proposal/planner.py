@@ -341,15 +341,17 @@ class Planner:
         budgets: Sequence[Budget],
         measure: int = 0,
         tell: Tell = lambda what, done, of: None,
+        known: Sequence[Proposal] = (),
     ) -> Proposals:
-        """What is proposed for each budget."""
-        place = self.place
+        """What is proposed for each budget; those of which a proposal is known are not judged again."""
+        place, found = self.place, {proposal.budget: proposal for proposal in known}
         if measure or any(budget.unit == "seconds" for budget in budgets):
             place.time(int(measure) or 1)
         proposals, refused = [], []
         for budget in budgets:
             try:
-                proposals.append(place.judged(budget, sensitivity, self.judge, tell))
+                again = found.get(budget.text) if not place.batch else None
+                proposals.append(again or place.judged(budget, sensitivity, self.judge, tell))
             except InfeasibleError as error:
                 refused.append((budget.text, str(error)))
         costs = place.amounts["madds"].costs

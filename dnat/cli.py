@@ -653,6 +653,7 @@ def _planned(
     job: Any, budgets: list[Any], out: Path | None, images: int | None, measure: bool, download: bool
 ) -> Any:
     """The plan of a job's network, with a bar on a terminal."""
+    import torch
     from rich.console import Console
 
     from .proposal import Planner, kept
@@ -667,6 +668,8 @@ def _planned(
     shape = (data.channels, *data.image_size)
     network = build_network(job, data.num_classes, shape, names=data.classes, download=download, notify=notify)
     device, config = choose_device(job.config.device), job.config
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     planner = Planner(
         network.to(device), data.to(device), space=config.space, mode=config.mode, images=images, seed=config.seed
     )

@@ -88,7 +88,7 @@ def batch_size(relaxed: RelaxedNetwork) -> int:
     outputs = {call.path: [trace.values[v] for v in call.outputs] for call in trace.calls}
     sizes = {p: sum(math.prod(v.shape) * v.dtype.itemsize for v in values) for p, values in outputs.items()}
     each = max(sum(sizes[path] for path in paths) for paths in before) // max(trace.batch, 1)
-    return max(8, min(250, MEMORY // max(each, 1)))
+    return max(8, min(125, MEMORY // max(each, 1)))
 
 
 class Judge:
@@ -99,7 +99,7 @@ class Judge:
         batches: arguments of its forward, each a tensor, a tuple, or a dict of keyword arguments.
 
     Raises:
-        ValueError: answers without numbers, or with some that are not finite: nothing can be compared to them.
+        ValueError: no batches; answers without numbers, or with some that are not finite: nothing can be compared to them.
     """
 
     def __init__(self, relaxed: RelaxedNetwork, batches: Sequence[Example]) -> None:
@@ -107,6 +107,8 @@ class Judge:
         self.batches = [arguments for batch in batches for arguments in examples_of(batch)]
         self.devices = sorted({p.device.index for p in relaxed.parameters() if p.device.type == "cuda"})
         self.draws = False
+        if not self.batches:
+            raise UsageError("nothing is shown: at least one batch is needed")
         with torch.no_grad(), in_mode(relaxed, False), kept_buffers(relaxed.modules()):
             self.own = [self._answers(i) for i in range(len(self.batches))]
         name = type(relaxed.network).__name__
@@ -121,19 +123,34 @@ class Judge:
         """Whether answers are compared as class scores (one tensor: images x classes), by KL."""
         return all(map(_are_scores, self.own))
 
-    def damage(self, choices: Mapping[str, str], most: float = math.inf) -> float:
-        """The damage of a set of choices as a whole: {edge key: choice}; edges that are missing stay original.
+    def damage(self, choices: Mapping[str, str]) -> float:
+        """The damage of a set of choices as a whole: {edge key: choice}; edges that are missing stay original."""
+        return self.damage_of(self.distances(choices))
+
+    def damage_of(self, distances: Sequence[float]) -> float:
+        """The damage of a set with such distances (`distances`)."""
+        return max(self._mean(distances) - self._untouched, 0.0)
+
+    def distances(self, choices: Mapping[str, str], ahead: Sequence[float] = ()) -> list[float]:
+        """How far a set of choices takes the answers from the network's own, batch by batch.
 
         Args:
-            choices: of the set.
-            most: where it is certain to be more than this, what is certain so far will do.
+            choices: {edge key: choice}; edges that are missing stay original.
+            ahead: distances of another set: where this one falls behind it, mean over batches so far, the rest
+                is infinite and is not computed.
         """
-        return max(self._distance(choices, most + self._untouched) - self._untouched, 0.0)
+        found: list[float] = []
+        with self._changed(choices):
+            for number in range(len(self.batches)):
+                found.append(self._apart(number))
+                if ahead and self._mean(found) >= self._mean(ahead[: len(found)]):
+                    return [*found, *([math.inf] * (len(self.batches) - len(found)))]
+        return found
 
     @functools.cached_property
     def _untouched(self) -> float:
         """What the images' own statistics alone do to the answers."""
-        return self._checked(self._distance({}))
+        return self._checked(self._mean(self.distances({})))
 
     def _checked(self, untouched: float) -> float:
         if math.isfinite(untouched):
@@ -142,15 +159,6 @@ class Judge:
             f"the answers of {type(self.relaxed.network).__name__} are not finite where norms use the statistics "
             "of what is shown, as choices are judged"
         )
-
-    def _distance(self, choices: Mapping[str, str], most: float = math.inf) -> float:
-        found: list[float] = []
-        with self._changed(choices):
-            for number in range(len(self.batches)):
-                found.append(self._apart(number))
-                if self._mean(found) > most:  # what follows can only add
-                    break
-        return self._mean(found)
 
     @contextmanager
     def _changed(self, choices: Mapping[str, str]) -> Iterator[None]:
@@ -179,8 +187,9 @@ class Judge:
         return _apart(self.own[number], self._answers(number))
 
     def _mean(self, parts: Sequence[float]) -> float:
-        """The mean over all images; of batches that are missing, as if their part were 0."""
-        return math.fsum(p * n for p, n in zip(parts, self.sizes, strict=False)) / sum(self.sizes)
+        """The mean over the images of the first batches."""
+        sizes = self.sizes[: len(parts)]
+        return math.fsum(p * n for p, n in zip(parts, sizes, strict=True)) / sum(sizes)
 
     def alone(
         self,
@@ -416,7 +425,7 @@ def improved(
     """Exchange choices of groups while the damage of the whole set falls; returns the set and its damage.
 
     Tried are sets in which one changed group is original again and at most one other changed, those with the least
-    sum of damages first.
+    sum of damages first. One that falls behind on the first batches is given up.
 
     Args:
         judge: of the network.
@@ -435,7 +444,7 @@ def improved(
         made = by_edge(groups, chosen)
         return costs.of(made) <= limit and not problems(made)
 
-    best_set, least = dict(choices), judge.damage(keys(choices))
+    best_set, least = dict(choices), judge.distances(keys(choices))
     tried, judged, better = {tuple(best_set.items())}, 0, True
     while better:
         better = False
@@ -447,13 +456,13 @@ def improved(
             tried.add(tuple(neighbour.items()))
             if not fits(neighbour):
                 continue
-            damage, judged = judge.damage(keys(neighbour), least), judged + 1
+            found, judged = judge.distances(keys(neighbour), least), judged + 1
             if tell:
                 tell(judged, most)
-            if damage < least:
-                best_set, least, better = neighbour, damage, True
+            if judge.damage_of(found) < judge.damage_of(least):
+                best_set, least, better = neighbour, found, True
                 break
-    return best_set, least
+    return best_set, judge.damage_of(least)
 
 
 def _neighbours(choices: Mapping[str, str], sensitivity: Sensitivity) -> Iterator[dict[str, str]]:

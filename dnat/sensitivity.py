@@ -99,7 +99,7 @@ class Judge:
         batches: arguments of its forward, each a tensor, a tuple, or a dict of keyword arguments.
 
     Raises:
-        ValueError: no batches; answers without numbers, or with some that are not finite: nothing can be compared to them.
+        ValueError: no batches, or answers without numbers, or with some that are not finite.
     """
 
     def __init__(self, relaxed: RelaxedNetwork, batches: Sequence[Example]) -> None:

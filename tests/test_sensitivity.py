@@ -181,8 +181,8 @@ def test_outputs_that_are_no_scores_are_compared_by_their_squares():
     for x in (images() * 2, images(2)):
         with torch.no_grad():
             stem = network.stem(x)
-            both, lost = stem + network.conv(stem), stem
-        share = ((both - lost) ** 2).mean() / both.var(unbiased=False)
+            both, changed = stem + network.conv(stem), stem + stem
+        share = ((both - changed) ** 2).mean() / both.var(unbiased=False)
         parts.append(float(share) / 2)  # the mean over two outputs, the second of which is as it was
     expected = (4 * parts[0] + 2 * parts[1]) / 6
     assert judge.alone().damages["conv"]["identity"] == pytest.approx(expected, rel=1e-5)

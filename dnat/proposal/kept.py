@@ -32,7 +32,7 @@ def kept(planner: Planner, budgets: Sequence[Budget], measure: int, path: Path, 
     earlier = Proposals.read(path) if path.exists() else None
     if earlier and earlier.digest != planner.digest:
         raise UsageError(
-            f"{path} holds a plan of another network, or of other weights, images or settings: choose another"
+            f"{path} is a plan of another network, or other weights, images or settings: choose another file"
         )
     if not path.parent.is_dir():
         raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")

@@ -424,7 +424,7 @@ def plan(
     >>> result.proposals[0].madds <= 0.7 * result.madds, sorted(set(result.at(0.6).choices.values()))
     (True, ['identity', 'none', 'original'])
     """
-    several = [budget] if isinstance(budget, str | int | float) else list(budget)
+    several = list(budget) if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget]
     budgets = list(dict.fromkeys(map(parse_budget, several)))
     if not budgets:
         raise UsageError("budget is empty: give at least one, such as 0.7")

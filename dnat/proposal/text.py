@@ -60,18 +60,15 @@ def columns(rows: Sequence[Sequence[str]], left: Iterable[int] = ()) -> list[str
 
 def _budgets(plan: "Proposals") -> list[str]:
     timed = any(p.seconds is not None for p in plan.proposals)
-    rows = [("budget", "MAdds", "", "params", "", *(("time", "") if timed else ()), "damage", "(sum)", "changes")]
+    of = len({_place(plan, edge) for edge in plan.edges})
+    rows = [("budget", "MAdds left", "params", *(["time"] if timed else []), "damage", "(sum)", "changes")]
     for p in plan.proposals:
-        of = len({e.group if plan.mode == "cell" else e.key for e in plan.edges})
-        changed = len({group for group, _ in _changes(plan, p)})
-        time = (f"{(p.seconds or 0) * 1e3:.3g} ms", _percent(p.seconds or 0, plan.seconds or 0)) if timed else ()
-        rows.append(
-            (
-                *(p.budget, short(p.madds), _percent(p.madds, plan.madds)),
-                *(short(p.params), _percent(p.params, plan.params), *time),
-                *(_number(p.damage), f"({_number(p.expected)})", f"{changed} of {of}"),
-            )
-        )
+        cells = [(short(p.madds), p.madds / plan.madds), (short(p.params), p.params / max(plan.params, 1))]
+        if timed and p.seconds and plan.seconds:
+            cells.append((f"{p.seconds * 1e3:.3g} ms", p.seconds / plan.seconds))
+        changed = len({place for place, _ in _changes(plan, p)})
+        shares = [f"{cell} {f'{share:.0%}':>4}" for cell, share in cells]
+        rows.append((p.budget, *shares, _number(p.damage), f"({_number(p.expected)})", f"{changed} of {of}"))
     found = columns(rows, left=[0]) if plan.proposals else []
     for p in plan.proposals:
         found += [f"  {p.budget}: as a whole {to} does less at {place} than {of}" for place, of, to in p.exchanged]
@@ -91,17 +88,21 @@ def _curve(plan: "Proposals") -> list[str]:
     return columns(rows)
 
 
+def _place(plan: "Proposals", edge: "Tried") -> str:
+    return edge.group if plan.mode == "cell" else edge.key
+
+
 def _changes(plan: "Proposals", proposal: "Proposal") -> Iterator[tuple[str, str]]:
     for edge in plan.edges:
         if proposal.choices[edge.key] != ORIGINAL:
-            yield (edge.group if plan.mode == "cell" else edge.key), proposal.choices[edge.key]
+            yield _place(plan, edge), proposal.choices[edge.key]
 
 
 def _edges(plan: "Proposals", everything: bool) -> list[str]:
     """What each choice does alone, and what it is at each budget."""
     groups: dict[str, list[Tried]] = {}
     for edge in plan.edges:
-        groups.setdefault(edge.group if plan.mode == "cell" else edge.key, []).append(edge)
+        groups.setdefault(_place(plan, edge), []).append(edge)
     made = [dict(_changes(plan, p)) for p in plan.proposals]
     listed = [g for g in groups if everything or any(g in changes for changes in made)]
     if not listed:

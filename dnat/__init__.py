@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .ground_truth import compare_with_table as compare_with_table
     from .networks import build as build
     from .planning import find_edges as find_edges
+    from .proposal import Proposals as Proposals
+    from .proposal import plan as plan
     from .records import Records as Records
     from .relaxation import RelaxedNetwork as RelaxedNetwork
     from .relaxation import relax as relax
@@ -60,6 +62,8 @@ _HOME = {
     "latency": "cost",
     "Latency": "cost",
     "Config": "config",
+    "plan": "proposal",
+    "Proposals": "proposal",
     "transform": "transform",
     "train": "transform",
     "evaluate": "training",

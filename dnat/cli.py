@@ -29,6 +29,7 @@ def cli() -> None:
     """Transform a PyTorch network into a smaller one, while it trains.
 
     \b
+    dnat plan --network resnet20 --weights FILE --budget 0.7     what would go from a trained network
     dnat transform --network resnet8 --epochs 40      the main job, on the data that come along
     dnat sweep --networks resnet8 --methods original,dnat-full --seeds 5 --out runs/five
     dnat report runs/five                             what came out, as tables and a page
@@ -149,11 +150,15 @@ _WANDB = click.option(
     type=click.Path(path_type=Path),
     help="Run directory (default: runs/NETWORK-DATA-METHOD-seedS, with a digest of unusual settings).",
 )
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Carry out a plan: `dnat plan --out`.")
+@click.option("--plan-budget", help="Which of its budgets, where it has several.")
 @click.option("--download", is_flag=True, help="Fetch the data set if it is missing; nothing is fetched without.")
 @_ANEW
 @_WANDB
 def transform(
     out: Path | None,
+    plan_file: Path | None,
+    plan_budget: str | None,
     download: bool,
     anew: bool,
     wandb: str,
@@ -171,9 +176,26 @@ def transform(
     """
     from .config import run_name
 
+    if plan_budget and not plan_file:
+        raise UsageError("--plan-budget says which budget of a plan: give --plan FILE, too")
+    if plan_file:
+        flags |= _choices_of(plan_file, plan_budget, given_settings(file, pairs, flags))
     job = make_job(file, pairs, flags)
     usual = run_name(job, with_threads="threads" in given_settings(file, pairs, flags))
     _run(job, out or Path("runs") / usual, download, anew, wandb)
+
+
+def _choices_of(file: Path, budget: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What a plan's file says of one of its budgets, as settings of a run."""
+    from .proposal import Proposals
+
+    plan = Proposals.read(file)
+    settings = {"space": plan.space, "mode": plan.mode}
+    for name, value in settings.items():
+        if given.get(name, value) != value:
+            raise UsageError(f"{file} is a plan of {name} {value!r}, not {given[name]!r}: leave --{name} out")
+    proposal = plan.proposal(budget)
+    return settings | {"choices": proposal.changed, "choices_for": plan.fingerprint}
 
 
 @cli.command()
@@ -560,6 +582,101 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
         raise UsageError(f"{network} has no operation that could be changed; --all tells why")
     for table in survey_tables(network, found, flags["everything"], tuple(images.shape[1:])):
         console().print(table)
+
+
+@cli.command("plan")
+@click.option("--network", required=True, help="Network: resnet20, torchvision:NAME, package.module:factory.")
+@click.option("--weights", help="Trained weights: a file, a run directory, or torchvision's name.")
+@click.option("--data", help="Name of the data set whose training images are shown (default: digits).")
+@click.option("--data-root", help="Folder with the data set's files (default: $DNAT_DATA, then ./data).")
+@click.option("--image-size", type=_PIXELS, help="Resize images where the data set allows it.")
+@click.option(
+    "--budget", help="Most that may remain: 0.7 or 120M (multiply-adds), 5ms, '0.7 params'; 0.7,0.5 for several."
+)
+@click.option("--latency-budget", help="The same of time, measured here: 0.7 or 5ms; several between commas.")
+@click.option(
+    "--images", type=click.IntRange(1, 1 << 20), help="Images to show (default: 500, of large images fewer)."
+)
+@click.option("--space", help="Choices of an edge: dnat (default); nat++ adds cheaper operations.")
+@click.option("--mode", help="full (default): each edge by itself; cell: repeated blocks change alike.")
+@click.option("--seed", type=int, help="Which images are shown (default: 0).")
+@click.option("--device", help="auto (default), cpu, cuda, cuda:1, mps.")
+@click.option("--measure", is_flag=True, help="Measure here how long one image takes, before and after.")
+@click.option("--all", "everything", is_flag=True, help="Show edges that stay, and all that cannot change, too.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of text.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to keep the plan in, for transform --plan.")
+@click.option("--download", is_flag=True, help="Fetch data or weights if they are missing; nothing is without.")
+@click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable.")
+def plan_(pairs: tuple[str, ...], everything: bool, as_json: bool, out: Path | None, **flags: Any) -> None:
+    """Tell what would go from a trained network at each budget, and what that does to its answers.
+
+    Nothing is trained, and no label is used. The same command with --out again goes on where it was stopped; with
+    other budgets it adds them to the file, and measures nothing again.
+
+    \b
+    dnat plan --network resnet20 --weights trained.safetensors --data cifar10 --budget 0.7,0.5
+    dnat plan --network torchvision:resnet50 --weights DEFAULT --data imagenet --budget 3G --measure --out r50.json
+    dnat transform --network resnet20 --weights trained.safetensors --data cifar10 --plan plan.json
+    """
+    from .config import Job
+
+    budgets = [*_listed(flags.pop("budget")), *(f"{text} time" for text in _listed(flags.pop("latency_budget")))]
+    how = {name: flags.pop(name) for name in ("images", "measure", "download")}
+    job = Job.from_flat(given_settings(None, pairs, flags))
+    _refuse_budgets(job.config)
+    from .proposal import described, parse_budget
+    from .terminal import console
+
+    asked = list(dict.fromkeys(map(parse_budget, budgets or ["0.7"])))
+    result = _planned(job, asked, out, **how)
+    if as_json:
+        click.echo(result.to_json())
+    else:
+        console().print(described(result, everything=everything), highlight=False, markup=False)
+    if out:
+        click.echo(f"file: {out}; dnat transform --plan {shlex.quote(str(out))} carries it out", err=True)
+    if not result.proposals:
+        raise UsageError("; ".join(why for _, why in result.refused))
+
+
+def _listed(text: str | None) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()] if text else []
+
+
+def _refuse_budgets(config: Any) -> None:
+    """Budgets are flags here; in --set they would be of no use."""
+    if config.budget is not None or config.latency_budget is not None:
+        raise UsageError("give budgets as --budget or --latency-budget here, not with --set")
+
+
+def _planned(
+    job: Any, budgets: list[Any], out: Path | None, images: int | None, measure: bool, download: bool
+) -> Any:
+    """The plan of a job's network, with a bar on a terminal."""
+    import torch
+    from rich.console import Console
+
+    from .proposal import Planner, kept
+    from .runs import build_network, load_data
+    from .terminal import watched
+    from .transform import choose_device
+
+    def notify(text: str) -> None:
+        click.echo(f"note: {text}", err=True)
+
+    data = load_data(job, download=download, notify=notify)
+    shape = (data.channels, *data.image_size)
+    network = build_network(job, data.num_classes, shape, names=data.classes, download=download, notify=notify)
+    device, config = choose_device(job.config.device), job.config
+    if config.channels_last:
+        network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    planner = Planner(
+        network.to(device), data.to(device), space=config.space, mode=config.mode, images=images, seed=config.seed
+    )
+    with watched(Console(stderr=True)) as tell:
+        if out:
+            return kept(planner, budgets, int(measure), out, tell)
+        return planner.result(planner.measured(tell), budgets, int(measure), tell)
 
 
 @cli.command()

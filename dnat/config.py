@@ -257,6 +257,12 @@ class Config:
     edges: tuple[str, ...] | None = None
     """Which edges may change: patterns of their keys (`dnat edges` lists those), in which * stands for any text, ?
     for one character and [...] for one of several; None: all of them may."""
+    choices: dict[str, str] | None = None
+    """Choices that are made already, {edge key: choice}; edges that are missing stay original. They come into
+    force before anything is trained, and all epochs train the compact network (`dnat transform --plan` takes them
+    from a plan)."""
+    choices_for: str | None = None
+    """Fingerprint of the program that `choices` are for: another network is refused."""
     epochs: int = _FROM_PRESET
     """Epochs of both stages together."""
     architecture_epochs: int = _FROM_PRESET
@@ -368,10 +374,10 @@ class Config:
         _check(self, "device", "auto, cpu, cuda, cuda:1, mps", lambda v: bool(_DEVICE.fullmatch(v)))
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
-            object.__setattr__(self, "architecture_epochs", 0 if self.judge == "answers" else default)
+            object.__setattr__(self, "architecture_epochs", 0 if self.begins_compact else default)
         if not self.search.official:  # otherwise the method decides; see `for_method`
             object.__setattr__(self, "search", _with_epochs(self.search, self.epochs, 6))
-        least = 0 if self.judge == "answers" else 1
+        least = 0 if self.begins_compact else 1
         limit = f"from {least} to epochs ({self.epochs})"
         _check(self, "architecture_epochs", limit, lambda v: least <= v <= self.epochs)
         _check(self, "warm_up", f"from 0 to epochs ({self.epochs})", lambda v: 0 <= v <= self.epochs)
@@ -409,6 +415,11 @@ class Config:
         """
         share = 3 if method == "nat++" and self.search.official else 6
         return dataclasses.replace(self, search=_with_epochs(self.search, self.epochs, share))
+
+    @property
+    def begins_compact(self) -> bool:
+        """Whether the choices can be made before anything is trained."""
+        return self.judge == "answers" or self.choices is not None
 
     @property
     def moves(self) -> str | dict[str, Any]:
@@ -472,6 +483,8 @@ class Job:
             self.config.budget is not None or self.config.latency_budget is not None
         ):
             raise UsageError("method 'original' changes nothing and keeps no budget: leave it out there")
+        if self.method != "dnat" and self.config.choices is not None:
+            raise UsageError(f"choices that are made already are for method 'dnat', not {self.method!r}")
         object.__setattr__(self, "config", self.config.for_method(self.method))
         if self.method not in SEARCHING:
             # The number of epochs follows from the configuration's own.
@@ -674,8 +687,23 @@ def _check_budgets(config: Config) -> None:
 def _check_moves(config: Config) -> None:
     if config.transitions is not None and config.space == "dnat":
         raise UsageError("a table of transitions needs space 'nat++'")
+    if config.choices is not None:
+        _check_choices(config)
+    elif config.choices_for is not None:
+        raise UsageError("choices_for says which network choices are for: give choices, too")
     if config.edges == ():
         raise UsageError("edges is empty, so nothing could change: name some, or leave it out to let all change")
+
+
+def _check_choices(config: Config) -> None:
+    assert config.choices is not None
+    for key, choice in config.choices.items():
+        if not isinstance(key, str) or not isinstance(choice, str):
+            raise WrongTypeError(f"choices must be a table of texts, not {shown(key)} = {shown(choice)}")
+    if config.budget is not None or config.latency_budget is not None or config.judge != "theta":
+        raise UsageError("choices are made already: leave out budget, latency_budget and judge")
+    if config.architecture_epochs:
+        raise UsageError("choices are made already: leave out architecture_epochs, there is no such stage")
 
 
 def _check_types(config: Any) -> None:

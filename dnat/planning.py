@@ -10,7 +10,7 @@ from .budget import Costs, Groups, InfeasibleError, cheapest
 from .config import Amount, Config, parse_amount
 from .cost import operation_seconds
 from .distributed import from_first
-from .edges import Edge, everything_else, groups_of, in_order, legal_edges, nones_once
+from .edges import ORIGINAL, Edge, everything_else, groups_of, in_order, legal_edges, nones_once, problems
 from .errors import UsageError
 from .naming import unknown
 from .rewriting import rewritable
@@ -99,6 +99,7 @@ def make_plan(
     for pattern in config.edges or ():
         if not any(fnmatchcase(edge.key, pattern) for edge in edges):
             raise _no_such_edge(pattern, program, config)
+    check_choices(edges, program, config)
     if not edges:
         raise UsageError(
             f"{type(network).__name__} has no operation that could be changed; `dnat edges --all` tells why"
@@ -133,6 +134,36 @@ def _no_such_edge(pattern: str, program: Program, config: Config) -> UsageError:
         why = "; ".join(f"{choice}: {reason}" for choice, reason in fixed[0].refused)
         return UsageError(f"the setting edges has {pattern!r}, but {fixed[0].key} may not change: {why}")
     return unknown("edge that may change", pattern, (e.key for e in found if len(e.choices) > 1))
+
+
+def check_choices(edges: Sequence[Edge], program: Program, config: Config) -> None:
+    """Refuse choices that are made already (`config.choices`), but not for this network.
+
+    Raises:
+        ValueError: it is another network, or has no such edge or choice; or they cannot be made together.
+    """
+    if config.choices is None:
+        return
+    if config.choices_for is not None and config.choices_for != program.fingerprint:
+        raise UsageError(
+            "the choices are for another network, or images of another size: "
+            f"for the program {config.choices_for}, and this one is {program.fingerprint}"
+        )
+    by_key = {edge.key: edge for edge in edges}
+    for key, choice in config.choices.items():
+        if key not in by_key:
+            raise unknown("edge in choices", key, by_key)
+        if choice not in by_key[key].choices:
+            raise unknown(f"choice for {key}", choice, by_key[key].choices)
+    made = {edge: config.choices.get(edge.key, ORIGINAL) for edge in edges}
+    found = problems(made)
+    if config.mode == "cell":
+        groups: dict[str, set[str]] = {}
+        for edge, choice in made.items():
+            groups.setdefault(edge.group, set()).add(choice)
+        found += [f"in cell mode {group} can have one choice only" for group, c in groups.items() if len(c) > 1]
+    if found:
+        raise UsageError(f"the choices cannot be made together: {'; '.join(found)}")
 
 
 def check_limit(groups: Groups, costs: Costs, limit: float) -> None:

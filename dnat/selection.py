@@ -31,7 +31,8 @@ class Decision:
         reason: empty, or why the choice is not the argmax.
         others: (name, what it was worth) of the other operations that it could become.
         by: what decided: "theta" (or "loss", another judge) where the choice is the argmax; "answers" where the
-            set within the budget was chosen by what it does to them; otherwise "budget", "target" (the cost that
+            set within the budget was chosen by what it does to them; "plan" of choices that were made
+            before; otherwise "budget", "target" (the cost that
             was asked for allows more), "legality" (the choices together could not have been made) or "rewriting"
             (this one could not).
     """
@@ -167,6 +168,20 @@ def decisions_by_damage(
         gates = tuple(scores.get(c, 0.0) for c in CHOICES)
         assert len(gates) == 3
         decisions.append(_decision(edge, gates, scores, choice, "answers", reason))
+    return tuple(decisions)
+
+
+def decisions_made(relaxed: RelaxedNetwork, choices: Mapping[str, str]) -> tuple[Decision, ...]:
+    """One decision for every edge, of choices {edge key: choice} that are made already; others stay original.
+
+    A choice is worth 1, and all others 0.
+    """
+    decisions = []
+    for edge in relaxed.edges:
+        choice = choices.get(edge.key, ORIGINAL)
+        scores = {c: float(c == choice) for c in edge.choices}
+        none, identity, original = (scores.get(c, 0.0) for c in CHOICES)
+        decisions.append(_decision(edge, (none, identity, original), scores, choice, "plan", ""))
     return tuple(decisions)
 
 

@@ -7,7 +7,8 @@ The damage of a choice is
 with the answers' probabilities p = softmax(scores); of outputs that are no class scores, the mean squared
 difference as a share of the outputs' variance. Batch norms use the statistics of the images that are shown: with
 those that the network recorded, a choice is blamed for what any step of training would mend (FastNAS and NNCF
-re-estimate norms, too, before they judge). What norms alone do to the answers is taken off. No label is needed.
+re-estimate norms, too, before they judge); norms that are frozen keep theirs. What norms alone do to the answers
+is taken off. No label is needed. A network that draws at random draws the same in every pass.
 
 Damages of choices that are made together are nearly their sum where each is small, so that the set with the least
 sum within a budget (`dnat.budget.best`) is a good one to begin with; `improved` exchanges choices while the damage
@@ -16,11 +17,13 @@ of the whole set falls.
 
 import functools
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
@@ -28,15 +31,19 @@ from torch.nn.functional import kl_div, log_softmax
 from .budget import Costs, Groups, best, by_edge
 from .data import Data
 from .edges import ORIGINAL, Edge, problems
+from .errors import UsageError, users_code
 from .relaxation import RelaxedNetwork
 from .seeds import Stream, numpy_generator
-from .tracing import in_mode, kept_buffers, tensors_of
+from .tracing import Example, examples_of, fixed_randomness, frozen_modules, in_mode, kept_buffers, tensors_of
 
 MEMORY = 1 << 30
 """Bytes that outputs of modules may take which are remembered while choices behind them are tried."""
 
-EXCHANGES = 400
+EXCHANGES = 64
 """Sets that are judged as a whole, at the most, while a set is improved."""
+
+Distances = dict[str, dict[str, float]]
+"""How far the answers to one batch are from the network's own, by group and choice; with those of "original"."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +84,11 @@ def shown_images(data: Data, images: int, seed: int) -> Tensor:
 def batch_size(relaxed: RelaxedNetwork) -> int:
     """How many images can be shown at once, so that what is remembered of them takes no more than `MEMORY`."""
     trace = relaxed.edges[0].program.traces[0]
-    outputs = (trace.values[v] for call in trace.calls for v in call.outputs)
-    each = sum(math.prod(value.shape) * value.dtype.itemsize for value in outputs) // max(trace.batch, 1)
-    return max(8, min(250, MEMORY // max(each, 1)))
+    before = [modules_before(relaxed.members(group)) for group in relaxed.groups]
+    outputs = {call.path: [trace.values[v] for v in call.outputs] for call in trace.calls}
+    sizes = {p: sum(math.prod(v.shape) * v.dtype.itemsize for v in values) for p, values in outputs.items()}
+    each = max(sum(sizes[path] for path in paths) for paths in before) // max(trace.batch, 1)
+    return max(8, min(125, MEMORY // max(each, 1)))
 
 
 class Judge:
@@ -87,64 +96,156 @@ class Judge:
 
     Args:
         relaxed: with theta as `relax` makes it; it is left as it is.
-        batches: arguments of its forward, each a tensor or a tuple.
+        batches: arguments of its forward, each a tensor, a tuple, or a dict of keyword arguments.
+
+    Raises:
+        ValueError: no batches, or answers without numbers, or with some that are not finite.
     """
 
-    def __init__(self, relaxed: RelaxedNetwork, batches: Sequence[Any]) -> None:
+    def __init__(self, relaxed: RelaxedNetwork, batches: Sequence[Example]) -> None:
         self.relaxed = relaxed
-        self.batches = [batch if isinstance(batch, tuple) else (batch,) for batch in batches]
+        self.batches = [arguments for batch in batches for arguments in examples_of(batch)]
+        self.devices = sorted({p.device.index for p in relaxed.parameters() if p.device.type == "cuda"})
+        self.draws = False
+        if not self.batches:
+            raise UsageError("nothing is shown: at least one batch is needed")
         with torch.no_grad(), in_mode(relaxed, False), kept_buffers(relaxed.modules()):
-            self.own = [_floats(relaxed(*batch)) for batch in self.batches]
-        self.sizes = [len(batch[0]) for batch in self.batches]
+            self.own = [self._answers(i) for i in range(len(self.batches))]
+        name = type(relaxed.network).__name__
+        if not all(self.own):
+            raise UsageError(f"the answers of {name} hold no floating-point numbers that could be compared")
+        if not all(bool(torch.isfinite(answer).all()) for own in self.own for answer in own):
+            raise UsageError(f"the answers of {name} to these inputs are not finite: nothing compares to them")
+        self.sizes = [_rows(*arguments) for arguments in self.batches]
+
+    @property
+    def sees_classes(self) -> bool:
+        """Whether answers are compared as class scores (one tensor: images x classes), by KL."""
+        return all(map(_are_scores, self.own))
 
     def damage(self, choices: Mapping[str, str]) -> float:
         """The damage of a set of choices as a whole: {edge key: choice}; edges that are missing stay original."""
-        return max(self._distance(choices) - self._untouched, 0.0)
+        return self.damage_of(self.distances(choices))
+
+    def damage_of(self, distances: Sequence[float]) -> float:
+        """The damage of a set with such distances (`distances`)."""
+        return max(self._mean(distances) - self._untouched, 0.0)
+
+    def distances(self, choices: Mapping[str, str], ahead: Sequence[float] = ()) -> list[float]:
+        """How far a set of choices takes the answers from the network's own, batch by batch.
+
+        Args:
+            choices: {edge key: choice}; edges that are missing stay original.
+            ahead: distances of another set: where this one falls behind it, mean over batches so far, the rest
+                is infinite and is not computed.
+        """
+        found: list[float] = []
+        with self._changed(choices):
+            for number in range(len(self.batches)):
+                found.append(self._apart(number))
+                if ahead and self._mean(found) >= self._mean(ahead[: len(found)]):
+                    return [*found, *([math.inf] * (len(self.batches) - len(found)))]
+        return found
 
     @functools.cached_property
     def _untouched(self) -> float:
         """What the images' own statistics alone do to the answers."""
-        return self._distance({})
+        return self._checked(self._mean(self.distances({})))
 
-    def _distance(self, choices: Mapping[str, str]) -> float:
+    def _checked(self, untouched: float) -> float:
+        if math.isfinite(untouched):
+            return untouched
+        raise UsageError(
+            f"the answers of {type(self.relaxed.network).__name__} are not finite where norms use the statistics "
+            "of what is shown, as choices are judged"
+        )
+
+    @contextmanager
+    def _changed(self, choices: Mapping[str, str]) -> Iterator[None]:
+        """Within, choices are made and norms re-estimated; afterwards all is as it was."""
         chosen = {e.key: choices.get(e.key, ORIGINAL) for e in self.relaxed.edges}
         with _one_hot(self.relaxed, chosen), torch.no_grad(), restated(self.relaxed):
-            parts = [_apart(own, _floats(self.relaxed(*b))) for own, b in zip(self.own, self.batches, strict=True)]
-        return self._mean(parts)
+            yield
+
+    def _answers(self, number: int) -> list[Tensor]:
+        args, kwargs = self.batches[number]
+        name = type(self.relaxed.network).__name__
+        with fixed_randomness(self.devices), users_code(f"{name}'s forward failed", alone=False):
+            before = _generators(self.devices)
+            try:
+                answers = _floats(self.relaxed(*args, **kwargs))
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise UsageError(
+                    "a batch is too small to re-estimate norms with (one value per channel): show larger batches"
+                ) from error
+            self.draws = self.draws or _generators(self.devices) != before
+        return answers
+
+    def _apart(self, number: int) -> float:
+        return _apart(self.own[number], self._answers(number))
 
     def _mean(self, parts: Sequence[float]) -> float:
-        return math.fsum(p * n for p, n in zip(parts, self.sizes, strict=True)) / sum(self.sizes)
+        """The mean over the images of the first batches."""
+        sizes = self.sizes[: len(parts)]
+        return math.fsum(p * n for p, n in zip(parts, sizes, strict=True)) / sum(sizes)
 
-    def alone(self, tell: Callable[[int, int], None] | None = None) -> Sensitivity:
+    def alone(
+        self,
+        tell: Callable[[int, int], None] | None = None,
+        *,
+        known: Sequence[Distances] = (),
+        keep: Callable[[list[Distances]], None] | None = None,
+    ) -> Sensitivity:
         """The damage of every choice of every group, the others being original.
 
-        What runs before a group's first edge is computed once for all choices.
+        What runs before a group's first edge is computed once for all its choices.
 
         Args:
             tell: is told how many choices of how many have been tried.
+            known: of the first batches, what an earlier call gave to `keep`: they are not shown again.
+            keep: is given what was found so far, whenever a batch is done.
         """
-        relaxed = self.relaxed
-        trials = [
-            (row, g, c) for row, g in enumerate(relaxed.groups) for c in relaxed.choices_of(g) if c != ORIGINAL
-        ]
-        parts: dict[tuple[str, str], list[float]] = {(g, c): [] for _, g, c in trials}
-        untouched, done = [], 0
-        before = {g: modules_before(relaxed.members(g)) for g in relaxed.groups}
-        with _one_hot(relaxed, {}), torch.no_grad(), restated(relaxed):
-            for own, batch in zip(self.own, self.batches, strict=True):
-                with Memory(relaxed.network, set().union(*before.values())) as memory:
-                    untouched.append(_apart(own, _floats(relaxed(*batch))))
-                    for row, group, choice in trials:
-                        with memory.of(before[group]), relaxed.architecture.trying(row, choice):
-                            parts[group, choice].append(_apart(own, _floats(relaxed(*batch))))
-                        done += 1
-                        if tell:
-                            tell(done, len(trials) * len(self.batches))
-        norms = self._mean(untouched)
-        damages: dict[str, dict[str, float]] = {g: {ORIGINAL: 0.0} for g in relaxed.groups}
-        for (group, choice), found in parts.items():
-            damages[group][choice] = max(self._mean(found) - norms, 0.0)
+        trials = sum(len(self.relaxed.choices_of(group)) - 1 for group in self.relaxed.groups)
+        found = list(known)
+        for number in range(len(found), len(self.batches)):
+            done = number * trials
+            found.append(self._distances(number, lambda n: tell and tell(done + n, trials * len(self.batches))))  # noqa: B023
+            if keep:
+                keep(found)
+        if tell:
+            tell(trials * len(self.batches), trials * len(self.batches))
+        means = {
+            group: {choice: self._mean([part[group][choice] for part in found]) for choice in row}
+            for group, row in found[0].items()
+        }
+        damages = {
+            group: {choice: max(mean - self._checked(row[ORIGINAL]), 0.0) for choice, mean in row.items()}
+            for group, row in means.items()
+        }
         return Sensitivity(damages, sum(self.sizes))
+
+    def _distances(self, number: int, tell: Callable[[int], None]) -> Distances:
+        """How far every choice alone takes the answers to one batch."""
+        relaxed, count = self.relaxed, 0
+        found: Distances = {group: {} for group in relaxed.groups}
+        with self._changed({}):
+            untouched = self._apart(number)
+            before = {g: frozenset() if self.draws else modules_before(relaxed.members(g)) for g in relaxed.groups}
+            entries = {g: frozenset(edge.entry for edge in relaxed.members(g)) for g in relaxed.groups}
+            with Memory(relaxed.network, set().union(*before.values(), *entries.values())) as memory:
+                for row, group in enumerate(relaxed.groups):
+                    memory.keep(before[group])
+                    for choice in relaxed.choices_of(group):
+                        found[group][choice] = untouched
+                        if choice == ORIGINAL:
+                            continue
+                        with memory.of(before[group], entries[group]), relaxed.architecture.trying(row, choice):
+                            found[group][choice] = self._apart(number)
+                        count += 1
+                        tell(count)
+        return found
 
 
 @contextmanager
@@ -162,8 +263,14 @@ def _one_hot(relaxed: RelaxedNetwork, choices: Mapping[str, str]) -> Iterator[No
 
 @contextmanager
 def restated(network: nn.Module) -> Iterator[None]:
-    """Within, the network is in eval mode, but for norms with recorded statistics: they use those of the batch."""
-    norms = [m for m in network.modules() if isinstance(getattr(m, "running_mean", None), Tensor)]
+    """Within, the network is in eval mode, but for norms with recorded statistics: they use those of the batch.
+
+    Norms that are frozen (in eval mode within a network in train mode) use what they recorded.
+    """
+    still = frozen_modules(network)
+    norms = [
+        m for m in network.modules() if isinstance(getattr(m, "running_mean", None), Tensor) and m not in still
+    ]
     with in_mode(network, False), kept_buffers(network.modules()):
         for norm in norms:
             norm.training = True
@@ -183,43 +290,64 @@ def modules_before(edges: Sequence[Edge]) -> frozenset[str]:
 
 
 class Memory:
-    """Within, modules remember what their first call gave, and `of` lets some of them give it again uncomputed.
+    """Within, modules can remember what they gave, and give it again uncomputed until a pass comes to an edge.
+
+    What is computed before an edge is entered is the same whatever the edge becomes, also where a network goes
+    other ways than in its trace.
 
     Args:
         network: which holds them.
-        paths: of the modules.
+        paths: of modules that may remember, and of those at which edges begin.
     """
 
     def __init__(self, network: nn.Module, paths: set[str]) -> None:
-        self.modules = {path: network.get_submodule(path) for path in sorted(paths)}
-        self.known: dict[str, Any] = {}
-        self.ready: frozenset[str] = frozenset()
+        found = {path: network.get_submodule(path) for path in sorted(paths)}
+        # A scripted module takes no other forward.
+        self.modules = {p: m for p, m in found.items() if not isinstance(m, torch.jit.ScriptModule)}
+        self.complete = len(self.modules) == len(found)
+        self.known: dict[str, Tensor] = {}
+        self.ready: set[str] = set()
+        self.entries: frozenset[str] = frozenset()
 
     def __enter__(self) -> "Memory":
+        self.before = {path: module.__dict__.get("forward") for path, module in self.modules.items()}
         for path, module in self.modules.items():
             # In the instance, where it stands before the method of the class.
             module.__dict__["forward"] = functools.partial(self._forward, path, module.forward)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for module in self.modules.values():
+        for path, module in self.modules.items():
             del module.__dict__["forward"]
+            if self.before[path] is not None:
+                module.__dict__["forward"] = self.before[path]
         self.known.clear()
 
+    def keep(self, paths: frozenset[str]) -> None:
+        """Forget what other modules gave."""
+        self.known = {path: output for path, output in self.known.items() if path in paths}
+
     @contextmanager
-    def of(self, paths: frozenset[str]) -> Iterator[None]:
-        """Within, these modules give what they gave first."""
-        self.ready = paths
+    def of(self, paths: frozenset[str], entries: frozenset[str]) -> Iterator[None]:
+        """Within, for one pass, the first calls of these modules are remembered, until it comes to the entries."""
+        self.ready, self.entries = set(paths) if self.complete else set(), entries
         try:
             yield
         finally:
-            self.ready = frozenset()
+            self.ready, self.entries = set(), frozenset()
 
     def _forward(self, path: str, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if path in self.ready and path in self.known:
+        if path in self.entries:
+            self.ready.clear()
+        if path not in self.ready:
+            return compute(*args, **kwargs)
+        self.ready.remove(path)  # a second call may give something else
+        if path in self.known:
             return self.known[path].clone()  # other code may write into it
+        between, self.ready = self.ready, set()  # what is inside is not needed any more
         result = compute(*args, **kwargs)
-        if path not in self.known and isinstance(result, Tensor):
+        self.ready = between
+        if isinstance(result, Tensor):
             self.known[path] = result.clone()
         return result
 
@@ -230,9 +358,27 @@ def _floats(output: Any) -> list[Tensor]:
     return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
+def _generators(devices: Sequence[int]) -> tuple[Any, ...]:
+    """The states of all generators that a network may draw from."""
+    own = np.random.get_state(legacy=False)  # noqa: NPY002 -- what networks may use
+    assert isinstance(own, dict)
+    numpy_state = own["state"]["pos"], own["state"]["key"].tobytes(), own["has_gauss"]
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return (random.getstate(), numpy_state, *(state.numpy().tobytes() for state in states))
+
+
+def _rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """How many images (or rows) the arguments of a forward hold: the first tensor's first dimension."""
+    return next((len(t) for t in tensors_of((args, kwargs)) if t.dim()), 1)
+
+
+def _are_scores(answers: Sequence[Tensor]) -> bool:
+    return len(answers) == 1 and answers[0].dim() == 2 and answers[0].shape[1] > 1
+
+
 def _apart(own: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """How far answers are from a network's own, mean over the images of a batch; infinite where none is finite."""
-    if len(own) == 1 and own[0].dim() == 2 and own[0].shape[1] > 1:  # class scores
+    if _are_scores(own):
         found = kl_div(log_softmax(other[0], 1), log_softmax(own[0], 1), reduction="batchmean", log_target=True)
     else:
         sizes = [
@@ -246,52 +392,77 @@ def _apart(own: Sequence[Tensor], other: Sequence[Tensor]) -> float:
 def least_damage(groups: Groups, sensitivity: Sensitivity, costs: Costs, limit: float) -> dict[str, str]:
     """The legal choices of groups with the least sum of damages that cost at most `limit`.
 
-    Where damages are equal, originals are kept as far as the limit goes.
+    Where damages are equal, originals are kept as far as the limit goes: no changed group could be original again
+    within it.
 
     Raises:
         InfeasibleError: no legal set is so cheap.
     """
     worst = max((d for row in sensitivity.damages.values() for d in row.values() if math.isfinite(d)), default=1.0)
-    small = 1e-6 * (worst or 1.0)
+    worst = worst or 1.0
 
     def score(group: str, choice: str, damage: float) -> float:
-        saved = costs.total - costs.of(dict.fromkeys(groups[group], choice))
-        return -(min(damage, 1e3 * (worst or 1.0)) + small * saved / max(costs.total, 1e-30))
+        if choice == ORIGINAL:
+            return 0.0
+        saved = max(costs.total - costs.of(dict.fromkeys(groups[group], choice)), 0.0)
+        # The solver takes what differs by 1e-6 for equal: ties are to differ by more.
+        return -1e4 * (min(damage / worst, 1e3) + 1e-6 * (0.01 + saved / max(costs.total, 1e-30)))
 
     scores = {g: {c: score(g, c, d) for c, d in row.items()} for g, row in sensitivity.damages.items()}
     return best(groups, scores, costs, limit)
 
 
 def improved(
-    judge: Judge, sensitivity: Sensitivity, choices: Mapping[str, str], costs: Costs, limit: float
+    judge: Judge,
+    sensitivity: Sensitivity,
+    choices: Mapping[str, str],
+    costs: Costs,
+    limit: float,
+    *,
+    most: int = EXCHANGES,
+    tell: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, str], float]:
     """Exchange choices of groups while the damage of the whole set falls; returns the set and its damage.
 
     Tried are sets in which one changed group is original again and at most one other changed, those with the least
-    sum of damages first, `EXCHANGES` at the most.
+    sum of damages first. One that falls behind on the first batches is given up.
+
+    Args:
+        judge: of the network.
+        sensitivity: what it found.
+        choices: {group: choice} to begin with.
+        costs, limit: what a set may cost.
+        most: sets that are judged, at the most.
+        tell: is told how many of how many have been judged.
     """
     groups = judge.relaxed.by_group()
 
     def keys(chosen: Mapping[str, str]) -> dict[str, str]:
         return {edge.key: choice for edge, choice in by_edge(groups, chosen).items()}
 
-    best_set, least = dict(choices), judge.damage(keys(choices))
-    tried = {tuple(best_set.items())}
-    while len(tried) <= EXCHANGES:
-        neighbours = (n for n in _neighbours(best_set, sensitivity) if tuple(n.items()) not in tried)
-        for neighbour in sorted(neighbours, key=sensitivity.sum_of):
-            chosen = by_edge(groups, neighbour)
+    def fits(chosen: Mapping[str, str]) -> bool:
+        made = by_edge(groups, chosen)
+        return costs.of(made) <= limit and not problems(made)
+
+    best_set, least = dict(choices), judge.distances(keys(choices))
+    tried, judged, better = {tuple(best_set.items())}, 0, True
+    while better:
+        better = False
+        for neighbour in sorted(_neighbours(best_set, sensitivity), key=sensitivity.sum_of):
+            if judged == most:
+                break
+            if tuple(neighbour.items()) in tried:
+                continue
             tried.add(tuple(neighbour.items()))
-            if costs.of(chosen) <= limit and not problems(chosen):
-                damage = judge.damage(keys(neighbour))
-                if damage < least:
-                    best_set, least = neighbour, damage
-                    break
-            if len(tried) > EXCHANGES:
-                return best_set, least
-        else:
-            return best_set, least
-    return best_set, least
+            if not fits(neighbour):
+                continue
+            found, judged = judge.distances(keys(neighbour), least), judged + 1
+            if tell:
+                tell(judged, most)
+            if judge.damage_of(found) < judge.damage_of(least):
+                best_set, least, better = neighbour, found, True
+                break
+    return best_set, judge.damage_of(least)
 
 
 def _neighbours(choices: Mapping[str, str], sensitivity: Sensitivity) -> Iterator[dict[str, str]]:

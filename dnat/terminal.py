@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, Group
@@ -102,6 +103,31 @@ class TerminalTracker(Tracker):
         if self.bars is not None:
             self.bars.stop()
             self.bars = None
+
+
+@contextmanager
+def watched(screen: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Within, a bar shows how far what is told has come; where nobody watches, nothing is shown."""
+    bars = Bars(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    )
+    tasks: dict[str, Any] = {}
+
+    def tell(what: str, done: int, of: int) -> None:
+        if what not in tasks:
+            for task in tasks.values():
+                bars.update(task, visible=False)
+            tasks[what] = bars.add_task(what)
+        bars.update(tasks[what], completed=done, total=of)
+
+    with bars:
+        yield tell
 
 
 def console() -> Console:
@@ -307,6 +333,8 @@ def verdict(edges: list[dict[str, Any]]) -> str:
         return ""
     if any(edge["by"] == "answers" for edge in edges):
         return "of the sets within the budget that were tried, this one does least to the network's answers"
+    if any(edge["by"] == "plan" for edge in edges):
+        return "the choices are those of the plan"
     judge = "the loss" if any(edge["by"] == "loss" for edge in edges) else "theta"
     changed = [edge for edge in edges if edge["choice"] != "original"]
     kept = [edge for edge in edges if edge["choice"] == "original"]

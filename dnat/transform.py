@@ -32,7 +32,7 @@ from .planning import Plan, make_plan
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
-from .selection import Decision, decide, decisions_by_damage
+from .selection import Decision, decide, decisions_by_damage, decisions_made
 from .sensitivity import Judge, batch_size, improved, least_damage, shown_images
 from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
@@ -597,7 +597,7 @@ class _Run:
             made = discretization(relaxed, {d.edge.key: d.choice for d in decisions}, example)
         else:
             decisions, made, notes = self._agreed(relaxed, example, self.plan)
-        if config.judge == "answers":  # as the answers were judged
+        if config.begins_compact:  # as the answers were judged
             images = shown_images(self.data, config.judge_images, config.seed)
             take_statistics(made.network, images.split(batch_size(relaxed)))
         price = Costs(self.plan.edges)
@@ -711,6 +711,9 @@ class _Run:
         self, relaxed: RelaxedNetwork, plan: Plan
     ) -> Callable[[float | None, Mapping[str, str]], tuple[Decision, ...]]:
         """The function that makes decisions within a limit, without choices that are ruled out."""
+        made = self.config.choices
+        if made is not None:
+            return lambda limit, ruled_out: decisions_made(relaxed, made)
         if self.config.judge == "answers":
             return self._deciding_by_answers(relaxed, plan)
         worths = None

@@ -43,6 +43,7 @@ ORDER = [
     "tracking",
     "export",
     "transform",
+    "proposal",
     "baselines",
     "methods",
     "ground_truth",

@@ -294,6 +294,10 @@ _DECIDERS = {
 }
 
 
+_WITHOUT_THETA = ("", "chance", "evenly")
+"""What decides in methods that have no theta."""
+
+
 def verdict(edges: list[dict[str, Any]]) -> str:
     """A line that says whether theta chose; empty where a method without theta did.
 
@@ -303,7 +307,7 @@ def verdict(edges: list[dict[str, Any]]) -> str:
     >>> verdict([{"by": "theta", "choice": "none"}, {"by": "budget", "choice": "none"}])
     'changes: 1 by theta, 1 by the budget, not by theta'
     """
-    if not any(edge.get("by") for edge in edges):
+    if all(edge.get("by", "") in _WITHOUT_THETA for edge in edges):
         return ""
     judge = "the loss" if any(edge["by"] == "loss" for edge in edges) else "theta"
     changed = [edge for edge in edges if edge["choice"] != "original"]

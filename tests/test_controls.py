@@ -60,12 +60,14 @@ def changes(choices):
 # Sets of choices
 
 
-@pytest.mark.parametrize("name", ["resnet8", "resnet20", "mobilenet_v2", "nasbench201:301420"])
-@pytest.mark.parametrize("share", [0.8, 0.66])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("resnet8", 0.8), ("resnet20", 0.66), ("mobilenet_v2", 0.7), ("nasbench_macro:01201210", 0.6)],
+)
 def test_random_sets_are_legal_and_cost_what_the_budget_asks(name, share):
     network = dnat.build(name, seed=0)
     groups, legal, costs = problem(network)
-    sets = [random_set(groups, legal, costs, share * costs.total, seed) for seed in range(6)]
+    sets = [random_set(groups, legal, costs, share * costs.total, seed) for seed in range(4)]
     for chosen in sets:
         edges = by_edge(groups, chosen)
         assert all(choice in edge.choices for edge, choice in edges.items())
@@ -76,7 +78,7 @@ def test_random_sets_are_legal_and_cost_what_the_budget_asks(name, share):
         assert left <= share
         assert left >= 0.97 * share or name == "resnet8"  # whose four edges have no such set
     assert sets[0] == random_set(groups, legal, costs, share * costs.total, 0)
-    assert name == "resnet8" or len({tuple(s.items()) for s in sets}) == 6
+    assert name == "resnet8" or len({tuple(s.items()) for s in sets}) == 4
 
 
 def every_set(groups, legal, costs):

@@ -93,6 +93,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "epochs": 600,
         "lr": 0.025,
+        "warm_up": 0.0,
         "cutout": "searched",  # 16 pixels, for DARTS and ProxylessNAS alone
         "distillation": 0.0,
         "settle": 0.0,
@@ -109,6 +110,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "improved": {
         "epochs": 200,
         "lr": 0.025,
+        "warm_up": 0.0,
         "cutout": 0,
         "distillation": 0.0,
         "settle": 0.5,  # choices are made half way through the stage and come into force step by step
@@ -264,6 +266,8 @@ class Config:
 
     lr: float = _FROM_PRESET
     """Learning rate of the weights at the start; one cosine over both stages brings it to 0."""
+    warm_up: float = _FROM_PRESET
+    """Epochs in which the learning rate rises from 0, evenly."""
     momentum: float = 0.9
     """Momentum of SGD for the weights."""
     weight_decay: float = 3e-4
@@ -312,11 +316,16 @@ class Config:
     warm_start: bool = True
     """Whether other operations begin as a function close to the original: the middle of its kernel, or the nearest
     separable ones. Otherwise they begin with random weights."""
-    judge: Literal["theta", "loss"] = "theta"
-    """What choices are made by, within a budget: "theta", or "loss": what each would do to the training loss if it
-    alone were made, found by trying every one of them (`trial_batches`) when the choices are made."""
+    judge: Literal["theta", "loss", "answers"] = "theta"
+    """What choices are made by, within a budget: "theta"; "loss": what each would do to the training loss if it
+    alone were made, found by trying every one (`trial_batches`) when the choices are made; "answers": what they do
+    to the network's answers, each alone and the best sets as a whole, with norms re-estimated (`judge_images`,
+    `dnat.sensitivity`). That needs no theta: without `architecture_epochs` the choices are made before anything is
+    trained, and all epochs train the compact network."""
     trial_batches: int = 2
     """Batches on which a choice is tried, where the loss is the judge."""
+    judge_images: int = 500
+    """Training images, without their labels, on which choices are tried, where the answers are the judge."""
     settle: float = _FROM_PRESET
     """Last part of the architecture stage, in which the choices are made already and come into force step by step:
     gates go to 0 and 1 while the weights train on, so that dropping the rest loses nothing. 0: all at once."""
@@ -357,19 +366,21 @@ class Config:
             object.__setattr__(self, "threads", cores())
         _check_budgets(self)
         _check_moves(self)
-        if self.judge == "loss" and self.budget is None and self.latency_budget is None:
-            raise UsageError("judge 'loss' needs a budget: without one nothing is worth a higher loss")
-        for name in ("epochs", "batch_size", "latency_batch", "trial_batches"):
+        if self.judge != "theta" and self.budget is None and self.latency_budget is None:
+            raise UsageError(f"judge {self.judge!r} needs a budget: without one nothing is worth what it does")
+        for name in ("epochs", "batch_size", "latency_batch", "trial_batches", "judge_images"):
             _check(self, name, "at least 1", lambda v: v >= 1)
         _check(self, "threads", f"from 1 to {MOST_THREADS}", lambda v: 1 <= v <= MOST_THREADS)
         _check(self, "device", "auto, cpu, cuda, cuda:1, mps", lambda v: bool(_DEVICE.fullmatch(v)))
         if self.architecture_epochs is None:
             default = min(max(5, round(self.epochs / 12)), max(self.epochs - 1, 1))
-            object.__setattr__(self, "architecture_epochs", default)
+            object.__setattr__(self, "architecture_epochs", 0 if self.judge == "answers" else default)
         if not self.search.official:  # otherwise the method decides; see `for_method`
             object.__setattr__(self, "search", _with_epochs(self.search, self.epochs, 6))
-        limit = f"from 1 to epochs ({self.epochs})"
-        _check(self, "architecture_epochs", limit, lambda v: 1 <= v <= self.epochs)
+        least = 0 if self.judge == "answers" else 1
+        limit = f"from {least} to epochs ({self.epochs})"
+        _check(self, "architecture_epochs", limit, lambda v: least <= v <= self.epochs)
+        _check(self, "warm_up", f"from 0 to epochs ({self.epochs})", lambda v: 0 <= v <= self.epochs)
         _check(self, "distillation", "from 0 to 1", lambda v: 0 <= v <= 1)
         _check(self, "cost_target", "from 0 to 1", lambda v: 0 <= v <= 1)
         _check(self, "settle", "in [0, 1)", lambda v: 0 <= v < 1)

@@ -30,9 +30,10 @@ class Decision:
         margin: score of the choice minus the best other legal score; negative where a repair overruled.
         reason: empty, or why the choice is not the argmax.
         others: (name, what it was worth) of the other operations that it could become.
-        by: what decided: "theta" (or "loss", the other judge) where the choice is the argmax; otherwise "budget",
-            "target" (the cost that was asked for allows more), "legality" (the choices together could not have
-            been made) or "rewriting" (this one could not).
+        by: what decided: "theta" (or "loss", another judge) where the choice is the argmax; "answers" where the
+            set within the budget was chosen by what it does to them; otherwise "budget", "target" (the cost that
+            was asked for allows more), "legality" (the choices together could not have been made) or "rewriting"
+            (this one could not).
     """
 
     edge: Edge
@@ -132,29 +133,61 @@ def decide(
         reasons |= _restore(relaxed.by_group(), choices, scores, costs or Costs(relaxed.edges), floor)
     reasons = {group: reason for group, reason in reasons.items() if choices[group] != own[group]}
     judge = "theta" if worths is None else "loss"
+    return tuple(
+        _decision(
+            edge,
+            (
+                threshold if worths is None else row[CHOICES.index(NONE)],
+                row[CHOICES.index(IDENTITY)],
+                row[CHOICES.index(ORIGINAL)],
+            ),
+            scores[group],
+            choices[group],
+            *reasons.get(group, (judge, "")),
+        )
+        for edge, group, row in (
+            (e, relaxed.groups[relaxed.row(e)], values[relaxed.row(e)]) for e in relaxed.edges
+        )
+    )
+
+
+def decisions_by_damage(
+    relaxed: RelaxedNetwork, choices: Mapping[str, str], damages: Mapping[str, Mapping[str, float]]
+) -> tuple[Decision, ...]:
+    """One decision for every edge, of choices {group: choice} with the least damage within a budget.
+
+    What a choice is worth is minus its damage, alone; what a group cannot become has the damage 0.
+    """
     decisions = []
     for edge in relaxed.edges:
         group = relaxed.groups[relaxed.row(edge)]
-        score, choice = scores[group], choices[group]
-        rest = [s for c, s in score.items() if c != choice]
-        row = values[relaxed.row(edge)]
-        by, reason = reasons.get(group, (judge, ""))
-        decisions.append(
-            Decision(
-                edge=edge,
-                gates=(
-                    threshold if worths is None else row[CHOICES.index(NONE)],
-                    row[CHOICES.index(IDENTITY)],
-                    row[CHOICES.index(ORIGINAL)],
-                ),
-                choice=choice,
-                margin=score[choice] - max(rest) if rest else float("inf"),
-                reason=reason,
-                by=by,
-                others=tuple((name, score[name]) for name, _ in edge.others if name in score),
-            )
-        )
+        scores = {choice: -damage for choice, damage in damages[group].items()}
+        choice = choices[group]
+        reason = f"alone it does {-scores[choice]:.3g} to the answers" if choice != ORIGINAL else ""
+        gates = tuple(scores.get(c, 0.0) for c in CHOICES)
+        assert len(gates) == 3
+        decisions.append(_decision(edge, gates, scores, choice, "answers", reason))
     return tuple(decisions)
+
+
+def _decision(
+    edge: Edge,
+    gates: tuple[float, float, float],
+    scores: Mapping[str, float],
+    choice: str,
+    by: str,
+    reason: str,
+) -> Decision:
+    rest = [score for c, score in scores.items() if c != choice]
+    return Decision(
+        edge=edge,
+        gates=gates,
+        choice=choice,
+        margin=scores[choice] - max(rest) if rest else float("inf"),
+        reason=reason,
+        by=by,
+        others=tuple((name, scores[name]) for name, _ in edge.others if name in scores),
+    )
 
 
 def _repair(

@@ -51,6 +51,12 @@ class Sensitivity:
     damages: dict[str, dict[str, float]]
     images: int
 
+    def without(self, ruled_out: Mapping[str, str], relaxed: RelaxedNetwork) -> "Sensitivity":
+        """The same without choices that cannot be made: {edge key: choice}."""
+        barred = {(g, ruled_out[e.key]) for g, m in relaxed.by_group().items() for e in m if e.key in ruled_out}
+        rows = {g: {c: d for c, d in row.items() if (g, c) not in barred} for g, row in self.damages.items()}
+        return Sensitivity(rows, self.images)
+
     def sum_of(self, choices: Mapping[str, str]) -> float:
         """The sum of the damages of groups' choices, each alone."""
         return math.fsum(self.damages[group][choice] for group, choice in choices.items())

@@ -283,8 +283,8 @@ def changes_table(edges: list[dict[str, Any]]) -> Table:
 
 
 _LEGEND = (
-    "worth: what the choice was worth when it was made, as theta says; margin: how far it was ahead of the next, "
-    "below 0 behind it"
+    "worth: what the choice was worth when it was made, as its judge says; margin: how far it was ahead of the "
+    "next, below 0 behind it"
 )
 _DECIDERS = {
     "budget": "the budget",
@@ -309,6 +309,8 @@ def verdict(edges: list[dict[str, Any]]) -> str:
     """
     if all(edge.get("by", "") in _WITHOUT_THETA for edge in edges):
         return ""
+    if any(edge["by"] == "answers" for edge in edges):
+        return "of the sets within the budget that were tried, this one does least to the network's answers"
     judge = "the loss" if any(edge["by"] == "loss" for edge in edges) else "theta"
     changed = [edge for edge in edges if edge["choice"] != "original"]
     kept = [edge for edge in edges if edge["choice"] == "original"]

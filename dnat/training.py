@@ -31,7 +31,7 @@ from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
 from .selection import none_threshold
-from .tracing import copied, in_mode, in_training, kept_buffers
+from .tracing import copied, frozen_modules, in_mode, in_training, kept_buffers
 
 FASTEST_THETA = 0.1
 """The largest learning rate that is chosen for theta."""
@@ -161,10 +161,15 @@ def theta_optimizer(relaxed: RelaxedNetwork, config: Config, batches: int) -> to
 def learning_rate(config: Config, step: int, steps: int) -> float:
     """The weights' learning rate at a step: one cosine from `config.lr` to 0 over all steps of both stages.
 
+    In the first `config.warm_up` epochs it is lower: in proportion to the steps that are done, of all in them.
+
     >>> [round(learning_rate(Config(lr=1.0), step, 4), 2) for step in range(5)]
     [1.0, 0.85, 0.5, 0.15, 0.0]
+    >>> [round(learning_rate(Config(lr=1.0, epochs=2, warm_up=1), step, 4), 2) for step in range(5)]
+    [0.5, 0.85, 0.5, 0.15, 0.0]
     """
-    return config.lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    rising = config.warm_up * steps / config.epochs
+    return config.lr * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / max(rising, 1.0))
 
 
 def batches_per_epoch(images: int, config: Config) -> int:
@@ -267,6 +272,40 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True  # type: ignore[assignment]
+
+
+def take_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Let batch norms record the statistics of what the network computes now, as the plain mean over batches.
+
+    Norms that are frozen (in eval mode within a network in train mode) keep theirs.
+
+    Args:
+        network: is changed in its norms' buffers alone.
+        batches: of images (N, C, H, W).
+    """
+    still = frozen_modules(network)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m not in still]
+    norms = [m for m in norms if m.track_running_stats]
+    momenta = [m.momentum for m in norms]
+    others = [m for m in network.modules() if m not in set(norms)]
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over batches
+        # Dropout may draw: not from the run's own stream.
+        with (
+            in_mode(network, True),
+            kept_buffers(others),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=list(devices)),
+        ):
+            torch.manual_seed(0)
+            for images in batches:
+                network(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def images_last(network: nn.Module, config: Config, device: torch.device) -> bool:

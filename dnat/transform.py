@@ -32,7 +32,8 @@ from .planning import Plan, make_plan
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
-from .selection import Decision, decide
+from .selection import Decision, decide, decisions_by_damage
+from .sensitivity import Judge, batch_size, improved, least_damage, shown_images
 from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
@@ -52,6 +53,7 @@ from .training import (
     is_dead,
     learning_rate,
     scores,
+    take_statistics,
     theta_rate,
     theta_steps,
     weight_optimizer,
@@ -457,11 +459,12 @@ class _Run:
         taught = original if self.teacher is None else self.teacher
         self.teacher = copied(taught).to(device).eval().requires_grad_(False) if config.distillation else None
         self.trainer = self._start(original, program, example, transforming)
-        if transforming:
+        if transforming and config.architecture_epochs:
             self._warn_of_short_stage()
         if (
             self.trainer.relaxed
             and self.trainer.progress.step == 0
+            and config.architecture_epochs
             and next(self.trainer.relaxed.others(), None) is not None
         ):
             self.tracker.burden(burden(original, self.trainer.relaxed, self.data, config))
@@ -603,6 +606,9 @@ class _Run:
             made = discretization(relaxed, {d.edge.key: d.choice for d in decisions}, example)
         else:
             decisions, made, notes = self._agreed(relaxed, example, self.plan)
+        if config.judge == "answers":  # as the answers were judged
+            images = shown_images(self.data, config.judge_images, config.seed)
+            take_statistics(made.network, images.split(batch_size(relaxed)))
         price = Costs(self.plan.edges)
         trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
@@ -679,22 +685,12 @@ class _Run:
         self, relaxed: RelaxedNetwork, example: Tensor, plan: Plan
     ) -> tuple[tuple[Decision, ...], Discretization, list[str]]:
         """Choices and the network that they make, so that the network, as it is then measured, keeps the limit."""
-        worths = None
-        if self.config.judge == "loss":
-            worths = effects(relaxed, self.data, self.config, self.trainer.progress.epoch)
+        deciding = self._deciding(relaxed, plan)
         limit, last = plan.limit, None
         ruled_out: dict[str, str] = {}
         for _ in range(COMMIT_ATTEMPTS):
             try:
-                decisions = decide(
-                    relaxed,
-                    limit=None if limit is None else Amount(limit, relative=False),
-                    costs=plan.costs,
-                    skip_threshold=self.config.skip_threshold,
-                    ruled_out=ruled_out,
-                    floor=self._floor(plan, limit),
-                    worths=worths,
-                )
+                decisions = deciding(limit, ruled_out)
             except InfeasibleError:
                 if last is None or plan.seconds is None:
                     raise
@@ -719,6 +715,41 @@ class _Run:
             raise InfeasibleError(f"no network within {plan.limit:.6g} multiply-adds could be made")
         decisions, made = last
         return decisions, made, [f"the time budget of {plan.limit * 1e3:.2f} ms was not reached"]
+
+    def _deciding(
+        self, relaxed: RelaxedNetwork, plan: Plan
+    ) -> Callable[[float | None, Mapping[str, str]], tuple[Decision, ...]]:
+        """The function that makes decisions within a limit, without choices that are ruled out."""
+        if self.config.judge == "answers":
+            return self._deciding_by_answers(relaxed, plan)
+        worths = None
+        if self.config.judge == "loss":
+            worths = effects(relaxed, self.data, self.config, self.trainer.progress.epoch)
+        return lambda limit, ruled_out: decide(
+            relaxed,
+            limit=None if limit is None else Amount(limit, relative=False),
+            costs=plan.costs,
+            skip_threshold=self.config.skip_threshold,
+            ruled_out=ruled_out,
+            floor=self._floor(plan, limit),
+            worths=worths,
+        )
+
+    def _deciding_by_answers(
+        self, relaxed: RelaxedNetwork, plan: Plan
+    ) -> Callable[[float | None, Mapping[str, str]], tuple[Decision, ...]]:
+        images = shown_images(self.data, self.config.judge_images, self.config.seed)
+        judge = Judge(relaxed, images.split(batch_size(relaxed)))
+        sensitivity = judge.alone()
+
+        def decisions(limit: float | None, ruled_out: Mapping[str, str]) -> tuple[Decision, ...]:
+            assert limit is not None, "the answers judge within a budget alone"
+            allowed = sensitivity.without(ruled_out, relaxed)
+            choices = least_damage(relaxed.by_group(), allowed, plan.costs, limit)
+            choices, _ = improved(judge, allowed, choices, plan.costs, limit)
+            return decisions_by_damage(relaxed, choices, allowed.damages)
+
+        return decisions
 
     def _floor(self, plan: Plan, limit: float | None) -> float:
         """What the choices need not go below: where theta is charged for its cost, what is free of charge."""

@@ -15,6 +15,7 @@ from torch import nn
 
 import dnat
 import dnat.baselines
+from dnat.budget import Costs
 from dnat.config import Job
 from dnat.cost import Latency
 from dnat.data.images import Augmentation
@@ -604,3 +605,40 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
     with Records.open(tmp_path / "run", j) as records:
         found = dnat.train(network(), data, j.config, records=records)
     assert found.results() == dnat.train(network(), data, j.config).results()
+
+
+def test_answers_decide_before_anything_is_trained(tmp_path):
+    """The set has the least damage; all epochs train the compact network; a stopped run ends with the same."""
+    from dnat.sensitivity import Judge, batch_size, improved, least_damage, shown_images
+
+    options = {"judge": "answers", "budget": 0.7, "judge_images": 16, "epochs": 2, "seed": 3}
+    settings = dnat.Config(batch_size=8, threads=1, lr=0.05, warm_up=0.5, **options)
+    assert settings.architecture_epochs == 0
+    whole = dnat.transform(network(), tiny_data(), settings)
+    assert [row["stage"] for row in whole.history] == ["network", "network"]
+    assert whole.commitment.epoch == 0
+    assert whole.cost_after.madds <= 0.7 * whole.cost_before.madds
+    made, data = network().train(), tiny_data()
+    edges = dnat.find_edges(dnat.trace(made, data.example(2)))
+    relaxed = dnat.relax(made, edges, gate="sigmoid")
+    judge = Judge(relaxed, shown_images(data, 16, 3).split(batch_size(relaxed)))
+    costs, sensitivity = Costs(edges), judge.alone()
+    limit = 0.7 * costs.total
+    found, _ = improved(
+        judge, sensitivity, least_damage(relaxed.by_group(), sensitivity, costs, limit), costs, limit
+    )
+    assert whole.choices == found
+    assert {e.by for e in whole.commitment.edges} == {"answers"}
+    with Records.open(tmp_path / "run", job()) as records, pytest.raises(Interrupted):
+        dnat.transform(network(), tiny_data(), settings, records=records, stop=lambda progress: progress.step == 3)
+    with Records.open(tmp_path / "run", job()) as records:
+        again = dnat.transform(network(), tiny_data(), settings, records=records)
+    assert again.results() == whole.results()
+
+
+def test_a_judge_that_needs_a_budget_says_so():
+    for judge in ("loss", "answers"):
+        with pytest.raises(ValueError, match=f"judge '{judge}' needs a budget"):
+            dnat.Config(judge=judge)
+    with pytest.raises(ValueError, match="architecture_epochs must be from 1"):
+        dnat.Config(architecture_epochs=0)

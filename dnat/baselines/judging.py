@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..data import Data
-from ..training import Evaluation, evaluate, frozen_statistics, measured
+from ..training import Evaluation, evaluate, frozen_statistics, measured, take_statistics
 
 
 @contextmanager
@@ -22,28 +22,14 @@ def recalibrated(network: nn.Module, batches: Iterable[Tensor]) -> Iterator[None
         batches: of training images (N, C, H, W); their mean counts.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [m for m in norms if m.track_running_stats]
     kept = [{k: v.clone() for k, v in m.named_buffers()} for m in norms]
-    momenta, modes = [m.momentum for m in norms], {m: m.training for m in network.modules()}
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     try:
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean over batches
-        network.train()
-        # Dropout may draw: not from the run's own stream.
-        with torch.no_grad(), torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(0)
-            for images in batches:
-                network(images)
+        take_statistics(network, batches)
         yield
     finally:
-        for norm, buffers, momentum in zip(norms, kept, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, buffers in zip(norms, kept, strict=True):
             for name, value in norm.named_buffers():
                 value.copy_(buffers[name])
-        for module, training in modes.items():
-            module.training = training
 
 
 def judge(network: nn.Module, training: Data, held_out: Data, config: Config) -> Evaluation:

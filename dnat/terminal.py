@@ -320,6 +320,10 @@ _DECIDERS = {
 }
 
 
+_WITHOUT_THETA = ("", "chance", "evenly")
+"""What decides in methods that have no theta."""
+
+
 def verdict(edges: list[dict[str, Any]]) -> str:
     """A line that says whether theta chose; empty where a method without theta did.
 
@@ -329,7 +333,7 @@ def verdict(edges: list[dict[str, Any]]) -> str:
     >>> verdict([{"by": "theta", "choice": "none"}, {"by": "budget", "choice": "none"}])
     'changes: 1 by theta, 1 by the budget, not by theta'
     """
-    if not any(edge.get("by") for edge in edges):
+    if all(edge.get("by", "") in _WITHOUT_THETA for edge in edges):
         return ""
     if any(edge["by"] == "answers" for edge in edges):
         return "of the sets within the budget that were tried, this one does least to the network's answers"

@@ -47,6 +47,8 @@ class TerminalTracker(Tracker):
 
     def epoch(self, stage: str, progress: Progress, batches: int, epochs: int) -> None:
         """Show which epoch of which stage begins."""
+        if stage != "search":
+            self.total = epochs  # narrower networks may take more than were asked for
         if self.bars is None:
             return
         label = f"epoch {progress.epoch + 1}/{epochs} [dim]{stage}[/dim]"
@@ -276,7 +278,8 @@ def result_table(record: dict[str, Any]) -> Table:
         moments = ("end of the architecture stage", "choices just made")
         if "search" in seconds:
             moments = ("with shared weights", "before it is trained")
-        table.add_row(f"test accuracy, {moments[0]}", f"{results['relaxed_test_accuracy']:.2%}", "", "")
+        if "search" in seconds or seconds.get("architecture"):
+            table.add_row(f"test accuracy, {moments[0]}", f"{results['relaxed_test_accuracy']:.2%}", "", "")
         table.add_row(f"test accuracy, {moments[1]}", "", f"{results['committed_test_accuracy']:.2%}", "")
     table.add_row("test accuracy, result", "", f"{results['test_accuracy']:.2%}", "")
     stages = "  ".join(f"{stage} {taken:.1f} s" for stage, taken in seconds.items() if taken)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from click.testing import CliRunner
 from reference import Residual
 from torch import nn
 
@@ -16,6 +17,7 @@ from dnat.baselines.channels import is_depthwise, narrowed
 from dnat.baselines.controls import CHOSEN
 from dnat.baselines.sets import random_set, uniform_set
 from dnat.budget import Costs, by_edge
+from dnat.cli import cli
 from dnat.config import CONTROLS, Config, Job
 from dnat.edges import problems
 from dnat.methods import METHODS
@@ -322,6 +324,21 @@ def test_what_another_network_chose_is_refused(tmp_path):
         METHODS["control-random"]("resnet8", data, job.config, records=records, stop=lambda p: True)
     with Records.open(tmp_path / "run", job) as records, pytest.raises(ValueError, match="with other weights"):
         METHODS["control-random"](dnat.build("resnet8", seed=5), data, job.config, records=records)
+
+
+def test_what_the_command_tells(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = "transform --network resnet8 --epochs 2 --train-limit 60 --test-limit 40 --batch-size 20 --budget 0.5"
+    told = {
+        method: CliRunner().invoke(cli, [*words.split(), "--method", method], catch_exceptions=False).output
+        for method in ("control-narrow", "control-random")
+    }
+    assert "epoch 4/4" in told["control-narrow"]
+    assert "for 4 epochs, which compute what 2 of the original do" in told["control-narrow"]
+    assert "edges" not in told["control-narrow"]
+    assert "chance" in told["control-random"]
+    assert "theta" not in told["control-random"]
+    assert "architecture stage" not in "".join(told.values())
 
 
 # Torch-Pruning

@@ -45,7 +45,7 @@ COMPARISONS = {
 }
 ARITHMETIC = {
     **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult},
-    **{ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult, ast.BitOr: ast.BitAnd, ast.BitAnd: ast.BitOr},
+    **{ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult},
 }
 FUNCTIONS = {"any": "all", "all": "any", "min": "max", "max": "min", "sorted": "list", "reversed": "list"}
 COPIES = ("clone", "detach", "copy", "contiguous", "strip", "lower")
@@ -114,7 +114,7 @@ def values(node: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     match node:
         case ast.Constant(value=bool() as value):
             yield "switch", ast.Constant(not value)
-        case ast.Constant(value=int() | float() as value):
+        case ast.Constant(value=int() | float() as value) if not 0 < value < 1e-5:  # which guards a division
             yield "number", ast.Constant(value * 2 if isinstance(value, float) and value else value + 1)
         case ast.Call():
             yield from calls(node)
@@ -229,6 +229,10 @@ class Tree:
             if (ROOT / name).exists():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, self.root / name)
+        # The code looks for its version, so the copy has one.
+        known = ["-c", "user.name=mutants", "-c", "user.email=mutants", "-c", "commit.gpgsign=false"]
+        for command in (["init", "-q"], ["add", "-A"], [*known, "commit", "-q", "--no-verify", "-m", "the core"]):
+            subprocess.run(["git", *command], cwd=self.root, check=True)
         if (ROOT.parent / "shared").exists():
             (folder / "shared").symlink_to(ROOT.parent / "shared")
 

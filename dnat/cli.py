@@ -287,11 +287,12 @@ def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
             saved = groups.get(edge["group"], {"saved": 0})["saved"] + edge["saved"]
             groups[edge["group"]] = {**edge, "key": edge["group"], "saved": saved}
         commitment["edges"] = list(groups.values())
-    if commitment and all(edge["choice"] == "original" for edge in commitment["edges"]):
-        screen.print(f"none of the {len(commitment['edges'])} edges changed", highlight=False)
-    elif commitment:
-        screen.print(changes_table(commitment["edges"]))
-    if commitment and (text := verdict(commitment["edges"])):
+    edges = commitment["edges"] if commitment else []
+    if edges and all(edge["choice"] == "original" for edge in edges):
+        screen.print(f"none of the {len(edges)} edges changed", highlight=False)
+    elif edges:
+        screen.print(changes_table(edges))
+    if text := verdict(edges):
         screen.print(text, highlight=False)
     if commitment:
         for edge in commitment["edges"]:

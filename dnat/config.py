@@ -344,6 +344,12 @@ class Config:
     distillation_temperature: float = 4.0
     """Temperature at which answers are compared."""
 
+    pruning: Literal["l2", "l1", "taylor"] = "l2"
+    """By what control-prune ranks channels: a norm of their weights, or what the loss loses without them by its
+    gradient on `trial_batches` batches."""
+    pruning_global: bool = False
+    """Whether control-prune ranks the channels of all layers together, and not those of each apart."""
+
     search: Search = field(default_factory=Search)
     """How the methods search that dnat is compared with."""
 
@@ -429,7 +435,9 @@ class Config:
 
 SEARCHING = ("nat", "nat++", "random", "lstm", "max-gcn", "nao")
 """The methods that search first and train what they found afterwards: what dnat is compared with."""
-METHODS = ("dnat", "original", *SEARCHING)
+CONTROLS = ("control-random", "control-uniform", "control-narrow", "control-prune")
+"""The methods that make a network smaller at once, to a budget, without looking at what that does to it."""
+METHODS = ("dnat", "original", *SEARCHING, *CONTROLS)
 """The names of all methods."""
 ALIASES = {"dnat-full": ("dnat", "full"), "dnat-cell": ("dnat", "cell")}
 """Names for a method and its mode together, as tables of results have them."""
@@ -466,9 +474,23 @@ class Job:
     """Processes that decode them; by default one a core, at most 8."""
     skip_broken: bool | None = None
     """Whether pictures that cannot be read are left out; by default they end the run before it begins."""
-    method: Literal["dnat", "original", "nat", "nat++", "random", "lstm", "max-gcn", "nao"] = "dnat"
-    """"dnat" transforms; "original" trains the untouched network with the same seed, images and recipe; the others
-    search for a transformation first, and train its result from the beginning (docs/baselines.md)."""
+    method: Literal[
+        "dnat",
+        "original",
+        "nat",
+        "nat++",
+        "random",
+        "lstm",
+        "max-gcn",
+        "nao",
+        "control-random",
+        "control-uniform",
+        "control-narrow",
+        "control-prune",
+    ] = "dnat"
+    """"dnat" transforms; "original" trains the untouched network with the same seed, images and recipe; controls
+    make it smaller at once, by chance or by rule, and train on; the others search for a transformation first, and
+    train its result from the beginning (docs/baselines.md)."""
     config: Config = field(default_factory=Config)
     """The method's settings."""
 
@@ -485,6 +507,9 @@ class Job:
             raise UsageError("method 'original' changes nothing and keeps no budget: leave it out there")
         if self.method != "dnat" and self.config.choices is not None:
             raise UsageError(f"choices that are made already are for method 'dnat', not {self.method!r}")
+        for name in ("pruning", "pruning_global"):
+            if self.method != "control-prune" and getattr(self.config, name) != getattr(Config, name):
+                raise UsageError(f"method {self.method!r} prunes no channels: {name} is for control-prune")
         object.__setattr__(self, "config", self.config.for_method(self.method))
         if self.method not in SEARCHING:
             # The number of epochs follows from the configuration's own.
@@ -532,6 +557,8 @@ class Job:
             values |= {"method": method_name, "mode": mode}
         if values.get("weights") is not None:
             values.setdefault("preset", "fine-tune")
+        if values.get("method") == "control-narrow" and values.get("preset") == "fine-tune":
+            values.setdefault("lr", PRESETS["improved"]["lr"])  # its weights are fresh ones
         config = Config(**{k: v for k, v in values.items() if k in method})
         return cls(config=config, **{k: v for k, v in values.items() if k in own})
 

@@ -289,6 +289,7 @@ class Records:
     def discard(self) -> None:
         """Delete a directory that was made for this run, if it holds no more than its beginning; close it."""
         own = {".lock", "config.toml", "environment.json", "status.json", "latencies.json"}
+        own |= {"control.json", "control.safetensors"}
         if self.is_new and {p.name for p in self.directory.iterdir()} <= own:
             for name in own:
                 (self.directory / name).unlink(missing_ok=True)

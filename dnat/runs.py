@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import drawing
-from .baselines import regrow, works_on_genotype
+from .baselines import Family, family_of, regrow, resized, works_on_genotype
 from .budget import Costs
 from .config import SEARCHING, WHERE, Job
 from .cost import Cost, Latency, cost, latency, operation_seconds
@@ -114,6 +114,24 @@ def build_network(
     return network
 
 
+def _family(job: Job, classes: int, image_shape: tuple[int, ...]) -> Family:
+    """How a job's network is made with fewer channels, from its seed.
+
+    Raises:
+        ValueError: its constructor has no argument for that.
+    """
+
+    def made(**widths: Any) -> nn.Module:
+        return build_network(_narrower(job, widths), classes, image_shape)
+
+    return family_of(job.network, job.network_options, made)
+
+
+def _narrower(job: Job, widths: Mapping[str, Any]) -> Job:
+    """The job for a network with fresh weights and other options."""
+    return replace(job, weights=None, network_options={**job.network_options, **widths})
+
+
 def _options(job: Job, classes: int, image_shape: tuple[int, ...]) -> dict[str, Any]:
     """The arguments of a network's constructor that follow from the data and the method's settings."""
     channels, size = image_shape[0], min(image_shape[1:])
@@ -204,7 +222,10 @@ def _run(
     network = build_network(job, data.num_classes, shape, names=data.classes, download=download, notify=notify)
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
-    check_method(job.method, network, data, job.config)
+    of_method: dict[str, Any] = {}
+    if job.method == "control-narrow":
+        of_method["family"] = _family(job, data.num_classes, shape)
+    check_method(job.method, network, data, job.config, **of_method)
     trained: list[Progress] = []
 
     def asked(progress: Progress) -> bool:
@@ -219,7 +240,8 @@ def _run(
         job = from_first(lambda: records.job if records else job)
         started = time.time()
         try:
-            result = METHODS[job.method](network, data, job.config, records=records, tracker=tracker, stop=asked)
+            method = functools.partial(METHODS[job.method], **of_method)
+            result = method(network, data, job.config, records=records, tracker=tracker, stop=asked)
         except BaseException as error:
             state = "interrupted" if getattr(error, "exit_code", 1) == 75 else "failed"
             if records:
@@ -482,13 +504,18 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
         raise UsageError(f"{directory} was written by an older dnat, which did not note what its network takes")
     shape = record["image_shape"]
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    network = build_network(replace(job, weights=None), len(record["classes"]), shape)  # its own weights follow
+    commitment = Commitment.from_dict(architecture["commitment"]) if architecture["commitment"] else None
+    widths = commitment.widths if commitment else {}
+    # Its own weights follow.
+    options = widths if job.method == "control-narrow" else {}
+    network = build_network(_narrower(job, options), len(record["classes"]), shape)
     if job.method in SEARCHING and works_on_genotype(network, job.config):
         after = Genotype.from_json(json.dumps(architecture["genotypes"][1]))
         network = regrow(network, after, job.config)
-    elif architecture["commitment"]:
-        choices = Commitment.from_dict(architecture["commitment"]).choices
-        network = discretize(network, choices, example)
+    elif job.method == "control-prune":
+        network = resized(network, widths)
+    elif commitment:
+        network = discretize(network, commitment.choices, example)
     network.load_state_dict(read_state(Path(directory) / "network.safetensors"))
     return network.eval(), job, example
 

@@ -47,6 +47,8 @@ class TerminalTracker(Tracker):
 
     def epoch(self, stage: str, progress: Progress, batches: int, epochs: int) -> None:
         """Show which epoch of which stage begins."""
+        if stage != "search":
+            self.total = epochs  # narrower networks may take more than were asked for
         if self.bars is None:
             return
         label = f"epoch {progress.epoch + 1}/{epochs} [dim]{stage}[/dim]"
@@ -276,7 +278,8 @@ def result_table(record: dict[str, Any]) -> Table:
         moments = ("end of the architecture stage", "choices just made")
         if "search" in seconds:
             moments = ("with shared weights", "before it is trained")
-        table.add_row(f"test accuracy, {moments[0]}", f"{results['relaxed_test_accuracy']:.2%}", "", "")
+        if "search" in seconds or seconds.get("architecture"):
+            table.add_row(f"test accuracy, {moments[0]}", f"{results['relaxed_test_accuracy']:.2%}", "", "")
         table.add_row(f"test accuracy, {moments[1]}", "", f"{results['committed_test_accuracy']:.2%}", "")
     table.add_row("test accuracy, result", "", f"{results['test_accuracy']:.2%}", "")
     stages = "  ".join(f"{stage} {taken:.1f} s" for stage, taken in seconds.items() if taken)
@@ -320,6 +323,10 @@ _DECIDERS = {
 }
 
 
+_WITHOUT_THETA = ("", "chance", "evenly")
+"""What decides in methods that have no theta."""
+
+
 def verdict(edges: list[dict[str, Any]]) -> str:
     """A line that says whether theta chose; empty where a method without theta did.
 
@@ -329,7 +336,7 @@ def verdict(edges: list[dict[str, Any]]) -> str:
     >>> verdict([{"by": "theta", "choice": "none"}, {"by": "budget", "choice": "none"}])
     'changes: 1 by theta, 1 by the budget, not by theta'
     """
-    if not any(edge.get("by") for edge in edges):
+    if all(edge.get("by", "") in _WITHOUT_THETA for edge in edges):
         return ""
     if any(edge["by"] == "answers" for edge in edges):
         return "of the sets within the budget that were tried, this one does least to the network's answers"

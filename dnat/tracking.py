@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from .config import SEARCHING, WHERE, Job
+from .config import CONTROLS, SEARCHING, WHERE, Job
 from .records import atomic_write, read_rows
 from .training import Burden, Progress
 
@@ -247,6 +247,7 @@ class WandbTracker(Tracker):
 
         job = self.job
         kinds = {"dnat": "transform", "original": "train"}
+        kinds |= dict.fromkeys(SEARCHING, "search") | dict.fromkeys(CONTROLS, "control")
         config = job.flat() | {"label": self.label}
         if job.weights is not None:
             config["weights"] = Path(job.weights).name
@@ -264,7 +265,7 @@ class WandbTracker(Tracker):
             mode=mode,
             name=self.directory.resolve().name,
             group=f"{job.network}/{self.label}"[:128],
-            job_type="search" if job.method in SEARCHING else kinds[job.method],
+            job_type=kinds[job.method],
             tags=[tag[:64] for tag in dict.fromkeys(tags) if tag],
             config={k: v for k, v in config.items() if k not in WHERE},
             settings=wandb.Settings(**known),

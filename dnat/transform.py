@@ -127,6 +127,8 @@ class Commitment:
         removed: paths of the modules that are gone.
         notes: what else is worth knowing.
         fixed: what could not have changed, and why.
+        widths: of a network with fewer channels: (channels in, channels out) of each layer that has fewer, by its
+            path; or the argument of the network's constructor that makes it narrow, and its value.
     """
 
     epoch: int
@@ -136,6 +138,7 @@ class Commitment:
     removed: tuple[str, ...]
     notes: tuple[str, ...]
     fixed: tuple[FixedReport, ...] = ()
+    widths: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def choices(self) -> dict[str, str]:
@@ -160,6 +163,7 @@ class Commitment:
             removed=tuple(table["removed"]),
             notes=tuple(table["notes"]),
             fixed=tuple(FixedReport(**row) for row in rows("fixed")),
+            widths={path: frozen(value) for path, value in table.get("widths", {}).items()},
         )
 
 
@@ -259,13 +263,18 @@ def train(
     records: Records | None = None,
     tracker: Tracker | None = None,
     stop: Callable[[Progress], bool] | None = None,
+    teacher: nn.Module | None = None,
 ) -> Transformation:
     """Train the untouched network for `config.epochs`, with the images and the recipe that `transform` uses.
 
     Arguments, result and errors are those of `transform`.
+
+    Args:
+        network, data, config, records, tracker, stop: see `transform`.
+        teacher: the network whose answers `config.distillation` weighs; by default the network as it was given.
     """
     check_listeners(records, tracker, stop)
-    run = _Run(*named(network, data, config), records, tracker or Tracker(), stop)
+    run = _Run(*named(network, data, config), records, tracker or Tracker(), stop, teacher=teacher)
     return run.to_end(transforming=False)
 
 
@@ -447,8 +456,8 @@ class _Run:
         cost_before, latency_before = cost(original, example, batch=len(example)), self._latency(original)
         before = evaluate(original, self.data, config)
         self.given_digest = weights_digest(original)
-        if config.distillation:
-            self.teacher = copied(original).eval().requires_grad_(False)
+        taught = original if self.teacher is None else self.teacher
+        self.teacher = copied(taught).to(device).eval().requires_grad_(False) if config.distillation else None
         self.trainer = self._start(original, program, example, transforming)
         if transforming and config.architecture_epochs:
             self._warn_of_short_stage()

@@ -17,6 +17,8 @@ from dnat.operations import FactorizedReduce, NullEdge
         # He et al.'s networks as the papers print them, in millions.
         ("resnet20", {}, "0.2697", "40.55"),
         ("resnet20", {"skips": True}, "0.2697", "40.55"),
+        ("resnet32", {}, "0.46", "68.86"),
+        ("resnet44", {}, "0.66", "97.17"),
         ("resnet56", {}, "0.853", "125.5"),
     ],
 )
@@ -39,7 +41,7 @@ def test_sizes_by_formula():
                 c = out
         return params + c * 10 + 10, madds + c * 10
 
-    for name, blocks in (("resnet8", 1), ("resnet20", 3), ("resnet56", 9)):
+    for name, blocks in (("resnet8", 1), ("resnet20", 3), ("resnet32", 5), ("resnet44", 7), ("resnet56", 9)):
         for width in (4, 16):
             found = dnat.cost(dnat.build(name, width=width), torch.zeros(2, 3, 32, 32))
             assert (found.params, found.madds) == by_hand(blocks, width)

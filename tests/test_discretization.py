@@ -232,6 +232,14 @@ def test_outputs_are_the_same_in_values_shape_and_type(other, same):
     assert _same(([], {"mean": torch.ones(2)}), ([], {"mean": other})) is same
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_rounding_is_measured_by_the_largest_of_an_output(size):
+    """A zero that others round differently may be off by that much of what stands beside it."""
+    one, near, far = (torch.tensor([size, share * size]) for share in (0.0, 3e-6, 3e-5))
+    assert _same(([near], {}), ([one], {}))
+    assert not _same(([far], {}), ([one], {}))
+
+
 def test_what_cannot_be_rewritten_is_known_before():
     class Untraceable(nn.Module):
         def __init__(self):

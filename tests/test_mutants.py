@@ -84,7 +84,7 @@ def test_a_mutant_is_tested_in_a_copy(mutants, tmp_path):
     before = path.read_text()
     tree = mutants.Tree(tmp_path)
     found = mutants.mutants("seeds.py", before)
-    noticed = next(m for m in found if m.kind == "branches swapped")
+    noticed = next(m for m in found if (m.scope, m.kind) == ("sequence", "branches swapped"))
     outcome, test = mutants.verdict(tree, noticed, ["tests/test_data.py"], 60)
     assert (outcome, "::" in test) == ("killed", True)
     assert mutants.verdict(tree, noticed, ["tests/test_tree.py"], 60) == ("survived", "")

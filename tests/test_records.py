@@ -267,6 +267,15 @@ def test_other_directories_are_left_alone(tmp_path):
     Records.open(tmp_path / "mine", job()).close()
 
 
+def test_a_run_says_which_commit_made_it(tmp_path):
+    with Records.open(tmp_path / "run", job()) as records:
+        code = records.read_json("environment.json")["code"]
+    git = ["git", "-C", str(Path(module.__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True).stdout.strip()
+    assert code == (f"{commit[:12]}{'+' if changed else ''}" if commit else None)
+
+
 def test_a_run_is_done_when_its_record_is_there(tmp_path, monkeypatch):
     with Records.open(tmp_path / "run", job()) as records:
         records.save(1, state())

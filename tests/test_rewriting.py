@@ -183,3 +183,25 @@ def test_networks_of_transformers_keep_a_budget(family):
     choices = dnat.select(relaxed, budget=0.7)
     compact = dnat.discretize(network, choices, example)
     assert dnat.cost(compact, example).madds <= 0.7 * dnat.cost(network, example).madds
+
+
+def test_an_identity_inside_of_another_is_tried_by_itself():
+    """The block needs its convolution's weight; where the block is an identity, nobody does."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.two(torch.relu(self.one(x))) * self.one.weight.mean()
+
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), Block(), nn.Conv2d(4, 5, 1))
+    program = dnat.trace(network, torch.randn(2, 3, 8, 8))
+    edges = {e.key: e for e in dnat.find_edges(program, everything=True)}
+    assert {k: e.choices for k, e in edges.items() if k.startswith("1")} == {
+        "1": ("original", "identity"),
+        "1.one": ("original",),
+        "1.two": ("original", "identity"),
+    }
+    assert "other code needs what it has" in dict(edges["1.one"].refused)["identity"]

@@ -21,6 +21,11 @@ def test_tracing_leaves_everything_as_it_was(name):
     assert [t.training for t in program.traces] == [False, True]
 
 
+def test_traces_are_equal_where_the_networks_do_the_same():
+    one, other, third = (dnat.trace(small(n), images()) for n in ("residual", "residual", "two branches"))
+    assert one == other != third
+
+
 def test_multiply_adds_are_those_of_the_layers():
     network, x = small("residual"), images()
     trace = dnat.trace(network, x).traces[0]

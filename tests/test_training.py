@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 import dnat
 from dnat.budget import Costs
 from dnat.relaxation import relax
+from dnat.seeds import check_seed
 from dnat.training import (
     ArchitectureLoss,
     NonFiniteError,
@@ -25,6 +26,7 @@ from dnat.training import (
     images_last,
     learning_rate,
     scores,
+    usual_batch,
 )
 
 
@@ -303,3 +305,17 @@ def test_images_lie_channels_last_where_it_is_safe(stride, channels, threads, ex
     assert images_last(network, dnat.Config(threads=threads), torch.device("cpu")) is expected
     assert not images_last(network, dnat.Config(threads=threads, channels_last=False), torch.device("cpu"))
     assert images_last(network, dnat.Config(threads=threads), torch.device("cuda"))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1.5, 1.0, "1", None, True])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(ValueError, match="seed must be an integer from 0 to 4294967295, not "):
+        check_seed(seed)
+    assert [check_seed(s) for s in (0, 2**32 - 1)] == [0, 2**32 - 1]
+
+
+@pytest.mark.parametrize(
+    ("size", "batch"), [((8, 8), 500), ((64, 64), 500), ((128, 64), 250), ((224, 224), 40), ((9999, 9999), 1)]
+)
+def test_the_batches_of_a_test_hold_about_as_many_pixels(size, batch):
+    assert usual_batch(size) == batch

@@ -608,7 +608,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
 
 
 def test_answers_decide_before_anything_is_trained(tmp_path):
-    """The set has the least damage; all epochs train the compact network; a stopped run ends with the same bits."""
+    """The set has the least damage; all epochs train the compact network; a stopped run ends with the same."""
     from dnat.sensitivity import Judge, batch_size, improved, least_damage, shown_images
 
     options = {"judge": "answers", "budget": 0.7, "judge_images": 16, "epochs": 2, "seed": 3}

@@ -43,6 +43,13 @@ from ..transform import (
     weights_digest,
 )
 from ..transitions import cost_of, read_transitions, transitions
+from .channels import Family as Family
+from .channels import family_of as family_of
+from .channels import resized as resized
+from .controls import check_budget as check_budget
+from .controls import check_control as check_control
+from .controls import control as control
+from .reporting import edge_report
 from .search import Learner as Learner
 from .search import SearchRun as SearchRun
 from .search import check_identity, divided
@@ -269,7 +276,7 @@ def _of_edges(
         row = dict(zip(space.columns, rows[space.network.groups[space.network.row(edge)]], strict=True))
         choice = made.choices[edge.key]
         reports.append(
-            _report(
+            edge_report(
                 edge,
                 edge.group,
                 choice,
@@ -312,7 +319,7 @@ def _of_genotype(
             worth = _worth(space, old, found["probabilities"][kind][2 * node + place])
         reads = f"reads node {new.input} instead of node {old.input}" if new.input != old.input else ""
         reports.append(
-            _report(
+            edge_report(
                 edge,
                 f"{'reduce' if kind else 'normal'}:{node}.{place}",
                 _choice(old, new),
@@ -351,29 +358,3 @@ def _madds(operation: str, edge: Edge) -> int:
     if "_pool_" in operation or (operation == "skip_connect" and stride == 1):
         return 0
     return cost_of(operation, channels, height, width, stride=stride).madds
-
-
-def _report(
-    edge: Edge, group: str, choice: str, worth: dict[str, float], *, saved: int, reason: str
-) -> EdgeReport:
-    rest = [w for c, w in worth.items() if c != choice]
-    gates = tuple(worth.get(c, 0.0) for c in (NONE, IDENTITY, ORIGINAL))
-    others = {c: w for c, w in worth.items() if c not in (NONE, IDENTITY, ORIGINAL)}
-    if choice not in (NONE, IDENTITY, ORIGINAL):
-        others.setdefault(choice, 0.0)
-    return EdgeReport(
-        key=edge.key,
-        kind=edge.kind,
-        operation=edge.operation,
-        shape_in=edge.shape_in,
-        shape_out=edge.shape_out,
-        madds=edge.madds,
-        group=group,
-        choice=choice,
-        gates=(gates[0], gates[1], gates[2]),
-        margin=worth.get(choice, 0.0) - max(rest, default=0.0),
-        saved=saved,
-        refused=edge.refused,
-        reason=reason,
-        others=tuple(others.items()),
-    )

@@ -72,6 +72,15 @@ def accepts(name: str, option: str) -> bool:
     return known is None or option in known
 
 
+def arguments(name: str) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a network's constructor by name, as far as it names them."""
+    try:
+        found = inspect.signature(_factory(name)[0]).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {n: p for n, p in found.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+
+
 def fitting(name: str, classes: int, channels: int) -> dict[str, int]:
     """The arguments of a network's constructor that follow from its data, as far as it takes them.
 

@@ -81,6 +81,8 @@ def _hand_made() -> list[Definition]:
     return [
         Definition("resnet8", functools.partial(ResNet, 1), 32, f"{_HE}, one block a stage"),
         Definition("resnet20", functools.partial(ResNet, 3), 32, _HE),
+        Definition("resnet32", functools.partial(ResNet, 5), 32, _HE),
+        Definition("resnet44", functools.partial(ResNet, 7), 32, _HE),
         Definition("resnet56", functools.partial(ResNet, 9), 32, _HE),
         Definition("vgg16", VGG, 32, "Simonyan & Zisserman 2015, batch norms, head 512-512-classes"),
         Definition("mobilenet_v2", small, 32, "Sandler et al. 2018; kuangliu/pytorch-cifar's variant"),

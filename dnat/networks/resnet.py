@@ -97,7 +97,8 @@ class ResNet(nn.Module):
         blocks: blocks in each of the three stages (3: ResNet20, 9: ResNet56).
         num_classes: classes to tell apart.
         in_channels: channels of the images.
-        width: channels of the first stage.
+        width: channels of the first stage; the others have twice and four times as many. Where it is not whole,
+            each stage has the nearest whole number.
         skips: whether the null edges of NAT's genotype are there.
         stem_stride: stride of the first convolution: 2 for images of 64 x 64.
 
@@ -111,20 +112,21 @@ class ResNet(nn.Module):
         blocks: int,
         num_classes: int = 10,
         in_channels: int = 3,
-        width: int = 16,
+        width: float = 16,
         skips: bool = False,
         stem_stride: int = 1,
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, width, 3, stem_stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        channels = max(1, round(width))
+        previous = channels, 1
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stem_stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
-        channels, previous = width, (width, 1)
         stages = []
         for stage in (1, 2, 3):
             layer = nn.ModuleList()
             for i in range(blocks):
-                out, stride = width * 2 ** (stage - 1), 2 if stage > 1 and i == 0 else 1
+                out, stride = max(1, round(width * 2 ** (stage - 1))), 2 if stage > 1 and i == 0 else 1
                 if skips:
                     layer.append(SkipBlock(channels, out, stride, previous))
                 else:

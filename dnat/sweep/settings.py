@@ -15,7 +15,7 @@ from typing import Any
 
 import tomli_w
 
-from ..config import ALIASES, METHODS, SEARCHING, Job, cores, directory_name, shown
+from ..config import ALIASES, CONTROLS, METHODS, SEARCHING, Job, cores, directory_name, shown
 from ..errors import UsageError
 from ..naming import unknown
 from ..seeds import check_seed
@@ -31,6 +31,8 @@ NESTED = ("network_options", "search")
 
 _OF_CHOICES = frozenset({"mode", "budget", "latency_budget", "space", "transitions", "edges", "judge"})
 """Settings that say which choices are made; "original" makes none."""
+_NOT_OF_WIDTHS = _OF_CHOICES - {"budget", "latency_budget"}
+"""Of these, what a control with fewer channels has no use for."""
 _OF_EDGES = frozenset({"budget", "latency_budget", "edges", "judge"})
 """Settings that a search on genotypes refuses."""
 
@@ -326,8 +328,12 @@ def _has_use(method: str, network: str, setting: str, sweep: Sweep) -> bool:
     """Whether a method is given a setting that is common to several."""
     if setting == "search":
         return method in SEARCHING
+    if setting in ("pruning", "pruning_global"):
+        return method == "control-prune"
     if method == "original":
         return setting not in _OF_CHOICES
+    if method in CONTROLS:
+        return setting not in (_NOT_OF_WIDTHS if method in ("control-narrow", "control-prune") else {"judge"})
     if method in SEARCHING and setting in _OF_EDGES:
         tables = (sweep.settings, sweep.of_network.get(network, {}), sweep.of_method.get(method, {}))
         graph = joined(*tables).get("search", {}).get("graph", "auto")
@@ -349,12 +355,14 @@ def check_job(job: Job) -> None:
     Raises:
         ValueError, TypeError: it is wrong.
     """
-    from ..baselines import configured
+    from ..baselines import check_budget, configured
     from ..data import describe
     from ..networks import check_mode
 
     config = job.config
     check_mode(job.network, config.mode)
+    if job.method in CONTROLS:
+        check_budget(job.method, config)
     if job.method in SEARCHING:
         configured(job.method, config)
         on_genotype = config.search.graph != "edges" and has_genotype(job.network)

@@ -446,7 +446,7 @@ def improved(
 
     best_set, least = dict(choices), judge.distances(keys(choices))
     tried, judged, better = {tuple(best_set.items())}, 0, True
-    while better:
+    while better and judge.damage_of(least):
         better = False
         for neighbour in sorted(_neighbours(best_set, sensitivity), key=sensitivity.sum_of):
             if judged == most:

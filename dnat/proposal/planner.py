@@ -19,7 +19,16 @@ from ..errors import UsageError, WrongTypeError, users_code
 from ..planning import make_plan
 from ..relaxation import relax
 from ..seeds import check_seed
-from ..sensitivity import Distances, Judge, Sensitivity, batch_size, improved, least_damage, shown_images
+from ..sensitivity import (
+    EXCHANGES,
+    Distances,
+    Judge,
+    Sensitivity,
+    batch_size,
+    improved,
+    least_damage,
+    shown_images,
+)
 from ..tracing import Example, Program, copied, tensors_of, trace
 from ..transform import FixedReport, weights_digest
 from .batches import divided, first_batch, on_device, resized, so_many
@@ -31,6 +40,9 @@ MOST_IMAGES, LEAST_IMAGES = 500, 32
 
 EFFORT = 1e13
 """Multiply-adds that trying all choices may take where the number of images is not given."""
+
+LEAST_EXCHANGES = 8
+"""How many sets are judged as a whole, at least, for each budget."""
 
 ATTEMPTS = 4
 """How often a set is chosen again when the network that it makes turns out to exceed its budget."""
@@ -168,6 +180,11 @@ class _Place:
             damage=None,
         )
 
+    def exchanges(self, images: int) -> int:
+        """How many sets are judged as a whole for a budget: fewer of a network that takes long."""
+        each = self.amounts["madds"].total * images / 2  # most fall behind on the first images
+        return max(LEAST_EXCHANGES, min(EXCHANGES, int(EFFORT / 2 / max(each, 1.0))))
+
     def judged(self, budget: Budget, sensitivity: Sensitivity, judge: Judge, tell: Tell) -> Proposal:
         """The same, judged as a whole, improved by exchanges, made and counted, and its time measured.
 
@@ -185,6 +202,7 @@ class _Place:
                 break
             chosen, damage = improved(
                 *(judge, allowed, first, inner.costs, asked - inner.rest),
+                most=self.exchanges(sensitivity.images),
                 tell=lambda done, of: tell(f"exchanging choices at {budget.text}", done, of),
             )
             last = self._made(first, chosen, damage, budget.unit)

@@ -137,7 +137,9 @@ def _best_other(damages: dict[str, float]) -> tuple[str, str]:
 
 def _fixed(plan: "Proposals", everything: bool) -> list[str]:
     """What cannot change and costs most, with the reasons."""
-    listed = [f for f in plan.fixed if everything or f.madds][: None if everything else MOST_FIXED]
+    # What holds something that may change is left out: it would hide what may not.
+    whole = [f for f in plan.fixed if f.madds and not any(e.key.startswith(f"{f.key}.") for e in plan.edges)]
+    listed = plan.fixed if everything else whole[:MOST_FIXED]
     if not listed:
         return []
     lines = ["cannot change:"]

@@ -108,7 +108,7 @@ class Genotype:
         >>> Genotype.from_json('{"normal": {"nodes": [[{"operation": "sep_conv_3x3"}]], "concat": "all"}}')
         Traceback (most recent call last):
         ...
-        ValueError: reduce is missing
+        dnat.errors.UsageError: reduce is missing
         """
         try:
             data = json.loads(text)

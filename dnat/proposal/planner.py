@@ -439,8 +439,8 @@ def plan(
 
     >>> import dnat
     >>> result = plan(dnat.build("resnet8"), torch.randn(16, 3, 32, 32), 0.7)
-    >>> result.proposals[0].madds <= 0.7 * result.madds, sorted(set(result.at(0.6).choices.values()))
-    (True, ['identity', 'none', 'original'])
+    >>> result.proposals[0].madds <= 0.7 * result.madds, result.at(0.6).madds <= 0.6 * result.madds
+    (True, True)
     """
     several = list(budget) if isinstance(budget, Sequence) and not isinstance(budget, str) else [budget]
     budgets = list(dict.fromkeys(map(parse_budget, several)))

@@ -42,6 +42,9 @@ MEMORY = 1 << 30
 EXCHANGES = 64
 """Sets that are judged as a whole, at the most, while a set is improved."""
 
+WORTH_OF_BUDGET = 0.5
+"""By how many per cent the damage of a set may be larger for each per cent of the budget that it uses more."""
+
 Distances = dict[str, dict[str, float]]
 """How far the answers to one batch are from the network's own, by group and choice; with those of "original"."""
 
@@ -136,14 +139,14 @@ class Judge:
 
         Args:
             choices: {edge key: choice}; edges that are missing stay original.
-            ahead: distances of another set: where this one falls behind it, mean over batches so far, the rest
-                is infinite and is not computed.
+            ahead: distances of another set: where this one falls behind it by a tenth, mean over batches so far,
+                the rest is infinite and is not computed.
         """
         found: list[float] = []
         with self._changed(choices):
             for number in range(len(self.batches)):
                 found.append(self._apart(number))
-                if ahead and self._mean(found) >= self._mean(ahead[: len(found)]):
+                if ahead and self._mean(found) > 1.1 * self._mean(ahead[: len(found)]):
                     return [*found, *([math.inf] * (len(self.batches) - len(found)))]
         return found
 
@@ -424,6 +427,9 @@ def improved(
 ) -> tuple[dict[str, str], float]:
     """Exchange choices of groups while the damage of the whole set falls; returns the set and its damage.
 
+    Of sets that do nearly the same the one is better that leaves less of the budget unused (`WORTH_OF_BUDGET`):
+    its network is the larger one, and can mend more when it is trained.
+
     Tried are sets in which one changed group is original again and at most one other changed, those with the least
     sum of damages first. One that falls behind on the first batches is given up.
 
@@ -437,32 +443,47 @@ def improved(
     """
     groups = judge.relaxed.by_group()
 
-    def keys(chosen: Mapping[str, str]) -> dict[str, str]:
-        return {edge.key: choice for edge, choice in by_edge(groups, chosen).items()}
+    def rank(chosen: Mapping[str, str], found: Sequence[float]) -> tuple[float, float]:
+        damage, used = judge.damage_of(found), costs.of(by_edge(groups, chosen)) / max(limit, 1e-30)
+        return damage * math.exp(-WORTH_OF_BUDGET * used), -used
 
-    def fits(chosen: Mapping[str, str]) -> bool:
-        made = by_edge(groups, chosen)
-        return costs.of(made) <= limit and not problems(made)
-
-    best_set, least = dict(choices), judge.distances(keys(choices))
+    best_set, least = dict(choices), judge.distances(_keys(groups, choices))
     tried, judged, better = {tuple(best_set.items())}, 0, True
     while better and judge.damage_of(least):
         better = False
-        for neighbour in sorted(_neighbours(best_set, sensitivity), key=sensitivity.sum_of):
+        for neighbour in _new_neighbours(best_set, sensitivity, groups, costs, limit, tried):
             if judged == most:
                 break
-            if tuple(neighbour.items()) in tried:
-                continue
-            tried.add(tuple(neighbour.items()))
-            if not fits(neighbour):
-                continue
-            found, judged = judge.distances(keys(neighbour), least), judged + 1
+            found, judged = judge.distances(_keys(groups, neighbour), least), judged + 1
             if tell:
                 tell(judged, most)
-            if judge.damage_of(found) < judge.damage_of(least):
+            if rank(neighbour, found) < rank(best_set, least):
                 best_set, least, better = neighbour, found, True
                 break
     return best_set, judge.damage_of(least)
+
+
+def _keys(groups: Groups, choices: Mapping[str, str]) -> dict[str, str]:
+    return {edge.key: choice for edge, choice in by_edge(groups, choices).items()}
+
+
+def _new_neighbours(
+    choices: Mapping[str, str],
+    sensitivity: Sensitivity,
+    groups: Groups,
+    costs: Costs,
+    limit: float,
+    tried: set[tuple[tuple[str, str], ...]],
+) -> Iterator[dict[str, str]]:
+    """Neighbours of a set that were not tried, can be made and keep the limit, in the order of their sums."""
+    for neighbour in sorted(_neighbours(choices, sensitivity), key=sensitivity.sum_of):
+        known = tuple(neighbour.items())
+        if known in tried:
+            continue
+        tried.add(known)
+        made = by_edge(groups, neighbour)
+        if costs.of(made) <= limit and not problems(made):
+            yield neighbour
 
 
 def _neighbours(choices: Mapping[str, str], sensitivity: Sensitivity) -> Iterator[dict[str, str]]:

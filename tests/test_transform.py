@@ -382,13 +382,6 @@ def test_who_decided_stands_beside_each_choice():
     assert again.edges == edges
 
 
-def test_the_rate_counts_the_images_that_were_there():
-    """24 images in batches of 9: 9, 9 and 6, and not 27."""
-    result = dnat.train(network(), tiny_data(), config(epochs=1, architecture_epochs=1, batch_size=9))
-    (row,) = result.history
-    assert row["images_per_second"] * row["seconds"] == pytest.approx(24, rel=0.05)
-
-
 def test_a_poisoned_run_keeps_its_last_good_checkpoint(tmp_path):
     j = job(lr=1e30, grad_clip=0.0)
     with Records.open(tmp_path / "run", j) as records, pytest.raises(NonFiniteError):
@@ -491,7 +484,8 @@ def test_trained_weights_ask_for_gentle_settings():
 def test_images_per_second_counts_a_short_last_batch_as_it_is():
     """22 images and 2: a batch of the full size in their place would be 44 of 24."""
     row = dnat.train(network(), tiny_data(24), config(epochs=1, architecture_epochs=1, batch_size=22)).history[0]
-    assert row["images_per_second"] * row["seconds"] == pytest.approx(24, rel=0.2)
+    rate, seconds = row["images_per_second"], row["seconds"]
+    assert rate * seconds == pytest.approx(24, abs=0.0005 * rate + 0.05 * seconds)  # both are rounded
 
 
 # What is given, and how it is called

@@ -646,7 +646,7 @@ def _listed(text: str | None) -> list[str]:
 
 def _refuse_budgets(config: Any) -> None:
     """Budgets are flags here; in --set they would be of no use."""
-    if config.budget is not None or config.latency_budget is not None:
+    if config.is_limited:
         raise UsageError("give budgets as --budget or --latency-budget here, not with --set")
 
 

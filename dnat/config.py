@@ -95,7 +95,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 0.025,
         "warm_up": 0.0,
         "cutout": "searched",  # 16 pixels, for DARTS and ProxylessNAS alone
+        "judge": "theta",
         "distillation": 0.0,
+        "feature_distillation": 0.0,
         "settle": 0.0,
         "gate": "raw",  # o(x) = theta_same * op(x) + theta_identity * x; no normalization
         "skips": True,  # the hand-made networks carry the null edges of NAT's genotypes
@@ -112,7 +114,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr": 0.025,
         "warm_up": 0.0,
         "cutout": 0,
+        "judge": "theta",
         "distillation": 0.0,
+        "feature_distillation": 0.0,
         "settle": 0.5,  # choices are made half way through the stage and come into force step by step
         "gate": "sigmoid",  # bounded gates that prefer to be 0 or 1, so that committing changes little
         "skips": False,
@@ -127,10 +131,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 PRESETS["fine-tune"] = PRESETS["improved"] | {
-    # For a network that is trained already: small steps, and its own answers as a guide.
+    # For a network that is trained already. Within a budget its answers decide before anything is trained, and all
+    # epochs are for recovery; docs/log.md has the tables from which the rate and the weights follow.
     "epochs": 60,
-    "lr": 0.005,
+    "lr": 0.02,
+    "judge": "answers",
     "distillation": 0.5,
+    "feature_distillation": 24.0,
 }
 
 
@@ -322,12 +329,13 @@ class Config:
     warm_start: bool = True
     """Whether other operations begin as a function close to the original: the middle of its kernel, or the nearest
     separable ones. Otherwise they begin with random weights."""
-    judge: Literal["theta", "loss", "answers"] = "theta"
+    judge: Literal["theta", "loss", "answers"] = _FROM_PRESET
     """What choices are made by, within a budget: "theta"; "loss": what each would do to the training loss if it
     alone were made, found by trying every one (`trial_batches`) when the choices are made; "answers": what they do
     to the network's answers, each alone and the best sets as a whole, with norms re-estimated (`judge_images`,
     `dnat.sensitivity`). That needs no theta: without `architecture_epochs` the choices are made before anything is
-    trained, and all epochs train the compact network."""
+    trained, and all epochs train the compact network. By default the preset's, and theta where there is no budget,
+    or where `architecture_epochs` are asked for."""
     trial_batches: int = 2
     """Batches on which a choice is tried, where the loss is the judge."""
     judge_images: int = 500
@@ -341,6 +349,8 @@ class Config:
     """A null edge becomes an identity when its gate exceeds this."""
     distillation: float = _FROM_PRESET
     """Weight, from 0 to 1, of the answers of the original, as it was given, beside the labels."""
+    feature_distillation: float = _FROM_PRESET
+    """Weight of what the layers of the original are given, by which those of the same names learn (hints)."""
     distillation_temperature: float = 4.0
     """Temperature at which answers are compared."""
 
@@ -365,14 +375,10 @@ class Config:
     def __post_init__(self) -> None:
         _check_types(self)
         check_seed(self.seed)
-        for name, value in PRESETS[self.preset].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        if self.threads is None:
-            object.__setattr__(self, "threads", cores())
+        self._take_from_preset()
         _check_budgets(self)
         _check_moves(self)
-        if self.judge != "theta" and self.budget is None and self.latency_budget is None:
+        if self.judge != "theta" and not self.is_limited:
             raise UsageError(f"judge {self.judge!r} needs a budget: without one nothing is worth what it does")
         for name in ("epochs", "batch_size", "latency_batch", "trial_batches", "judge_images"):
             _check(self, name, "at least 1", lambda v: v >= 1)
@@ -400,6 +406,7 @@ class Config:
         _check(self, "drop_path", "in [0, 1)", lambda v: 0 <= v < 1)
         for name in (
             "auxiliary",
+            "feature_distillation",
             "matching",
             "weight_decay",
             "grad_clip",
@@ -412,6 +419,16 @@ class Config:
         _check(self, "momentum", "in [0, 1)", lambda v: 0 <= v < 1)
         _check(self, "theta_betas", "in [0, 1)", lambda v: all(0 <= b < 1 for b in v))
 
+    def _take_from_preset(self) -> None:
+        """Fill in what was not given."""
+        if self.judge is None and (not self.is_limited or self.choices is not None or self.architecture_epochs):
+            object.__setattr__(self, "judge", "theta")  # there is nothing to judge within, or theta is asked for
+        for name, value in PRESETS[self.preset].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        if self.threads is None:
+            object.__setattr__(self, "threads", cores())
+
     def for_method(self, method: str) -> "Config":
         """The same settings with the epochs of the search that a method has by default.
 
@@ -421,6 +438,16 @@ class Config:
         """
         share = 3 if method == "nat++" and self.search.official else 6
         return dataclasses.replace(self, search=_with_epochs(self.search, self.epochs, share))
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a budget, of multiply-adds or of time."""
+        return self.budget is not None or self.latency_budget is not None
+
+    @property
+    def teaches(self) -> bool:
+        """Whether the network as it was given teaches what becomes of it."""
+        return self.distillation > 0 or self.feature_distillation > 0
 
     @property
     def begins_compact(self) -> bool:
@@ -501,9 +528,7 @@ class Job:
                 _check(self, name, f"at least {least}", functools.partial(operator.le, least))
         if self.image_size is not None:
             _check(self, "image_size", f"from 1 to {MOST_PIXELS}", lambda v: 1 <= v <= MOST_PIXELS)
-        if self.method == "original" and (
-            self.config.budget is not None or self.config.latency_budget is not None
-        ):
+        if self.method == "original" and self.config.is_limited:
             raise UsageError("method 'original' changes nothing and keeps no budget: leave it out there")
         if self.method != "dnat" and self.config.choices is not None:
             raise UsageError(f"choices that are made already are for method 'dnat', not {self.method!r}")
@@ -727,7 +752,7 @@ def _check_choices(config: Config) -> None:
     for key, choice in config.choices.items():
         if not isinstance(key, str) or not isinstance(choice, str):
             raise WrongTypeError(f"choices must be a table of texts, not {shown(key)} = {shown(choice)}")
-    if config.budget is not None or config.latency_budget is not None or config.judge != "theta":
+    if config.is_limited or config.judge != "theta":
         raise UsageError("choices are made already: leave out budget, latency_budget and judge")
     if config.architecture_epochs:
         raise UsageError("choices are made already: leave out architecture_epochs, there is no such stage")

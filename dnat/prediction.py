@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from .answers import autocast, scores
 from .config import Config
 from .data import DataError, Preprocess, decoded, found_below, normalized
 from .errors import UsageError
 from .runs import preprocess_of, restore
-from .training import autocast, scores, usual_batch
+from .training import usual_batch
 
 
 @dataclass(frozen=True)

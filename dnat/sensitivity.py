@@ -29,15 +29,20 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from .budget import Costs, Groups, best, by_edge
+from .config import Config
 from .data import Data
 from .edges import ORIGINAL, Edge, problems
 from .errors import UsageError, users_code
 from .relaxation import RelaxedNetwork
 from .seeds import Stream, numpy_generator
 from .tracing import Example, examples_of, fixed_randomness, frozen_modules, in_mode, kept_buffers, tensors_of
+from .training import take_statistics, usual_batch
 
 MEMORY = 1 << 30
 """Bytes that outputs of modules may take which are remembered while choices behind them are tried."""
+
+SHOWN_AT_ONCE = 125
+"""Images of a batch, at the most."""
 
 EXCHANGES = 64
 """Sets that are judged as a whole, at the most, while a set is improved."""
@@ -84,6 +89,12 @@ def shown_images(data: Data, images: int, seed: int) -> Tensor:
     return data.train_batch(torch.from_numpy(order[:images]).long(), None)[0]
 
 
+def retake_statistics(network: nn.Module, data: Data, config: Config) -> None:
+    """Let norms record the statistics of the images on which choices are judged (`training.take_statistics`)."""
+    images = shown_images(data, config.judge_images, config.seed)
+    take_statistics(network, images.split(min(SHOWN_AT_ONCE, usual_batch(data.image_size))))
+
+
 def batch_size(relaxed: RelaxedNetwork) -> int:
     """How many images can be shown at once, so that what is remembered of them takes no more than `MEMORY`."""
     trace = relaxed.edges[0].program.traces[0]
@@ -91,7 +102,7 @@ def batch_size(relaxed: RelaxedNetwork) -> int:
     outputs = {call.path: [trace.values[v] for v in call.outputs] for call in trace.calls}
     sizes = {p: sum(math.prod(v.shape) * v.dtype.itemsize for v in values) for p, values in outputs.items()}
     each = max(sum(sizes[path] for path in paths) for paths in before) // max(trace.batch, 1)
-    return max(8, min(125, MEMORY // max(each, 1)))
+    return max(8, min(SHOWN_AT_ONCE, MEMORY // max(each, 1)))
 
 
 class Judge:

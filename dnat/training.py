@@ -18,15 +18,17 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div, log_softmax
+from torch.nn.functional import cross_entropy
 from torch.nn.parameter import is_lazy
 
+from .answers import autocast, auxiliary_scores, in_forward, scores, wide
 from .budget import Costs
 from .config import Config
 from .data import Data
+from .distillation import Lesson, Teacher, watched
 from .distributed import SyncedNorms, sum_gradients, summed, world
 from .edges import NONE, ORIGINAL
-from .errors import DnatError, UsageError, WrongTypeError, users_code
+from .errors import DnatError, UsageError, WrongTypeError
 from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
@@ -183,43 +185,6 @@ def batches_per_epoch(images: int, config: Config) -> int:
     if config.batch_size == 1:
         return images
     return images // config.batch_size + (images % config.batch_size > 1)
-
-
-def scores(output: object) -> Tensor:
-    """The class scores (N, classes) in a network's output.
-
-    Raises:
-        TypeError: the output holds no scores, with what it is.
-    """
-    output = getattr(output, "logits", output)
-    if isinstance(output, Tensor) and output.dim() == 2:
-        return output
-    what = f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-    raise WrongTypeError(f"the network must return class scores, a tensor (images, classes), but returns {what}")
-
-
-def auxiliary_scores(output: object) -> list[Tensor]:
-    """The class scores of auxiliary heads in a network's output: a named tuple's fields that begin with "aux".
-
-    >>> from collections import namedtuple
-    >>> both = namedtuple("Output", ["logits", "aux_logits"])(torch.zeros(2, 3), torch.ones(2, 3))
-    >>> [tuple(t.shape) for t in auxiliary_scores(both)], auxiliary_scores(both.logits)
-    ([(2, 3)], [])
-    """
-    names = getattr(output, "_fields", ())
-    found = [getattr(output, name) for name in names if name.startswith("aux")]
-    return [t for t in found if isinstance(t, Tensor)]
-
-
-def in_forward(network: nn.Module, images: Tensor) -> AbstractContextManager[None]:
-    """Within, what a network's own code raises for a batch of images is told as its error."""
-    mode = "train" if network.training else "eval"
-    what = f"{type(network).__name__}'s forward failed on images of shape {tuple(images.shape)} in {mode} mode"
-    return users_code(what, alone=False)
-
-
-def _wide(output: Tensor) -> Tensor:
-    return output.float() if output.dtype != torch.float64 else output
 
 
 def drop_path(config: Config, stage: str, epoch: int) -> float:
@@ -413,7 +378,7 @@ class Trainer:
         theta: the optimizer of theta; None in the network stage.
         progress: where the run stands.
         architecture_loss: what theta pays for; without a limit by default.
-        teacher: a network in eval mode whose answers are learned beside the labels; None where there is none.
+        teacher: what is learned from beside the labels; None where there is nothing.
     """
 
     def __init__(
@@ -432,7 +397,7 @@ class Trainer:
         self.batches = batches_per_epoch(len(data.train_labels), config)
         self.theta = theta_optimizer(self.relaxed, config, self.batches) if self.relaxed else None
         self.architecture_loss = architecture_loss
-        self.teacher = teacher
+        self.teacher = Teacher(teacher, config) if teacher else None
         if self.relaxed and architecture_loss is None:
             self.architecture_loss = ArchitectureLoss(self.relaxed, config)
         self.steps = self.batches * config.epochs
@@ -498,10 +463,10 @@ class Trainer:
         if self.relaxed and self.config.paths == "two":
             self.relaxed.sample(self.config.seed, self.progress.step)
         single = self.relaxed is not None and self.config.single_pass and not settling
-        answers = self._answers(images)
+        lesson = self.teacher.lesson(images, self.weights) if self.teacher else None
         thetas = list(self.relaxed.thetas()) if self.relaxed else []
         with frozen([] if single else thetas):
-            loss, correct = self._loss(images, labels, answers)
+            loss, correct = self._loss(images, labels, lesson)
             total = loss
             if self.lesson is not None:
                 total, self.lesson = total + self.lesson, None
@@ -524,7 +489,7 @@ class Trainer:
             )
         if self.theta and not settling:
             if not single:
-                self._theta_gradient(images, labels, answers, share)
+                self._theta_gradient(images, labels, lesson, share)
             self.theta.step()
         if self.relaxed:
             self.relaxed.architecture.confine()
@@ -546,7 +511,7 @@ class Trainer:
         return mine / summed(mine)
 
     def _theta_gradient(
-        self, images: Tensor, labels: Tensor, answers: Tensor | None, share: Tensor | float = 1.0
+        self, images: Tensor, labels: Tensor, lesson: Lesson | None, share: Tensor | float = 1.0
     ) -> None:
         assert self.architecture_loss is not None
         assert self.relaxed is not None
@@ -555,31 +520,23 @@ class Trainer:
                 images.detach().requires_grad_()
             )  # or nothing that goes into a checkpoint would need gradients
         with frozen(self.weights.parameters()), frozen_statistics(self.weights):
-            loss, _ = self._loss(images, labels, answers)
+            loss, _ = self._loss(images, labels, lesson)
             # What theta pays for is the same in all processes, whose gradients are summed.
             (loss * share + self.architecture_loss() / self.world.size).backward()
         sum_gradients(self.relaxed.thetas())
 
-    def _answers(self, images: Tensor) -> Tensor | None:
-        """What the teacher says of the images, as log-probabilities at the temperature of distillation."""
-        if self.teacher is None:
-            return None
-        with torch.no_grad(), autocast(self.config, images.device), in_forward(self.teacher, images):
-            output = scores(self.teacher(images)).float()
-        return log_softmax(output / self.config.distillation_temperature, 1)
-
-    def _loss(self, images: Tensor, labels: Tensor, answers: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _loss(self, images: Tensor, labels: Tensor, lesson: Lesson | None) -> tuple[Tensor, Tensor]:
         """Mean loss and the number of right answers.
 
         Auxiliary heads add their cross entropy, weighed by `config.auxiliary` (DARTS, GoogLeNet).
-        With a teacher the loss is `(1 - w) * cross entropy + w * T^2 * KL(teacher || network)` at temperature T
-        (Hinton et al. 2015, section 2).
+        With a teacher it is the loss of `dnat.distillation`; theta learns from its answers alone.
         """
         together = SyncedNorms() if self.world.size > 1 else nullcontext()
         precise, named = autocast(self.config, images.device), in_forward(self.weights, images)
-        with precise, together, named, self._taught() as distances:
+        hints = watched(self.weights, self._hints(lesson))
+        with precise, together, named, self._taught() as distances, hints as given:
             found = self.network(images)
-        output = _wide(scores(found))
+        output = wide(scores(found))
         loss = cross_entropy(output, labels)
         if distances:
             every = torch.stack([d for found in distances.values() for d in found])
@@ -588,19 +545,24 @@ class Trainer:
             assert self.relaxed
             self.relaxed.architecture.learned(_shared(distances))
         for other in auxiliary_scores(found) if self.config.auxiliary else ():
-            loss = loss + self.config.auxiliary * cross_entropy(_wide(other), labels)
-        if answers is not None:
-            weight, temperature = self.config.distillation, self.config.distillation_temperature
-            ours = log_softmax(output / temperature, 1)
-            apart = kl_div(ours, answers.to(ours.dtype), reduction="batchmean", log_target=True)
-            loss = (1 - weight) * loss + weight * temperature**2 * apart
+            loss = loss + self.config.auxiliary * cross_entropy(wide(other), labels)
+        if lesson and self.teacher:
+            loss = self.teacher.loss(loss, output, lesson, given)
         return loss, (output.detach().argmax(1) == labels).sum()
+
+    def _hints(self, lesson: Lesson | None) -> tuple[str, ...]:
+        """The layers of which the teacher told what they are given; none in theta's step."""
+        return tuple(lesson.given) if lesson and self._learns else ()
+
+    @property
+    def _learns(self) -> bool:
+        """Whether this is the weights' step, and not theta's."""
+        return any(p.requires_grad for p in self.weights.parameters())
 
     def _taught(self) -> AbstractContextManager[dict[tuple[int, int], list[Tensor]]]:
         """While choices are open: other operations learn what the originals compute."""
         relaxed = self.relaxed
-        learns = any(p.requires_grad for p in self.weights.parameters())  # not in theta's step
-        if relaxed is None or not learns or relaxed.architecture.is_settling:
+        if relaxed is None or not self._learns or relaxed.architecture.is_settling:
             return nullcontext({})
         return relaxed.architecture.taught()
 
@@ -738,7 +700,7 @@ def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> 
             for images, labels in shown:
                 with autocast(config, images.device):
                     output = scores(relaxed(images if config.channels_last else images.contiguous()))
-                total += cross_entropy(_wide(output), labels).double().cpu()
+                total += cross_entropy(wide(output), labels).double().cpu()
         return float(total) / len(shown)
 
     found = []
@@ -751,13 +713,6 @@ def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> 
                     tried[choice] = now - loss()
             found.append(list(tried.values()))
     return found
-
-
-@contextmanager
-def autocast(config: Config, device: torch.device) -> Iterator[None]:
-    """Automatic mixed precision, where the configuration asks for it."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.amp == "bf16"):
-        yield
 
 
 def evaluate(

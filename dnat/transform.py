@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .answers import scores
 from .budget import Costs, InfeasibleError
 from .config import Amount, Config
 from .cost import Cost, Latency, cost, latency
@@ -33,7 +34,7 @@ from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
 from .selection import Decision, decide, decisions_by_damage, decisions_made
-from .sensitivity import Judge, batch_size, improved, least_damage, shown_images
+from .sensitivity import Judge, batch_size, improved, least_damage, retake_statistics, shown_images
 from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
@@ -52,8 +53,6 @@ from .training import (
     evaluate,
     is_dead,
     learning_rate,
-    scores,
-    take_statistics,
     theta_rate,
     theta_steps,
     weight_optimizer,
@@ -457,7 +456,7 @@ class _Run:
         before = evaluate(original, self.data, config)
         self.given_digest = weights_digest(original)
         taught = original if self.teacher is None else self.teacher
-        self.teacher = copied(taught).to(device).eval().requires_grad_(False) if config.distillation else None
+        self.teacher = copied(taught).to(device).eval().requires_grad_(False) if config.teaches else None
         self.trainer = self._start(original, program, example, transforming)
         if transforming and config.architecture_epochs:
             self._warn_of_short_stage()
@@ -607,8 +606,7 @@ class _Run:
         else:
             decisions, made, notes = self._agreed(relaxed, example, self.plan)
         if config.begins_compact:  # as the answers were judged
-            images = shown_images(self.data, config.judge_images, config.seed)
-            take_statistics(made.network, images.split(batch_size(relaxed)))
+            retake_statistics(made.network, self.data, config)
         price = Costs(self.plan.edges)
         trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
@@ -837,8 +835,7 @@ def short_stage(config: Config, batches: int) -> str:
     reach = rate * steps
     if reach >= 0.5 or config.theta_optimizer != "adam" or config.judge != "theta":
         return ""
-    limited = config.budget is not None or config.latency_budget is not None
-    who = "the budget will choose, not theta" if limited else "theta will hardly change one"
+    who = "the budget will choose, not theta" if config.is_limited else "theta will hardly change one"
     epochs = math.ceil(config.architecture_epochs * ENOUGH_REACH / reach)
     if config.lr_theta == "auto" and rate < FASTEST_THETA:  # a reach that was asked for, whatever the steps
         advice = f"take a theta_reach of {ENOUGH_REACH:g} or more"

@@ -8,6 +8,7 @@ from reference import images
 from torch import nn
 
 import dnat
+from dnat.answers import scores
 from dnat.budget import Costs
 from dnat.discretization import discretization
 from dnat.edges import problems
@@ -23,7 +24,6 @@ from dnat.networks.genotypes import (
 )
 from dnat.operations import FactorizedReduce, NullEdge
 from dnat.relaxation import IDENTITY_NAME
-from dnat.training import scores
 
 
 @functools.cache

@@ -23,8 +23,9 @@ from dnat.edges import problems
 from dnat.methods import METHODS
 from dnat.records import Records
 from dnat.runs import restore, run
+from dnat.sensitivity import shown_images
 from dnat.sweep import settings as sweeps
-from dnat.training import Interrupted
+from dnat.training import Interrupted, take_statistics
 
 X = torch.zeros(2, 3, 32, 32)
 DATA = {"train_limit": 60, "test_limit": 40}
@@ -255,7 +256,9 @@ def test_a_run_keeps_its_set_and_what_the_network_knew(method, trained):
     made = dnat.discretize(trained, result.choices, digits().example(2))
     for (name, before), after in zip(made.named_parameters(), result.network.parameters(), strict=True):
         assert torch.allclose(before, after, atol=1e-6), name
-    assert result.commitment.compact == dnat.evaluate(made, digits())
+    recorded = dnat.evaluate(made, digits())
+    take_statistics(made, [shown_images(digits(), 500, seed=0)])  # no more than one batch of them
+    assert result.commitment.compact == dnat.evaluate(made, digits()) != recorded
     assert [row["stage"] for row in result.history] == ["network"] * 2
 
 

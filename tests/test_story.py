@@ -34,6 +34,8 @@ ORDER = [
     "relaxation",
     "selection",
     "data",
+    "answers",
+    "distillation",
     "training",
     "rewriting",
     "planning",

@@ -168,38 +168,6 @@ def test_with_a_limit_only_what_lies_above_it_is_charged():
     assert charged().item() == pytest.approx(2.0 * (charged.expected_cost().item() - 0.5))
 
 
-def test_the_teachers_answers_are_learned_beside_the_labels():
-    """Against the definition: (1 - w) CE + w T^2 sum p log(p / q) with p (the teacher's), q at temperature T."""
-    temperature, weight = 3.0, 0.3
-    trainer = relaxed_trainer(distillation=weight, distillation_temperature=temperature)
-    trainer.teacher = small("residual").eval()
-    with torch.no_grad():
-        for parameter in trainer.teacher.parameters():
-            parameter.add_(torch.randn_like(parameter))
-    trainer.network.eval()
-    x, y = images(), torch.tensor([0, 1, 2, 3])
-    with torch.no_grad():
-        loss, _ = trainer._loss(x, y, trainer._answers(x))
-        ours, theirs = trainer.network(x).tolist(), trainer.teacher(x).tolist()
-
-    def shares(row, temperature=1.0):
-        parts = [math.exp(score / temperature) for score in row]
-        return [part / sum(parts) for part in parts]
-
-    def kl(p, q):
-        return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
-
-    labels = -sum(math.log(shares(row)[label]) for row, label in zip(ours, y.tolist(), strict=True)) / len(ours)
-    pairs = [(shares(t, temperature), shares(o, temperature)) for t, o in zip(theirs, ours, strict=True)]
-    apart = sum(kl(p, q) for p, q in pairs) / len(pairs)
-    assert apart > 0.01
-    assert abs(apart - sum(kl(q, p) for p, q in pairs) / len(pairs)) > 0.01  # the direction matters here
-    wanted = (1 - weight) * labels + weight * temperature**2 * apart
-    assert loss.item() == pytest.approx(wanted, rel=1e-5)
-    trainer.teacher = None
-    assert trainer._answers(x) is None
-
-
 def test_one_cosine_over_both_stages():
     c = config(lr=0.4, epochs=10)
     rates = [learning_rate(c, step, 100) for step in range(101)]

@@ -130,7 +130,7 @@ def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> G
             network, make_plan(network, trace(network, example, batch=len(example)), example, config), config
         )
     assert isinstance(network, CellNetwork)
-    if config.budget is not None or config.latency_budget is not None:
+    if config.is_limited:
         raise UsageError(
             "NAT and the methods beside it know no budget on genotypes: leave it out, or take search.graph='edges'"
         )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..answers import scores
 from ..budget import InfeasibleError
 from ..config import Config
 from ..cost import cost
@@ -23,7 +24,6 @@ from ..errors import UsageError
 from ..networks import arguments
 from ..seeds import Stream, numpy_generator
 from ..tracing import copied
-from ..training import scores
 
 OPTIONS = ("width", "channels", "width_mult", "width_multiplier", "channel_multiplier")
 """Arguments of constructors that make a network narrower, as ours, torchvision's and timm's networks have them."""

@@ -31,6 +31,7 @@ from ..networks.weights import read_state
 from ..planning import Plan, make_plan
 from ..records import Records
 from ..relaxation import RelaxedNetwork, relax
+from ..sensitivity import retake_statistics
 from ..tracing import copied, in_training, trace
 from ..tracking import Tracker
 from ..training import Evaluation, Progress, cutout_side, evaluate
@@ -136,7 +137,9 @@ def control(
         latency_before = from_first(lambda: latency(original, timed))
         given = _Given(method, original, here, config, _limit(config, cost_before), family)
         commitment, small = given.committed(records)
-        if method == "control-narrow":  # it has to learn all that the others begin with
+        if method != "control-narrow":  # as dnat does where its choices are made at once
+            retake_statistics(small, here, config)
+        else:  # it has to learn all that the others begin with
             config = replace(config, epochs=_epochs(config, cost_before, cost(small, example, batch=len(example))))
             note = f"from fresh weights, for {config.epochs} epochs, which compute what {{}} of the original do"
             commitment = replace(commitment, notes=(*commitment.notes, note.format(epochs)))

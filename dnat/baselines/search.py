@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ..answers import autocast, scores
 from ..config import Config
 from ..data import Data, taken
 from ..errors import UsageError
@@ -34,11 +35,9 @@ from ..training import (
     Interrupted,
     NonFiniteError,
     Progress,
-    autocast,
     batches_per_epoch,
     frozen_statistics,
     images_last,
-    scores,
 )
 from ..transform import SAVE_SECONDS
 from .embedding import PAPER, RELEASED, Nao, fit, improved

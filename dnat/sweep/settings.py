@@ -366,7 +366,7 @@ def check_job(job: Job) -> None:
     if job.method in SEARCHING:
         configured(job.method, config)
         on_genotype = config.search.graph != "edges" and has_genotype(job.network)
-        if on_genotype and (config.budget is not None or config.latency_budget is not None):
+        if on_genotype and config.is_limited:
             raise UsageError(
                 f"{job.method} knows no budget on genotypes: leave it out for {job.network}, or take "
                 "search.graph='edges'"

@@ -1,0 +1,142 @@
+"""What a network learns from another one beside the labels: its answers, and what its layers are given.
+
+    L = (1 - w) * cross entropy + w * T^2 * KL(teacher || network) + v * mean over layers of D
+
+    D = mean of (x - x')^2 / variance of x'
+
+with the answers' probabilities at temperature T (Hinton et al. 2015, section 2), x what a layer is given in the
+network, and x' what the layer of the same name is given in the teacher (hints: Romero et al. 2015, section 2.2).
+A network from which operations were taken still has most of its teacher's layers. What a dropped branch added is
+missing at the first of them behind it, and can be learned there, without a way through all that follows.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div, log_softmax
+
+from .answers import autocast, in_forward, scores, wide
+from .config import Config
+
+Given = dict[str, Tensor]
+"""What layers were given in a pass, by their paths."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a teacher says of a batch of images.
+
+    Attributes:
+        answers: log-probabilities at the temperature, (N, classes).
+        given: what its layers were given, by path.
+    """
+
+    answers: Tensor
+    given: Given = field(default_factory=dict)
+
+
+class Teacher:
+    """A network from which another one learns, and how much.
+
+    Args:
+        network: the teacher, in eval mode.
+        config: with the weights `distillation` and `feature_distillation`, and the temperature.
+    """
+
+    def __init__(self, network: nn.Module, config: Config) -> None:
+        self.network, self.config = network, config
+
+    def lesson(self, images: Tensor, student: nn.Module) -> Lesson:
+        """What the teacher says of a batch of images.
+
+        Args:
+            images: (N, C, H, W).
+            student: whose layers are taught.
+        """
+        paths = self.shared_layers(student)
+        with (
+            torch.no_grad(),
+            autocast(self.config, images.device),
+            in_forward(self.network, images),
+            watched(self.network, paths) as given,
+        ):
+            output = scores(self.network(images)).float()
+        return Lesson(log_softmax(output / self.config.distillation_temperature, 1), given)
+
+    def shared_layers(self, student: nn.Module) -> tuple[str, ...]:
+        """Paths of the layers that both networks have, whose input is compared; none without a weight for that."""
+        if not self.config.feature_distillation:
+            return ()
+        own = {path: type(module) for path, module in self.network.named_modules() if _is_layer(module)}
+        return tuple(p for p, m in student.named_modules() if _is_layer(m) and own.get(p) is type(m))
+
+    def loss(self, loss: Tensor, output: Tensor, lesson: Lesson, given: Mapping[str, Tensor]) -> Tensor:
+        """The loss with what is learned from a lesson.
+
+        Args:
+            loss: of the labels, 0-dim.
+            output: the network's scores, (N, classes).
+            lesson: of the same images.
+            given: what the network's layers were given; see `watched`.
+        """
+        weight, temperature = self.config.distillation, self.config.distillation_temperature
+        ours = log_softmax(wide(output) / temperature, 1)
+        apart = kl_div(ours, lesson.answers.to(ours.dtype), reduction="batchmean", log_target=True)
+        loss = (1 - weight) * loss + weight * temperature**2 * apart
+        distances = [distance(given[p], x) for p, x in lesson.given.items() if p in given and _alike(given[p], x)]
+        if distances:
+            loss = loss + self.config.feature_distillation * torch.stack(distances).mean()
+        return loss
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module has weights of its own that mix what it is given: no norm."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() > 1 and not isinstance(module, nn.Embedding)
+
+
+def _alike(x: Tensor, other: Tensor) -> bool:
+    return x.shape == other.shape and x.is_floating_point() and other.is_floating_point()
+
+
+def distance(x: Tensor, target: Tensor) -> Tensor:
+    """The mean squared difference as a share of the target's variance, 0-dim; 0 of a target that does not vary.
+
+    >>> x = torch.tensor([0.0, 2.0])
+    >>> distance(x + 1, x).item(), distance(x + 1, torch.zeros(2)).item()
+    (1.0, 0.0)
+    """
+    x, target = wide(x), wide(target)
+    variance = target.var(unbiased=False)
+    return torch.where(variance > 0, (x - target).square().mean() / variance.clamp(min=1e-12), 0.0)
+
+
+@contextmanager
+def watched(network: nn.Module, paths: tuple[str, ...]) -> Iterator[Given]:
+    """Within, gathers what layers are given in a pass: the first tensor of the first call, once for each tensor.
+
+    Layers that are given the same tensor count as one, and lists of what one layer reads need not agree between
+    networks: what is gathered of one of them alone is not compared.
+    """
+    given: Given = {}
+    seen: set[int] = set()
+
+    def note(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            first = next((a for a in args if isinstance(a, Tensor)), None)
+            if path not in given and first is not None and id(first) not in seen:
+                seen.add(id(first))
+                given[path] = first
+
+        return hook
+
+    hooks = [network.get_submodule(path).register_forward_pre_hook(note(path)) for path in paths]
+    try:
+        yield given
+    finally:
+        for hook in hooks:
+            hook.remove()

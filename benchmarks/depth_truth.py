@@ -1,7 +1,7 @@
 """What a trained ResNet is worth without each set of its blocks: the truth that choices are held against.
 
-    python benchmarks/depth_truth.py make --weights W --data-root DIR        train every set (resumable; --part 1/2)
-    python benchmarks/depth_truth.py judge --weights W --data-root DIR       hold ways to choose against the table
+    python benchmarks/depth_truth.py make --weights W --data-root DIR    train every set (resumable; --part 1/2)
+    python benchmarks/depth_truth.py judge --weights W --data-root DIR    hold ways to choose against it
 
 `make` takes each set of blocks that keep their shape out of the network (128 sets of ResNet20), re-estimates the
 norms, and trains what is left by one short recipe, the same for all. The table is kept, a line for each set, in
@@ -14,6 +14,7 @@ regret       points by which the best set of this size is better.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import re
@@ -40,6 +41,7 @@ RESULTS = Path(__file__).parent / "results"
 IMAGES = 500
 """Training images on which norms are re-estimated, and on which choices are tried."""
 
+Changed = Mapping[int, Callable[[nn.Module], nn.Module]] | None
 Sets = Callable[[int], frozenset[str]]
 """A way to choose: the blocks that are taken out, by their number."""
 
@@ -58,7 +60,7 @@ def recipe(options: argparse.Namespace) -> dict[str, object]:
         "batch_size": 128,
         "lr": 0.02,
         "distillation": 0.5,
-        "feature_distillation": 24.0,
+        "feature_distillation": 48.0,
         "amp": "bf16",
         "seed": options.seed,
     }
@@ -120,13 +122,25 @@ def make(options: argparse.Namespace) -> None:
         print(f"{number + 1} of {len(mine)}: {row}", flush=True)
 
 
-def trained(network: nn.Module, teacher: nn.Module, data: Data, config: dnat.Config) -> float:
-    """The accuracy of a network after training: as `dnat.train`, but tested at the end alone, which takes less."""
+def trained(
+    network: nn.Module, teacher: nn.Module, data: Data, config: dnat.Config, changed: Changed = None
+) -> float:
+    """The accuracy of a network after training: as `dnat.train`, but tested at the end alone, which takes less.
+
+    Args:
+        network: is changed.
+        teacher: from which it learns.
+        data, config: as for `dnat.train`.
+        changed: {epoch: what makes another network of the one that was trained until its beginning}.
+    """
     with reproducible(config):
-        taught = teacher.to(memory_format=torch.channels_last).requires_grad_(False)
-        network = network.to(memory_format=torch.channels_last)
-        trainer = Trainer(network, data, config, Progress(), teacher=taught)
-        for _ in range(config.epochs):
+        taught = copy.deepcopy(teacher).eval().to(memory_format=torch.channels_last).requires_grad_(False)
+        network, progress = network.to(memory_format=torch.channels_last), Progress()
+        trainer = Trainer(network, data, config, progress, teacher=taught)
+        for epoch in range(config.epochs):
+            if changed and epoch in changed:
+                network = changed[epoch](network).to(memory_format=torch.channels_last)
+                trainer = Trainer(network, data, config, progress, teacher=taught)
             for _ in trainer.epoch():
                 pass
             trainer.close_epoch()
@@ -204,17 +218,23 @@ def judge(options: argparse.Namespace) -> None:
     if len(truth) < 2 ** len(free):
         sys.exit(f"error: the table holds {len(truth)} of {2 ** len(free)} sets; `make` goes on with it")
     sizes = range(1, len(free))
-    ways = criteria(network, data) | {"the norms' accuracy": lambda k: max(sized(truth, k), key=before.__getitem__)}
+    ways = criteria(network, data) | {
+        "the norms' accuracy": lambda k: max(sized(truth, k), key=before.__getitem__)
+    }
     print("| chosen by | " + " | ".join(f"{k} of {len(free)}" for k in sizes) + " | percentile | regret |")
     print("|---" * (len(sizes) + 3) + "|")
     for name, choose in ways.items():
         found_at = [standing(truth, choose(k)) for k in sizes]
         cells = [f"{p:.0f} / {r:.2f}" for p, r in found_at]
-        print(f"| {name} | {' | '.join(cells)} | {mean(p for p, _ in found_at)} | {mean(r for _, r in found_at)} |")
+        print(
+            f"| {name} | {' | '.join(cells)} | {mean(p for p, _ in found_at)} | {mean(r for _, r in found_at)} |"
+        )
     each = [[standing(truth, blocks) for blocks in sized(truth, k)] for k in sizes]
     cells = [f"{mean(p for p, _ in row)} / {mean(r for _, r in row)}" for row in each]
     of_all = mean(statistics.mean(p for p, _ in row) for row in each)
-    print(f"| chance | {' | '.join(cells)} | {of_all} | {mean(statistics.mean(r for _, r in row) for row in each)} |")
+    print(
+        f"| chance | {' | '.join(cells)} | {of_all} | {mean(statistics.mean(r for _, r in row) for row in each)} |"
+    )
     best = [100 * max(truth[blocks] for blocks in sized(truth, k)) for k in sizes]
     print(f"| the best of them | {' | '.join(f'{b:.2f}' for b in best)} | | |")
 

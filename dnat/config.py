@@ -137,7 +137,7 @@ PRESETS["fine-tune"] = PRESETS["improved"] | {
     "lr": 0.02,
     "judge": "answers",
     "distillation": 0.5,
-    "feature_distillation": 24.0,
+    "feature_distillation": 48.0,
 }
 
 
@@ -350,7 +350,8 @@ class Config:
     distillation: float = _FROM_PRESET
     """Weight, from 0 to 1, of the answers of the original, as it was given, beside the labels."""
     feature_distillation: float = _FROM_PRESET
-    """Weight of what the layers of the original are given, by which those of the same names learn (hints)."""
+    """Weight of what layers of the original are given, from which those of the same names learn (hints:
+    `dnat.distillation`)."""
     distillation_temperature: float = 4.0
     """Temperature at which answers are compared."""
 

@@ -7,7 +7,9 @@
 with the answers' probabilities at temperature T (Hinton et al. 2015, section 2), x what a layer is given in the
 network, and x' what the layer of the same name is given in the teacher (hints: Romero et al. 2015, section 2.2).
 A network from which operations were taken still has most of its teacher's layers. What a dropped branch added is
-missing at the first of them behind it, and can be learned there, without a way through all that follows.
+missing at the first of them behind it, and can be learned there, without a way through all that follows. Layers
+count that give another shape than they are given (where a stage ends, and the classifier): to compare all of them
+costs more and gains nothing (docs/log.md).
 """
 
 from collections.abc import Iterator, Mapping
@@ -68,7 +70,7 @@ class Teacher:
         return Lesson(log_softmax(output / self.config.distillation_temperature, 1), given)
 
     def shared_layers(self, student: nn.Module) -> tuple[str, ...]:
-        """Paths of the layers that both networks have, whose input is compared; none without a weight for that."""
+        """Paths of the layers that both networks have; none where nothing is learned from them."""
         if not self.config.feature_distillation:
             return ()
         own = {path: type(module) for path, module in self.network.named_modules() if _is_layer(module)}
@@ -117,24 +119,23 @@ def distance(x: Tensor, target: Tensor) -> Tensor:
 
 @contextmanager
 def watched(network: nn.Module, paths: tuple[str, ...]) -> Iterator[Given]:
-    """Within, gathers what layers are given in a pass: the first tensor of the first call, once for each tensor.
+    """Within, gathers what layers are given in a pass, where they give another shape.
 
-    Layers that are given the same tensor count as one, and lists of what one layer reads need not agree between
-    networks: what is gathered of one of them alone is not compared.
+    Of each layer the first tensor of its first call; layers that are given the same one count as one.
     """
     given: Given = {}
-    seen: set[int] = set()
 
     def note(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             first = next((a for a in args if isinstance(a, Tensor)), None)
-            if path not in given and first is not None and id(first) not in seen:
-                seen.add(id(first))
+            if first is None or path in given or getattr(output, "shape", None) == first.shape:
+                return
+            if not any(first is x for x in given.values()):
                 given[path] = first
 
         return hook
 
-    hooks = [network.get_submodule(path).register_forward_pre_hook(note(path)) for path in paths]
+    hooks = [network.get_submodule(path).register_forward_hook(note(path)) for path in paths]
     try:
         yield given
     finally:

@@ -62,28 +62,29 @@ def test_answers_are_learned_beside_the_labels():
 
 
 class Chain(nn.Module):
-    """Two branches of one tensor, a norm, and a classifier."""
+    """Two branches of one tensor, a norm, a layer that keeps its shape, and a classifier."""
 
-    def __init__(self, wide=4):
+    def __init__(self, wide=6):
         super().__init__()
         self.first = nn.Conv2d(3, 4, 3, padding=1)
         self.norm = nn.BatchNorm2d(4)
         self.left = nn.Conv2d(4, wide, 1)
         self.right = nn.Conv2d(4, wide, 1)
+        self.same = nn.Conv2d(wide, wide, 1)
         self.last = nn.Linear(wide, 5)
 
     def forward(self, x):
         x = self.norm(self.first(x))
-        return self.last((self.left(x) + self.right(x)).mean((2, 3)))
+        return self.last(self.same(self.left(x) + self.right(x)).mean((2, 3)))
 
 
-def chains(wide=4):
+def chains(wide=6):
     torch.manual_seed(0)
     return Chain().eval(), Chain(wide).eval()
 
 
 def test_what_layers_are_given_is_learned():
-    """By hand: of the first layer nothing (images are the same), of `left` and `right` once, of `last` once."""
+    """By hand: `first` is given the same images; `left` and `right` share a tensor; `same` keeps its shape."""
     teacher, student = chains()
     x, weight = torch.randn(6, 3, 5, 5), 7.0
     taught = Teacher(teacher, config(distillation=0.0, feature_distillation=weight))
@@ -96,7 +97,7 @@ def test_what_layers_are_given_is_learned():
 
     def ends(network):
         middle = network.norm(network.first(x))
-        return middle, (network.left(middle) + network.right(middle)).mean((2, 3))
+        return middle, network.same(network.left(middle) + network.right(middle)).mean((2, 3))
 
     apart = [
         ((a - b) ** 2).mean() / ((b - b.mean()) ** 2).mean()
@@ -109,15 +110,15 @@ def test_what_layers_are_given_is_learned():
 
 
 def test_layers_of_another_shape_or_kind_are_left_out():
-    teacher, student = chains(wide=6)
-    student.left = nn.ConvTranspose2d(4, 6, 1)
+    teacher, student = chains(wide=8)
+    student.left = nn.ConvTranspose2d(4, 8, 1)
     taught = Teacher(teacher, config(distillation=0.0, feature_distillation=1.0))
     x = torch.randn(2, 3, 5, 5)
     lesson = taught.lesson(x, student)
     assert list(lesson.given) == ["first", "right", "last"]  # `left` is another kind here
     with watched(student, tuple(lesson.given)) as given:
         output = student(x)
-    assert given["last"].shape == (2, 6)
+    assert given["last"].shape == (2, 8)
     found = taught.loss(torch.tensor(0.0), output, lesson, given)
     middles = [n.norm(n.first(x)) for n in (student, teacher)]
     apart = (middles[0] - middles[1]).square().mean() / middles[1].var(unbiased=False)
@@ -145,7 +146,7 @@ def test_nothing_stays_on_the_networks():
     taught = Teacher(teacher, config(feature_distillation=1.0))
     taught.lesson(torch.zeros(2, 3, 5, 5), student)
     for network in (teacher, student):
-        assert not any(m._forward_pre_hooks for m in network.modules())
+        assert not any(m._forward_hooks for m in network.modules())
 
 
 def test_theta_does_not_feel_what_layers_are_given():

@@ -17,6 +17,7 @@ import argparse
 import copy
 import itertools
 import json
+import math
 import re
 import statistics
 import sys
@@ -34,10 +35,13 @@ from dnat.planning import find_edges
 from dnat.relaxation import RelaxedNetwork, relax
 from dnat.sensitivity import Judge, Sensitivity, improved, least_damage, shown_images
 from dnat.tracing import trace
-from dnat.training import Progress, Trainer, effects, take_statistics
+from dnat.training import ArchitectureLoss, Progress, Trainer, effects, take_statistics
 from dnat.transform import reproducible
 
 RESULTS = Path(__file__).parent / "results"
+THETA_EPOCHS = 2
+"""Epochs in which theta is trained beside the weights."""
+
 IMAGES = 500
 """Training images on which norms are re-estimated, and on which choices are tried."""
 
@@ -201,6 +205,39 @@ def criteria(network: nn.Module, data: Data) -> dict[str, Sets]:
     }
 
 
+def by_theta(network: nn.Module, data: Data, seed: int, how: str) -> Sets:
+    """Sets of the blocks with the smallest gates, once theta was trained with the weights for two epochs.
+
+    Args:
+        network, data, seed: see `given`.
+        how: "theta"; "warmed" (an epoch of weights alone comes first); "from D" (theta begins from what was
+            measured: gates of blocks that do less begin lower).
+    """
+    relaxed, costs = relaxed_of(network, data)
+    epochs = THETA_EPOCHS + (how == "warmed")
+    settings = {"epochs": 6, "architecture_epochs": epochs, "batch_size": 128, "amp": "bf16", "settle": 0.0}
+    config = dnat.Config(preset="fine-tune", budget=0.65, seed=seed, threads=1, **settings)
+    theta, original = relaxed.architecture.theta, relaxed.architecture.columns.index("original")
+    if how == "from D":
+        damages = Judge(relaxed, shown_images(data, IMAGES, seed=0).split(125)).alone().damages
+        logs = torch.tensor([math.log(max(damages[group]["none"], 1e-3)) for group in relaxed.groups])
+        with torch.no_grad():  # within the width of the sigmoid, around its beginning at 1
+            theta[:, original] += 0.2 * (logs - logs.max())
+    with reproducible(config):
+        loss = ArchitectureLoss(relaxed, config, costs, 0.65 * costs.total)
+        taught = copy.deepcopy(network).eval().requires_grad_(False)
+        trainer = Trainer(relaxed.train(), data, config, Progress(), loss, taught)
+        optimizer = trainer.theta
+        for epoch in range(epochs):
+            trainer.theta = None if how == "warmed" and epoch == 0 else optimizer
+            for _ in trainer.epoch():
+                pass
+            trainer.close_epoch()
+    gates = {e.key: theta[relaxed.row(e), original].item() for e in relaxed.edges}
+    order = sorted(gates, key=gates.__getitem__)
+    return lambda k: of_choices(dict.fromkeys(order[:k], "none"))
+
+
 def standing(truth: Mapping[frozenset[str], float], chosen: frozenset[str]) -> tuple[float, float]:
     """Percentile and regret of a set among those of its size."""
     values = [v for blocks, v in truth.items() if len(blocks) == len(chosen)]
@@ -218,9 +255,12 @@ def judge(options: argparse.Namespace) -> None:
     if len(truth) < 2 ** len(free):
         sys.exit(f"error: the table holds {len(truth)} of {2 ** len(free)} sets; `make` goes on with it")
     sizes = range(1, len(free))
-    ways = criteria(network, data) | {
-        "the norms' accuracy": lambda k: max(sized(truth, k), key=before.__getitem__)
+    sets = criteria(network, data) | {
+        f"{how}, seed {seed}": by_theta(network, data, seed, how)
+        for how in ("theta", "warmed", "from D")
+        for seed in range(options.theta_seeds)
     }
+    ways = sets | {"the norms' accuracy": lambda k: max(sized(truth, k), key=before.__getitem__)}
     print("| chosen by | " + " | ".join(f"{k} of {len(free)}" for k in sizes) + " | percentile | regret |")
     print("|---" * (len(sizes) + 3) + "|")
     for name, choose in ways.items():
@@ -260,6 +300,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=10000)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--theta-seeds", type=int, default=0, help="also by theta, trained at so many seeds")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="this part of the sets alone")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -583,8 +583,6 @@ class Job:
             values |= {"method": method_name, "mode": mode}
         if values.get("weights") is not None:
             values.setdefault("preset", "fine-tune")
-        if values.get("method") == "control-narrow" and values.get("preset") == "fine-tune":
-            values.setdefault("lr", PRESETS["improved"]["lr"])  # its weights are fresh ones
         config = Config(**{k: v for k, v in values.items() if k in method})
         return cls(config=config, **{k: v for k, v in values.items() if k in own})
 

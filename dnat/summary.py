@@ -57,7 +57,9 @@ _RECIPE = (
     "auxiliary",
     "drop_path",
     "amp",
+    "warm_up",
     "distillation",
+    "feature_distillation",
 )
 """Settings that all methods of a comparison should share."""
 

@@ -597,7 +597,7 @@ class _Run:
 
     def _commit(self, relaxed: RelaxedNetwork, example: Tensor) -> None:
         """Make the choices: the relaxed network becomes a plain one, momentum and learning rate go on."""
-        config, old = self.config, self.trainer
+        config, old, started = self.config, self.trainer, time.monotonic()
         assert self.plan
         if self.decided:
             decisions = _decisions_from(self.decided["decisions"], self.plan.edges)
@@ -643,6 +643,7 @@ class _Run:
             fixed=tuple(FixedReport(e.key, e.kind, e.operation, e.madds, e.refused) for e in self.plan.fixed),
         )
         self.trainer = trainer
+        old.progress.seconds["architecture"] += time.monotonic() - started
         changed = sum(c != ORIGINAL for c in made.choices.values())
         self.tracker.committed(changed, len(made.choices))
 

@@ -481,6 +481,25 @@ def test_trained_weights_ask_for_gentle_settings():
     assert Job.from_flat({"network": "resnet8"}).config.preset == "improved"
 
 
+@pytest.mark.parametrize(
+    ("given", "judge", "stage"),
+    [
+        ({"budget": 0.7}, "answers", 0),
+        ({"latency_budget": 0.7}, "answers", 0),
+        ({}, "theta", 2),  # there is nothing to judge within
+        ({"budget": 0.7, "architecture_epochs": 3}, "theta", 3),  # theta's stage is asked for
+        ({"budget": 0.7, "judge": "theta"}, "theta", 2),
+        ({"budget": 0.7, "judge": "answers", "architecture_epochs": 3}, "answers", 3),
+        ({"choices": {"a": "none"}}, "theta", 0),
+        ({"preset": "improved", "budget": 0.7}, "theta", 2),
+    ],
+)
+def test_who_decides_of_a_trained_network(given, judge, stage):
+    found = Job.from_flat({"network": "resnet8", "weights": "w.pt", "epochs": 3, **given})
+    assert (found.config.judge, found.config.architecture_epochs) == (judge, stage)
+    assert Job.from_flat(found.flat()) == found
+
+
 def test_images_per_second_counts_a_short_last_batch_as_it_is():
     """22 images and 2: a batch of the full size in their place would be 44 of 24."""
     row = dnat.train(network(), tiny_data(24), config(epochs=1, architecture_epochs=1, batch_size=22)).history[0]

@@ -38,19 +38,19 @@ ROWS: dict[str, dict[str, Any]] = {
     "default": {},
     "rate 0.005": {"lr": 0.005},
     "rate 0.01": {"lr": 0.01},
-    "rate 0.04": {"lr": 0.04},
+    "rate 0.02": {"lr": 0.02},
+    "rate 0.06": {"lr": 0.06},
     "half an epoch of warm-up": {"warm_up": 0.5},
     "no answers": {"distillation": 0.0},
     "answers 0.9": {"distillation": 0.9},
     "no hints": {"feature_distillation": 0.0},
     "hints 16": {"feature_distillation": 16.0},
     "hints 144": {"feature_distillation": 144.0},
-    "no teacher": {"distillation": 0.0, "feature_distillation": 0.0},
+    "not clipped": {"grad_clip": 0.0},
     "norms as recorded": {"norms": "recorded"},
     "in steps": {"steps": 3},
     "set by chance": {"set": "control-random"},
     "set spread evenly": {"set": "control-uniform"},
-    "by chance, no teacher": {"set": "control-random", "distillation": 0.0, "feature_distillation": 0.0},
 }
 """What differs from the default: settings, and "set", "norms" and "steps"."""
 
@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     sets: dict[tuple[str, str, int], dict[str, str]] = {}
     wanted = []
-    for budget, name, seed in itertools.product(options.budgets, options.rows or ROWS, options.seeds):
+    for seed, budget, name in itertools.product(options.seeds, options.budgets, options.rows or ROWS):
         row = ROWS[name]
         how = row.get("set", "answers")
         about = {"network": options.network, "budget": budget, "row": name, "seed": seed}

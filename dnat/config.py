@@ -134,7 +134,7 @@ PRESETS["fine-tune"] = PRESETS["improved"] | {
     # For a network that is trained already. Within a budget its answers decide before anything is trained, and all
     # epochs are for recovery; docs/log.md has the tables from which the rate and the weights follow.
     "epochs": 60,
-    "lr": 0.02,
+    "lr": 0.03,
     "judge": "answers",
     "distillation": 0.5,
     "feature_distillation": 48.0,

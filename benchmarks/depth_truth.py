@@ -188,23 +188,17 @@ def judge(options: argparse.Namespace) -> None:
     if len(truth) < 2 ** len(free):
         sys.exit(f"error: the table holds {len(truth)} of {2 ** len(free)} sets; `make` goes on with it")
     sizes = range(1, len(free))
-    ways = criteria(network, data) | {
-        "the norms' accuracy": lambda k: max(sized(truth, k), key=before.__getitem__)
-    }
+    ways = criteria(network, data) | {"the norms' accuracy": lambda k: max(sized(truth, k), key=before.__getitem__)}
     print("| chosen by | " + " | ".join(f"{k} of {len(free)}" for k in sizes) + " | percentile | regret |")
     print("|---" * (len(sizes) + 3) + "|")
     for name, choose in ways.items():
         found_at = [standing(truth, choose(k)) for k in sizes]
         cells = [f"{p:.0f} / {r:.2f}" for p, r in found_at]
-        print(
-            f"| {name} | {' | '.join(cells)} | {mean(p for p, _ in found_at)} | {mean(r for _, r in found_at)} |"
-        )
+        print(f"| {name} | {' | '.join(cells)} | {mean(p for p, _ in found_at)} | {mean(r for _, r in found_at)} |")
     each = [[standing(truth, blocks) for blocks in sized(truth, k)] for k in sizes]
     cells = [f"{mean(p for p, _ in row)} / {mean(r for _, r in row)}" for row in each]
     of_all = mean(statistics.mean(p for p, _ in row) for row in each)
-    print(
-        f"| chance | {' | '.join(cells)} | {of_all} | {mean(statistics.mean(r for _, r in row) for row in each)} |"
-    )
+    print(f"| chance | {' | '.join(cells)} | {of_all} | {mean(statistics.mean(r for _, r in row) for row in each)} |")
     best = [100 * max(truth[blocks] for blocks in sized(truth, k)) for k in sizes]
     print(f"| the best of them | {' | '.join(f'{b:.2f}' for b in best)} | | |")
 

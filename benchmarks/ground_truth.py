@@ -118,7 +118,7 @@ def main() -> None:
         job = make_job(None, tuple(options.set), {"network": options.space})
         limits = {"train_limit": options.train_limit, "test_limit": options.test_limit}
         data = dnat.load(options.data, options.data_root, image_size=options.image_size, **limits)
-        print("| method | input | accuracy | result | accuracy | cost | best allowed | rank | random draw | best |")
+        print("| method | input | accuracy | result | accuracy | cost | best allowed | rank | a draw | best |")
         print("|---|---|---|---|---|---|---|---|---|---|")
         for name in options.methods:
             outcomes = []

@@ -137,11 +137,10 @@ def filling(
     """The legal choices with the largest sum of scores among those that use the limit.
 
     Those cost between `FILLED * limit` and the limit; where no legal set does, as much as any within the limit.
-    Of sets that are nearly equal the one that costs more is taken: all of the limit is worth 1 of the score.
 
     Args, Returns, Raises: see `best`.
     """
-    found = _Model(groups, scores, costs, limit, floor=FILLED * limit, worth=1.0).solve()
+    found = _Model(groups, scores, costs, limit, floor=FILLED * limit).solve()
     if found is None:
         nothing = {group: dict.fromkeys(score, 0.0) for group, score in scores.items()}
         dearest = _Model(groups, nothing, costs, limit, worth=1.0).solve()
@@ -198,7 +197,7 @@ class _Model:
         groups, scores, costs: see `best`.
         limit: what the choices may cost; None: anything.
         floor: what they must cost.
-        worth: what the whole network's cost, or the limit where there is one, is worth beside the scores.
+        worth: what the whole network's cost is worth beside the scores.
     """
 
     def __init__(
@@ -229,7 +228,7 @@ class _Model:
         self._needs()
         self.scale = max(costs.total, 1e-30)
         for variable, price in self.price.items():
-            self.objective[variable] += worth * price / (limit or self.scale)
+            self.objective[variable] += worth * price / self.scale
         if limit is not None:
             terms = [(v, -p / self.scale) for v, p in self.price.items()]
             self.rows.add(terms, (self.paid - limit) / self.scale)

@@ -17,6 +17,10 @@ what the identity's gate must exceed on a null edge (the paper's argmax compares
 SMALL = 1e-3
 """What an original is worth that theta would rather lose, per unit of its scores: little, but not nothing."""
 
+WORTH_OF_COST = 0.1
+"""What an original is worth beside its scores that has all of the network's cost: of sets that theta hardly tells
+apart the one that costs more is the larger network."""
+
 
 def none_threshold(relaxed: RelaxedNetwork) -> float:
     """What both gates of an edge must fall below for none."""
@@ -259,20 +263,19 @@ def _affordable(
 def _losses(
     groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs
 ) -> dict[str, dict[str, float]]:
-    """What each choice loses beside the original, as a number below 0; more than 0 of one that is not cheaper."""
+    """What each choice is ahead of the original (a negative number of most), below 0 of all that are cheaper."""
     leads = {g: {c: score[c] - score[ORIGINAL] for c in score} for g, score in scores.items()}
-    cheaper = {
-        (g, c)
+    saved = {
+        (g, c): 1 - costs.of(dict.fromkeys(groups[g], c)) / max(costs.total, 1e-30)
         for g, row in leads.items()
         for c in row
-        if c != ORIGINAL and costs.of(dict.fromkeys(groups[g], c)) < costs.total
     }
-    largest = max([leads[g][c] for g, c in cheaper], default=0.0)
+    largest = max([leads[g][c] for (g, c), share in saved.items() if share > 0], default=0.0)
 
-    def loss(group: str, choice: str, lead: float) -> float:
-        return min(lead, 0.0) - SMALL * (1 + largest - lead) if (group, choice) in cheaper else lead
+    def loss(lead: float, share: float) -> float:
+        return min(lead, 0.0) - SMALL * (1 + largest - lead) - WORTH_OF_COST * share if share > 0 else lead
 
-    return {g: {c: loss(g, c, lead) for c, lead in row.items()} for g, row in leads.items()}
+    return {g: {c: loss(lead, saved[g, c]) for c, lead in row.items()} for g, row in leads.items()}
 
 
 def _why(wanted: str, own: str, choice: str, above: bool) -> tuple[str, str]:

@@ -1,12 +1,12 @@
 """Methods against a table of accuracies of NAS-Bench-201 or NAS-Bench-Macro of yours (docs/ground_truth.md).
 
     python benchmarks/ground_truth.py nasbench201 TABLE.csv --data cifar10 --data-root DIR --random 20
-    python benchmarks/ground_truth.py nasbench_macro TABLE.json --inputs 12212112 --methods dnat original
+    python benchmarks/ground_truth.py nasbench_macro TABLE.json.xz --inputs 12212112 --methods dnat original
 
 Transforms architectures of the space, those that are named and some drawn at random from the table, by each
-method, and prints what became of each and what else could have been reached. --set changes any setting
-(`budget=0.7`, `space="nat++"`, `epochs=60`), or an option of the networks (`network.width=8`). --json keeps every
-outcome.
+method, and prints what became of each and what else could have been reached within the budget. --set changes any
+setting (`budget=0.7`, `space="nat++"`, `epochs=60`), or an option of the networks (`network.width=8`). --json
+keeps every outcome; the same command goes on after those that are there.
 """
 
 import argparse
@@ -15,10 +15,22 @@ import random
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import dnat
 from dnat.cli import make_job
-from dnat.ground_truth import SPACES, Outcome, compare_with_table, live_form, reachable, read_table, summary
+from dnat.ground_truth import (
+    SPACES,
+    Known,
+    Outcome,
+    Standing,
+    Summary,
+    compare_with_table,
+    live_form,
+    reachable,
+    read_table,
+    summary,
+)
 from dnat.methods import METHODS
 from dnat.naming import unknown
 
@@ -50,6 +62,30 @@ def row(method: str, outcome: Outcome) -> str:
     return f"{start} {result} | {others} |"
 
 
+def verdict(method: str, found: Summary) -> str:
+    """What a method's outcomes come to, beside random draws."""
+    share = f"{found.regret / found.control_regret:.2f} of it" if found.control_regret else "all are equal"
+    return (
+        f"{method}: n = {found.n} ({found.failed} failed, {found.unchanged} unchanged), mean regret "
+        f"{found.regret:.2f}, of a random draw {found.control_regret:.2f} ({share}); better than the draw "
+        f"{found.wins}, worse {found.losses}, equal {found.ties} (by chance {found.wins_by_chance:.1f} better, "
+        f"p = {found.p_value:.2g}); {found.used:.1%} of the allowed cost used"
+    )
+
+
+def kept_outcome(row: dict[str, Any]) -> Outcome:
+    """An outcome as --json keeps it."""
+    before, after, standing = row["before"], row["after"], row["standing"]
+    if standing:
+        standing |= {name: Known(**standing[name]) for name in ("best", "best_anywhere")}
+    return Outcome(
+        Known(**before),
+        Known(**after) if after else None,
+        Standing(**standing) if standing else None,
+        row["problem"],
+    )
+
+
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -67,8 +103,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    kept = []
+    asked = {k: getattr(options, k) for k in ("space", "data", "train_limit", "test_limit", "image_size", "set")}
     try:
+        there = options.json is not None and options.json.exists()
+        kept = json.loads(options.json.read_text()) if there else []
+        known = {(r["method"], r["before"]["architecture"]): kept_outcome(r) for r in kept if r["asked"] == asked}
         for name in options.methods:
             if name not in METHODS:
                 raise unknown("method", name, METHODS)
@@ -79,27 +118,29 @@ def main() -> None:
         job = make_job(None, tuple(options.set), {"network": options.space})
         limits = {"train_limit": options.train_limit, "test_limit": options.test_limit}
         data = dnat.load(options.data, options.data_root, image_size=options.image_size, **limits)
-        print("| method | input | accuracy | result | accuracy | cost | best at it | rank | random draw | best |")
+        print("| method | input | accuracy | result | accuracy | cost | best allowed | rank | a draw | best |")
         print("|---|---|---|---|---|---|---|---|---|---|")
         for name in options.methods:
             outcomes = []
             for given in inputs:  # one by one, so that each is printed and kept when it is there
-                (outcome,) = compare_with_table(
-                    METHODS[name],
-                    options.space,
-                    table,
-                    [given],
-                    data,
-                    job.config,
-                    network_options=job.network_options,
-                )
+                outcome = known.get((name, given))
+                if outcome is None:
+                    (outcome,) = compare_with_table(
+                        METHODS[name],
+                        options.space,
+                        table,
+                        [given],
+                        data,
+                        job.config,
+                        network_options=job.network_options,
+                    )
+                    kept.append({"method": name, "asked": asked, **asdict(outcome)})
                 outcomes.append(outcome)
-                kept.append({"method": name, **asdict(outcome)})
                 print(row(name, outcome), flush=True)
                 if options.json:
                     options.json.write_text(json.dumps(kept, indent=1) + "\n")
             if any(outcome.after for outcome in outcomes):
-                print(f"\n{name}: {summary(outcomes)}\n")
+                print(f"\n{verdict(name, summary(outcomes))}\n")
     except (ValueError, TypeError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -7,6 +7,8 @@ what only fed a branch that is dropped, and what lies inside a block that is rep
 with precedence, solved exactly as a mixed integer linear program by `scipy.optimize.milp` (HiGHS). The variables
 are the choices of each group of edges (binary) and whether each value is needed (continuous, but forced to 0 or 1
 by the choices). Sets that cannot be made together are cut off one conflict at a time, as they turn up.
+
+`filling` finds the one with the largest score among those that leave next to nothing of the limit unused.
 """
 
 from collections import defaultdict
@@ -20,6 +22,9 @@ from scipy.sparse import csr_array
 from .edges import NONE, ORIGINAL, Edge, problems, replacements
 from .errors import UsageError
 from .tracing import State
+
+FILLED = 0.97
+"""The share of a limit that is to be used where any legal set has a cost between that and the limit."""
 
 Groups = Mapping[str, Sequence[Edge]]
 """Edges by the group that shares a choice."""
@@ -122,18 +127,43 @@ def best(groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs
     """
     found = _Model(groups, scores, costs, limit).solve()
     if found is None:
-        _, least = cheapest(groups, {g: list(s) for g, s in scores.items()}, costs)
-        raise InfeasibleError(
-            f"no legal set of choices costs at most {limit:.6g}: the smallest reachable cost is {least:.6g} "
-            f"({least / costs.total:.1%} of the original's {costs.total:.6g})"
-        )
+        raise _infeasible(groups, scores, costs, limit)
     return found
+
+
+def filling(
+    groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float
+) -> dict[str, str]:
+    """The legal choices with the largest sum of scores among those that use the limit.
+
+    Those cost between `FILLED * limit` and the limit; where no legal set does, as much as any within the limit.
+
+    Args, Returns, Raises: see `best`.
+    """
+    found = _Model(groups, scores, costs, limit, floor=FILLED * limit).solve()
+    if found is None:
+        nothing = {group: dict.fromkeys(score, 0.0) for group, score in scores.items()}
+        dearest = _Model(groups, nothing, costs, limit, worth=1.0).solve()
+        if dearest is None:
+            raise _infeasible(groups, scores, costs, limit)
+        floor = costs.of(by_edge(groups, dearest))
+        found = _Model(groups, scores, costs, limit, floor=floor).solve()
+    assert found is not None, "the dearest set within the limit is one"
+    return found
+
+
+def _infeasible(groups: Groups, legal: Mapping[str, Iterable[str]], costs: Costs, limit: float) -> InfeasibleError:
+    _, least = cheapest(groups, {g: list(choices) for g, choices in legal.items()}, costs)
+    return InfeasibleError(
+        f"no legal set of choices costs at most {limit:.6g}: the smallest reachable cost is {least:.6g} "
+        f"({least / costs.total:.1%} of the original's {costs.total:.6g})"
+    )
 
 
 def cheapest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs) -> tuple[dict[str, str], float]:
     """The legal choices that cost least, and their cost."""
     none = {group: dict.fromkeys(choices, 0.0) for group, choices in legal.items()}
-    found = _Model(groups, none, costs, None).solve()
+    found = _Model(groups, none, costs, None, worth=-1.0).solve()
     assert found is not None, "the untouched network is legal"
     return found, costs.of(by_edge(groups, found))
 
@@ -161,12 +191,28 @@ class _Rows:
 
 
 class _Model:
-    """The integer program: choices of groups, and which values they leave needed."""
+    """The integer program: choices of groups, and which values they leave needed.
+
+    Args:
+        groups, scores, costs: see `best`.
+        limit: what the choices may cost; None: anything.
+        floor: what they must cost.
+        worth: what the whole network's cost is worth beside the scores.
+    """
 
     def __init__(
-        self, groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float | None
+        self,
+        groups: Groups,
+        scores: Mapping[str, Mapping[str, float]],
+        costs: Costs,
+        limit: float | None,
+        *,
+        floor: float = 0.0,
+        worth: float = 0.0,
     ) -> None:
-        self.groups, self.scores, self.costs, self.limit = groups, scores, costs, limit
+        self.groups, self.scores, self.costs, self.limit, self.floor = groups, scores, costs, limit, floor
+        # Who is asked to be cheap needs nothing that is not needed; others might say that they do.
+        self.exact = bool(floor) or worth > 0
         self.rows = _Rows()
         self.objective: list[float] = []
         self.choices: dict[tuple[str, str], int] = {}
@@ -181,11 +227,13 @@ class _Model:
         self.paid = costs._useless  # whatever is chosen
         self._needs()
         self.scale = max(costs.total, 1e-30)
-        if limit is None:  # minimize the cost instead
-            self.objective = [-self.price[i] / self.scale for i in range(len(self.objective))]
-        else:
+        for variable, price in self.price.items():
+            self.objective[variable] += worth * price / self.scale
+        if limit is not None:
             terms = [(v, -p / self.scale) for v, p in self.price.items()]
             self.rows.add(terms, (self.paid - limit) / self.scale)
+        if floor:
+            self.rows.add([(v, p / self.scale) for v, p in self.price.items()], (floor - self.paid) / self.scale)
 
     def _variable(self, worth: float = 0.0) -> int:
         self.objective.append(worth)
@@ -201,11 +249,13 @@ class _Model:
         joint = self._variable()
         for need in given:
             self.rows.add([(joint, 1.0), (need, -1.0)], 0.0)
+        if self.exact:
+            self.rows.add([(joint, -1.0), *((need, 1.0) for need in given)], 0.0)
         return joint
 
     def _less(self, need: int, plus: Sequence[int], minus: Iterable[int]) -> int:
-        """A need of at least `need + sum(plus) - len(plus) - sum(minus)`."""
-        made = self._variable()
+        """The need that is there where `need` and all of `plus` are, and none of `minus` is."""
+        made, minus = self._variable(), list(minus)
         terms = [(made, 1.0), *((p, -1.0) for p in plus), *((m, 1.0) for m in minus)]
         bound = -float(len(plus))
         if need == _ALWAYS:
@@ -213,6 +263,11 @@ class _Model:
         else:
             terms.append((need, -1.0))
         self.rows.add(terms, bound)
+        if self.exact:
+            for upper in (*plus, *([need] if need != _ALWAYS else [])):
+                self.rows.add([(made, -1.0), (upper, 1.0)], 0.0)
+            for other in minus:
+                self.rows.add([(made, -1.0), (other, -1.0)], -1.0)
         return made
 
     def _needs(self) -> None:
@@ -310,8 +365,8 @@ class _Model:
             found = self._solution()
             if found is None:
                 return None
-            if self.limit is not None and self.costs.of(by_edge(self.groups, found)) > self.limit * (1 + 1e-12):
-                # Beyond the limit by the solver's tolerance: this very set is cut off.
+            if self._is_beyond(self.costs.of(by_edge(self.groups, found))):
+                # By the solver's tolerance: this very set is cut off.
                 self._cut(list(found.items()))
                 continue
             conflicts = self._conflicts(found)
@@ -319,6 +374,9 @@ class _Model:
                 return found
             for conflict in conflicts:
                 self._cut(conflict)
+
+    def _is_beyond(self, cost: float) -> bool:
+        return cost < self.floor * (1 - 1e-9) or (self.limit is not None and cost > self.limit * (1 + 1e-12))
 
     def _cut(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Forbid that all these choices are made together."""
@@ -334,8 +392,7 @@ class _Model:
 
     def _solution(self) -> dict[str, str] | None:
         if not self.binaries:
-            fits = self.limit is None or self.costs.total <= self.limit
-            return dict.fromkeys(self.scores, ORIGINAL) if fits else None
+            return None if self._is_beyond(self.costs.total) else dict.fromkeys(self.scores, ORIGINAL)
         count = len(self.objective)
         row, column, value = zip(*self.rows.entries, strict=True) if self.rows.entries else ((), (), ())
         matrix = csr_array((value, (row, column)), shape=(len(self.rows.bounds), count))

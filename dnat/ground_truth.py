@@ -2,7 +2,8 @@
 
 NAS-Bench-201 and NAS-Bench-Macro publish the accuracy of every architecture of a small space. A method transforms
 architectures of such a space; its choices are read back as an architecture, which is looked up and compared with
-all that could have been reached at its cost, and with a choice among those at random (`compare_with_table`).
+all that could have been reached within its budget, and with a choice among those at random (`compare_with_table`).
+Without a budget the result's own cost stands for it.
 
 An architecture of NAS-Bench-201 is written as six digits, one of NAS-Bench-Macro as eight (`networks.nasbench`).
 Those of NAS-Bench-201 come in their live form: an operation that lies on no path from the cell's input to its
@@ -24,6 +25,7 @@ import csv
 import functools
 import itertools
 import json
+import lzma
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,7 +37,7 @@ import torch
 from torch import nn
 
 from .budget import InfeasibleError
-from .config import Config
+from .config import Config, parse_amount
 from .cost import cost
 from .data import Data, load
 from .edges import IDENTITY, NONE, ORIGINAL
@@ -222,7 +224,8 @@ def read_table(path: str | Path, space: str) -> dict[str, float]:
 
     Args:
         path: a CSV file with the header `architecture,accuracy`, or a JSON file with an object {architecture:
-            accuracy}; accuracies are in percent.
+            accuracy}; accuracies are in percent. In place of an accuracy an object with a number "mean_acc" will
+            do, as in NAS-Bench-Macro's own file. Either file may be packed (.xz).
         space: one of `SPACES`.
 
     Returns:
@@ -233,17 +236,20 @@ def read_table(path: str | Path, space: str) -> dict[str, float]:
     """
     _check_space(space)
     path = Path(path)
-    if path.suffix.lower() not in (".csv", ".json"):
+    packed = path.suffix.lower() == ".xz"
+    kind = (path.with_suffix("") if packed else path).suffix.lower()
+    if kind not in (".csv", ".json"):
         raise UsageError(f"{path}: a table is a file .csv or .json, not {path.suffix or 'one without a suffix'!r}")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        read = path.read_bytes()
+        text = (lzma.decompress(read) if packed else read).decode("utf-8-sig")
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except lzma.LZMAError as error:
+        raise UsageError(f"{path}: is no file of xz: {error}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is not UTF-8 text: {error}") from error
-    return _checked(
-        _rows_of_json(path, text) if path.suffix.lower() == ".json" else _rows_of_csv(path, text), space
-    )
+    return _checked(_rows_of_json(path, text) if kind == ".json" else _rows_of_csv(path, text), space)
 
 
 def _rows_of_csv(path: Path, text: str) -> list[tuple[str, str, Any]]:
@@ -275,7 +281,18 @@ def _rows_of_json(path: Path, text: str) -> list[tuple[str, str, Any]]:
         raise UsageError(f"{path}: not JSON: {error}") from error
     if not text.lstrip().startswith("{"):
         raise UsageError(f"{path}: must be an object {{architecture: accuracy}}, not {type(table).__name__}")
-    return [(f"{path}, key {key!r}", key, value) for key, value in table]
+    return [(f"{path}, key {key!r}", key, _mean(value)) for key, value in table]
+
+
+def _mean(value: Any) -> Any:
+    """An accuracy as NAS-Bench-Macro publishes it: several runs, their mean, and what the network costs."""
+    names = [name for name, _ in value] if _is_object(value) else []
+    return dict(value)["mean_acc"] if names.count("mean_acc") == 1 else value
+
+
+def _is_object(value: Any) -> bool:
+    """Whether a value was an object of JSON, which is read as a list of pairs."""
+    return isinstance(value, list) and all(isinstance(pair, tuple) for pair in value)
 
 
 def _checked(rows: Iterable[tuple[str, Any, Any]], space: str) -> dict[str, float]:
@@ -317,7 +334,9 @@ class Standing:
     """What else could have been reached. Only architectures that the table has are counted.
 
     Attributes:
-        best: the most accurate of those that cost no more than the result.
+        allowed: multiply-adds that were allowed: the budget; without one, or where the result costs more than the
+            budget, what the result costs.
+        best: the most accurate of those that cost no more than that.
         best_anywhere: the most accurate of all, whatever it costs.
         rank: of the result among those that cost no more, 1 being the best; of equals each has the best rank.
         among: how many those are, the result included.
@@ -328,6 +347,7 @@ class Standing:
         missing: how many more could be, but are not in the table.
     """
 
+    allowed: float
     best: Known
     best_anywhere: Known
     rank: int
@@ -357,7 +377,7 @@ class Outcome:
 
     @property
     def regret(self) -> float:
-        """By how many percent the best at the result's cost is better than the result; NaN without a result."""
+        """By how many percent the best that was allowed is better than the result; NaN without a result."""
         return self.standing.best.accuracy - self.after.accuracy if self.standing and self.after else math.nan
 
     @property
@@ -369,8 +389,13 @@ class Outcome:
 
     @property
     def control_regret(self) -> float:
-        """The expected regret of a random draw at the result's cost; NaN without a result."""
+        """The expected regret of a random draw among what was allowed; NaN without a result."""
         return self.standing.best.accuracy - self.standing.mean if self.standing else math.nan
+
+    @property
+    def used(self) -> float:
+        """The share of the multiply-adds that were allowed which the result has; NaN without a result."""
+        return self.after.madds / self.standing.allowed if self.standing and self.after else math.nan
 
 
 class _UnreadableError(Exception):
@@ -432,7 +457,8 @@ def compare_with_table(
         try:
             network = _network(space, start, config.seed, options)
             after = _read(space, start, method(network, data, setting), network, price)
-            outcomes.append(_outcome(space, before, after, accuracies, price, config.moves))
+            allowed = 0.0 if config.budget is None else parse_amount(config.budget).of(before.madds)
+            outcomes.append(_outcome(space, before, after, accuracies, price, config.moves, allowed))
         except (_UnreadableError, InfeasibleError) as error:
             outcomes.append(Outcome(before, problem=str(error)))
     return tuple(outcomes)
@@ -569,7 +595,13 @@ def _refuse_rest(choices: Mapping[str, str]) -> None:
 
 
 def _outcome(
-    space: str, before: Known, after: str, table: Mapping[str, float], price: Prices, moves: Moves
+    space: str,
+    before: Known,
+    after: str,
+    table: Mapping[str, float],
+    price: Prices,
+    moves: Moves,
+    allowed: float,
 ) -> Outcome:
     """A result beside all that could have been reached."""
     reached = reachable(space, before.architecture, moves)
@@ -580,10 +612,12 @@ def _outcome(
         raise _UnreadableError(f"the result {after} is not in the table of accuracies")
     known = [Known(a, table[a], price.of(a)) for a in reached if a in table]
     result = next(k for k in known if k.architecture == after)
-    within = [k for k in known if k.madds <= result.madds]
+    allowed = max(allowed, result.madds)
+    within = [k for k in known if k.madds <= allowed]
     accuracies = [k.accuracy for k in within]
     mean = statistics.fmean(accuracies)
     standing = Standing(
+        allowed=allowed,
         # Of equals the cheapest, then the first by its digits.
         best=min(within, key=lambda k: (-k.accuracy, k.madds)),
         best_anywhere=min(known, key=lambda k: (-k.accuracy, k.madds)),
@@ -613,12 +647,13 @@ class Summary:
         unchanged: results that are the architecture that was given. Doing nothing costs most, and beats random
             draws wherever changes do harm: look at the results that changed, too.
         before, after: accuracy of the architectures as they were given, and of what became of them.
-        control: expected accuracy of random draws at the results' costs.
+        control: expected accuracy of random draws among what was allowed.
         regret, control_regret: of the results, and what is expected of random draws.
         regret_anywhere: of the results beside the best that could be reached at any cost.
         wins, losses, ties: how often the result was better than the mean of the random draw, worse, or equal.
         wins_by_chance: how many wins random draws are expected to have (that is not a half: a mean is no median).
-        p_value: how likely random draws are to win as often or more often, given the results' costs.
+        p_value: how likely random draws are to win as often or more often.
+        used: the share of the multiply-adds that were allowed which the results have.
     """
 
     n: int
@@ -635,6 +670,7 @@ class Summary:
     ties: int
     wins_by_chance: float
     p_value: float
+    used: float
 
 
 def summary(outcomes: Iterable[Outcome]) -> Summary:
@@ -668,6 +704,7 @@ def summary(outcomes: Iterable[Outcome]) -> Summary:
         ties=len(counted) - wins - losses,
         wins_by_chance=math.fsum(chances),
         p_value=_at_least(wins, chances),
+        used=mean(o.used for o, _, _ in counted),
     )
 
 

@@ -1,9 +1,10 @@
 """Theta -> choices: argmax for each group of edges, a repair so that the network stays alive, and a budget."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .budget import Costs, Groups, best, by_edge
+from .budget import FILLED, Costs, Groups, best, by_edge, filling
 from .config import Amount, parse_amount
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, problems
 from .relaxation import CHOICES, RelaxedNetwork
@@ -11,6 +12,14 @@ from .relaxation import CHOICES, RelaxedNetwork
 THRESHOLDS = {"raw": (0.0, 1.0), "sigmoid": (0.5, 0.5)}
 """For each gate: what both gates must fall below for none (theta_none of the paper is 0, and stays there), and
 what the identity's gate must exceed on a null edge (the paper's argmax compares it with theta's start, 1)."""
+
+
+SMALL = 1e-3
+"""What an original is worth that theta would rather lose, per unit of its scores: little, but not nothing."""
+
+WORTH_OF_COST = 0.1
+"""What an original is worth beside its scores that has all of the network's cost: of sets that theta hardly tells
+apart the one that costs more is the larger network."""
 
 
 def none_threshold(relaxed: RelaxedNetwork) -> float:
@@ -82,9 +91,11 @@ def decide(
     Then, where the choices together would disconnect an output from the input, leave a node without any input, or
     could not be made exactly, groups are restored: those whose originals weigh most, and none that had no part in
     it. If that costs more than the limit, the legal choices with the largest sum of scores within the limit are
-    taken instead (`dnat.budget.best`). If they cost less than the floor, originals are restored, the most wanted
-    first, as long as the floor is not exceeded: theta was charged for what lies above it, which is no wish to be
-    cheaper still.
+    taken instead (`dnat.budget.best`). With a floor it is those that also use it (`dnat.budget.filling`), and so
+    it is where the choices cost less than the floor: theta was charged for what lies above it, which is no wish to
+    be cheaper still. A choice then loses what it is behind the original; one that is ahead loses next to nothing,
+    but something, so that no other set with more originals would fit. Where the choices cost little less than the
+    floor, originals are restored and nothing else is changed.
 
     Args:
         relaxed: the network and its theta.
@@ -92,7 +103,7 @@ def decide(
         costs: what they cost; by default their multiply-adds.
         skip_threshold: what the identity's gate must exceed on a null edge; by default see `THRESHOLDS`.
         ruled_out: {edge key: choice} that are not to be made.
-        floor: in the unit of `costs`, what the choices need not go below.
+        floor: in the unit of `costs`, what the choices need not go below; with a limit, the same.
         worths: what each choice of each group is worth, in the order of theta; by default `Theta.scores`. With
             those, thresholds count for none and for skips.
 
@@ -120,18 +131,15 @@ def decide(
             reasons[group] = ("rewriting", f"{own[group]} could not be carried out in full")
     choices = {group: max(score, key=lambda c: score[c]) for group, score in scores.items()}
     reasons |= _repair(relaxed, choices, scores)
-    if limit is not None:
+    if limit is not None or floor:
         costs = costs or Costs(relaxed.edges)
-        groups, most = relaxed.by_group(), limit.of(costs.total)
-        if costs.of(by_edge(groups, choices)) > most:
-            chosen = best(groups, scores, costs, most)
-            changed = {g: c for g, c in chosen.items() if c != choices[g] or g not in reasons}
-            reasons |= {
-                g: ("budget", f"{own[g]} was changed to {c} to keep the budget") for g, c in changed.items()
-            }
-            choices = chosen
-    if floor:
-        reasons |= _restore(relaxed.by_group(), choices, scores, costs or Costs(relaxed.edges), floor)
+        most = math.inf if limit is None else limit.of(costs.total)
+        chosen = _affordable(relaxed.by_group(), choices, scores, costs, most, floor)
+        above = costs.of(by_edge(relaxed.by_group(), choices)) > most
+        for group, choice in chosen.items():
+            if choice != choices[group] or (above and group not in reasons):
+                reasons[group] = _why(choices[group], own[group], choice, above)
+        choices = chosen
     reasons = {group: reason for group, reason in reasons.items() if choices[group] != own[group]}
     judge = "theta" if worths is None else "loss"
     return tuple(
@@ -234,22 +242,46 @@ def _repair(
     return restored
 
 
-def _restore(
-    groups: Groups, choices: dict[str, str], scores: Mapping[str, Mapping[str, float]], costs: Costs, floor: float
-) -> Reasons:
-    """Restore originals in `choices`, those that lost by least first, while they cost no more than the floor."""
-    restored: Reasons = {}
-    paid, before = costs.of(by_edge(groups, choices)), -1.0
-    while paid > before:  # what lies in a branch that comes back may come back, too
-        before = paid
-        changed = [g for g, c in choices.items() if c != ORIGINAL]
-        for group in sorted(changed, key=lambda g: scores[g][choices[g]] - scores[g][ORIGINAL]):
-            trial = by_edge(groups, {**choices, group: ORIGINAL})
-            price = costs.of(trial)
-            if paid < price <= floor and not problems(trial):
-                restored[group] = (
-                    "target",
-                    f"{choices[group]} was restored to original: the cost that was asked for allows it",
-                )
-                choices[group], paid = ORIGINAL, price
-    return restored
+def _affordable(
+    groups: Groups,
+    wanted: Mapping[str, str],
+    scores: Mapping[str, Mapping[str, float]],
+    costs: Costs,
+    most: float,
+    floor: float,
+) -> dict[str, str]:
+    """The choices that are wanted, or those in their place that keep the limit and use the floor; see `decide`."""
+    paid = costs.of(by_edge(groups, wanted))
+    if floor and (paid <= floor or paid > most):
+        losses = _losses(groups, scores, costs)
+        if FILLED * floor <= paid <= floor:
+            losses = {g: {c: v for c, v in row.items() if c in (ORIGINAL, wanted[g])} for g, row in losses.items()}
+        return filling(groups, losses, costs, min(floor, most))
+    return best(groups, scores, costs, most) if paid > most else dict(wanted)
+
+
+def _losses(
+    groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs
+) -> dict[str, dict[str, float]]:
+    """What each choice is ahead of the original (a negative number of most), below 0 of all that are cheaper."""
+    leads = {g: {c: score[c] - score[ORIGINAL] for c in score} for g, score in scores.items()}
+    saved = {
+        (g, c): 1 - costs.of(dict.fromkeys(groups[g], c)) / max(costs.total, 1e-30)
+        for g, row in leads.items()
+        for c in row
+    }
+    largest = max([leads[g][c] for (g, c), share in saved.items() if share > 0], default=0.0)
+
+    def loss(lead: float, share: float) -> float:
+        return min(lead, 0.0) - SMALL * (1 + largest - lead) - WORTH_OF_COST * share if share > 0 else lead
+
+    return {g: {c: loss(lead, saved[g, c]) for c, lead in row.items()} for g, row in leads.items()}
+
+
+def _why(wanted: str, own: str, choice: str, above: bool) -> tuple[str, str]:
+    """What decided, and why, where a choice is not the one that was wanted."""
+    if above:
+        return "budget", f"{own} was changed to {choice} to keep the budget"
+    if choice == ORIGINAL:
+        return "target", f"{wanted} was restored to original: the cost that was asked for allows it"
+    return "target", f"{own} was changed to {choice}: so the set uses the cost that was asked for"

@@ -7,7 +7,7 @@ from reference import SMALL, images, small
 from torch import nn
 
 import dnat
-from dnat.budget import Costs, InfeasibleError, _Model, best, by_edge, cheapest
+from dnat.budget import Costs, InfeasibleError, _Model, best, by_edge, cheapest, filling
 from dnat.discretization import discretization
 from dnat.edges import problems
 
@@ -72,6 +72,30 @@ def test_the_best_set_is_that_of_an_exhaustive_search(name, mode):
             assert not problems(by_edge(groups, found))
             value = sum(scores[g][c] for g, c in found.items())
             assert value == pytest.approx(max(w for w, p in zip(worth, prices, strict=True) if p <= limit))
+
+
+@pytest.mark.parametrize("mode", ["full", "cell"])
+@pytest.mark.parametrize("name", BRUTE)
+def test_the_best_set_that_uses_the_limit_is_that_of_an_exhaustive_search(name, mode):
+    edges = edges_of(small(name))
+    groups, costs = groups_of(edges, mode), Costs(edges)
+    sets = [(s, costs.of(by_edge(groups, s))) for s in every_set(groups)]
+    prices = sorted({price for _, price in sets})
+    generator = random.Random(4)
+    for _ in range(4):
+        scores = {g: {c: generator.uniform(-1, 1) for c in choices} for g, choices in legal_of(groups).items()}
+        between = generator.uniform(prices[0], prices[-1])
+        for limit in (prices[0], *generator.sample(prices, min(3, len(prices))), between, 2 * costs.total):
+            dearest = max(price for price in prices if price <= limit)
+            least = min(0.97 * limit, dearest)
+            found = filling(groups, scores, costs, limit)
+            assert not problems(by_edge(groups, found))
+            assert least <= costs.of(by_edge(groups, found)) <= limit
+            value = sum(scores[g][c] for g, c in found.items())
+            worths = (sum(scores[g][c] for g, c in s.items()) for s, price in sets if least <= price <= limit)
+            assert value == pytest.approx(max(worths))
+    with pytest.raises(InfeasibleError, match=f"smallest reachable cost is {prices[0]:.6g}"):
+        filling(groups, scores, costs, prices[0] - 1)
 
 
 @pytest.mark.parametrize("name", BRUTE)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import lzma
 import math
 import re
 import statistics
@@ -217,6 +218,35 @@ def test_the_best_at_the_cost_by_hand():
     assert (outcome.regret, outcome.regret_anywhere, outcome.problem) == (3.0, 6.0, "")
     assert outcome.standing.reachable == 290
     assert outcome.standing.missing == 0
+
+
+def test_the_budget_is_what_counts_and_not_what_was_used_of_it():
+    """Layers 1 and 7 of 12212112 go, whatever was allowed; what else was is found by trying all."""
+
+    def method(network, data, settings):
+        made = discretization(network, {"layers.1": "identity", "layers.7": "identity"}, data.example(2))
+        return returned(network, made.network, made.choices, data)
+
+    price = prices("nasbench_macro", (3, 8, 8), num_classes=5, **TINY["nasbench_macro"])
+    start = "12212112"
+    reached = [c for c in CODES if all(b in (a, "0") for a, b in zip(start, c, strict=True))]
+    reached = [c for c in reached if all(c[i] == start[i] for i in (0, 2, 5))]
+    for budget in (0.9, 0.7, str(price.of("10212110"))):
+        (outcome,) = compared(method, [start], "nasbench_macro", budget=budget)
+        allowed = budget * price.of(start) if isinstance(budget, float) else price.of("10212110")
+        within = [MACRO[c] for c in reached if price.of(c) <= allowed]
+        assert outcome.standing.allowed == pytest.approx(allowed)
+        assert outcome.standing.among == len(within)
+        assert outcome.standing.best.accuracy == max(within)
+        assert outcome.standing.mean == pytest.approx(statistics.fmean(within))
+        assert outcome.standing.rank == 1 + sum(a > MACRO["10212110"] for a in within)
+        assert outcome.regret == max(within) - MACRO["10212110"]
+        assert outcome.used == pytest.approx(price.of("10212110") / allowed)
+    # What costs more than was allowed stands beside all at its own cost.
+    for options in ({}, {"budget": 0.2}):
+        (outcome,) = compared(method, [start], "nasbench_macro", **options)
+        assert outcome.standing.allowed == price.of("10212110")
+        assert outcome.used == 1.0
 
 
 @pytest.mark.parametrize(
@@ -535,6 +565,9 @@ def test_tables_of_both_kinds_are_read(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({written("301420"): 91.5, "012340": 90}))
     for name in ("a.csv", "a.json"):
         assert read_table(tmp_path / name, "nasbench201") == {"301420": 91.5, "012340": 90.0}
+    rows = {"01201210": {"mean_acc": 91.5, "test_acc": [91.0, 92.0]}, "01201211": 90}
+    (tmp_path / "c.json.xz").write_bytes(lzma.compress(json.dumps(rows).encode()))
+    assert read_table(tmp_path / "c.json.xz", "nasbench_macro") == {"01201210": 91.5, "01201211": 90.0}
     (tmp_path / "b.CSV").write_text("architecture,accuracy\n01201210,91.5\n")
     assert read_table(str(tmp_path / "b.CSV"), "nasbench_macro") == {"01201210": 91.5}
 
@@ -568,6 +601,9 @@ def test_tables_of_both_kinds_are_read(tmp_path):
         ("a.csv", "architecture,accuracy\n301420,0.91\n", "must be in percent, but the largest is 0.91"),
         ("a.json", '{"301420": 90, "301420": 91}', "key '301420': 301420 is there already"),
         ("a.json", '{"301420": true}', "key '301420': the accuracy must be a number of percent.*not True"),
+        ("a.csv.xz", "architecture,accuracy\n", "is no file of xz"),
+        ("a.xz", "", "a table is a file .csv or .json, not '.xz'"),
+        ("a.json", '{"301420": {"mean_acc": "90"}}', "key '301420': the accuracy must be a number of percent"),
         ("a.json", '{"301420": {"mean": 90}}', "key '301420': the accuracy must be a number of percent"),
         ("a.json", '{"301420": NaN}', "the accuracy must be a number of percent"),
         ("a.json", '{"301450": 90}', "key '301450': code '301450', position 4"),
@@ -593,7 +629,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def an_outcome(after, mean, better, best=90.0, anywhere=95.0, before=85.0):
     known = [Known("333333", before, 9), Known("300330", after, 5), Known("111333", best, 5)]
-    standing = Standing(known[2], Known("333331", anywhere, 8), 2, 4, mean, 1.0, better, 6, 0)
+    standing = Standing(10, known[2], Known("333331", anywhere, 8), 2, 4, mean, 1.0, better, 6, 0)
     return Outcome(known[0], known[1], standing)
 
 
@@ -616,6 +652,7 @@ def test_a_summary_by_hand():
     assert found.control_regret == pytest.approx((4 + 3.5 + 6 + 0.2) / 4)
     assert found.regret_anywhere == pytest.approx((7 + 8 + 15 + 94.7) / 4)
     assert found.wins_by_chance == 2.0
+    assert found.used == 0.5  # each costs 5 of 10
     # Two or more of four draws: by all sixteen ways in which they can turn out.
     chances, wanted = (0.5, 0.25, 0.5, 0.75), 0.0
     for won in itertools.product((True, False), repeat=4):
@@ -676,6 +713,14 @@ def test_the_command_line(tmp_path):
     rows = json.loads(out.read_text())
     assert [row["method"] for row in rows] == ["dnat", "dnat", "original", "original"]
     assert rows[2]["after"] == rows[2]["before"] == {**rows[0]["before"]}
+    assert re.search(
+        r"^dnat: n = 2 .* mean regret \d+\.\d\d, of a random draw .* allowed cost used$", result.stdout, re.M
+    )
+    # The same command again prints what is kept; other settings are another comparison.
+    out.write_text(out.read_text().replace('"accuracy": 65.0', '"accuracy": 64.0'))
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert "| dnat | 333333 | 64.00 |" in again.stdout
+    assert len(json.loads(out.read_text())) == 4
     wrong = subprocess.run(
         [*command[:3], tmp_path / "none.csv", "--data", "digits"], capture_output=True, text=True, timeout=300
     )

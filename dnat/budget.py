@@ -9,6 +9,7 @@ are the choices of each group of edges (binary) and whether each value is needed
 by the choices). Sets that cannot be made together are cut off one conflict at a time, as they turn up.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,9 @@ class Expectation:
     added: tuple[tuple[str, str, float], ...]
 
 
-def best(groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float) -> dict[str, str]:
+def best(
+    groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float, floor: float = 0.0
+) -> dict[str, str]:
     """The legal choices with the largest sum of scores among those that cost at most `limit`.
 
     Args:
@@ -113,6 +116,7 @@ def best(groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs
         scores: what each legal choice of each group is worth; "original" must be among them.
         costs: of the same edges.
         limit: in the unit of `costs`.
+        floor: what they cost at least, or else as much as any legal set does within the limit.
 
     Returns:
         {group: choice}.
@@ -120,7 +124,10 @@ def best(groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs
     Raises:
         InfeasibleError: no legal set is so cheap; the message tells the smallest reachable cost.
     """
-    found = _Model(groups, scores, costs, limit).solve()
+    found = _Model(groups, scores, costs, limit, floor).solve()
+    if found is None and floor:
+        floor = min(floor, dearest(groups, {g: list(s) for g, s in scores.items()}, costs, limit))
+        found = _Model(groups, scores, costs, limit, floor).solve()
     if found is None:
         _, least = cheapest(groups, {g: list(s) for g, s in scores.items()}, costs)
         raise InfeasibleError(
@@ -136,6 +143,13 @@ def cheapest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs) -
     found = _Model(groups, none, costs, None).solve()
     assert found is not None, "the untouched network is legal"
     return found, costs.of(by_edge(groups, found))
+
+
+def dearest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs, limit: float) -> float:
+    """The cost of the legal choices that cost most among those that cost at most `limit`; 0 if there are none."""
+    none = {group: dict.fromkeys(choices, 0.0) for group, choices in legal.items()}
+    found = _Model(groups, none, costs, limit, math.inf).solve()
+    return costs.of(by_edge(groups, found)) if found else 0.0
 
 
 def by_edge(groups: Groups, choices: Mapping[str, str]) -> dict[Edge, str]:
@@ -161,12 +175,20 @@ class _Rows:
 
 
 class _Model:
-    """The integer program: choices of groups, and which values they leave needed."""
+    """The integer program: choices of groups, and which values they leave needed.
+
+    Without a limit the cost is minimized in place of the scores, with an infinite floor it is maximized.
+    """
 
     def __init__(
-        self, groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float | None
+        self,
+        groups: Groups,
+        scores: Mapping[str, Mapping[str, float]],
+        costs: Costs,
+        limit: float | None,
+        floor: float = 0.0,
     ) -> None:
-        self.groups, self.scores, self.costs, self.limit = groups, scores, costs, limit
+        self.groups, self.scores, self.costs, self.limit, self.floor = groups, scores, costs, limit, floor
         self.rows = _Rows()
         self.objective: list[float] = []
         self.choices: dict[tuple[str, str], int] = {}
@@ -181,11 +203,14 @@ class _Model:
         self.paid = costs._useless  # whatever is chosen
         self._needs()
         self.scale = max(costs.total, 1e-30)
-        if limit is None:  # minimize the cost instead
-            self.objective = [-self.price[i] / self.scale for i in range(len(self.objective))]
-        else:
+        if limit is None or floor == math.inf:
+            sign = -1.0 if limit is None else 1.0
+            self.objective = [sign * self.price[i] / self.scale for i in range(len(self.objective))]
+        if limit is not None:
             terms = [(v, -p / self.scale) for v, p in self.price.items()]
             self.rows.add(terms, (self.paid - limit) / self.scale)
+            if 0 < floor < math.inf:
+                self.rows.add([(v, -share) for v, share in terms], (floor - self.paid) / self.scale)
 
     def _variable(self, worth: float = 0.0) -> int:
         self.objective.append(worth)
@@ -201,10 +226,12 @@ class _Model:
         joint = self._variable()
         for need in given:
             self.rows.add([(joint, 1.0), (need, -1.0)], 0.0)
+        if self.floor:
+            self.rows.add([(joint, -1.0), *((need, 1.0) for need in given)], 0.0)
         return joint
 
-    def _less(self, need: int, plus: Sequence[int], minus: Iterable[int]) -> int:
-        """A need of at least `need + sum(plus) - len(plus) - sum(minus)`."""
+    def _less(self, need: int, plus: Sequence[int], minus: Sequence[int]) -> int:
+        """A need of at least `need + sum(plus) - len(plus) - sum(minus)`; with a floor, of no more than is needed."""
         made = self._variable()
         terms = [(made, 1.0), *((p, -1.0) for p in plus), *((m, 1.0) for m in minus)]
         bound = -float(len(plus))
@@ -213,6 +240,11 @@ class _Model:
         else:
             terms.append((need, -1.0))
         self.rows.add(terms, bound)
+        if self.floor:  # what is not needed pays nothing
+            for one in (*plus, *([] if need == _ALWAYS else [need])):
+                self.rows.add([(made, -1.0), (one, 1.0)], 0.0)
+            for one in minus:
+                self.rows.add([(made, -1.0), (one, -1.0)], -1.0)
         return made
 
     def _needs(self) -> None:
@@ -310,8 +342,10 @@ class _Model:
             found = self._solution()
             if found is None:
                 return None
-            if self.limit is not None and self.costs.of(by_edge(self.groups, found)) > self.limit * (1 + 1e-12):
-                # Beyond the limit by the solver's tolerance: this very set is cut off.
+            price = self.costs.of(by_edge(self.groups, found))
+            low = 0 < self.floor < math.inf and price < self.floor * (1 - 1e-9)
+            if low or (self.limit is not None and price > self.limit * (1 + 1e-12)):
+                # Beyond the limit, or the floor, by the solver's tolerance: this very set is cut off.
                 self._cut(list(found.items()))
                 continue
             conflicts = self._conflicts(found)

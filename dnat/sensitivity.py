@@ -18,8 +18,9 @@ of the whole set falls.
 import functools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,12 +87,20 @@ def shown_images(data: Data, images: int, seed: int) -> Tensor:
 
 def batch_size(relaxed: RelaxedNetwork) -> int:
     """How many images can be shown at once, so that what is remembered of them takes no more than `MEMORY`."""
-    trace = relaxed.edges[0].program.traces[0]
+    sizes = _sizes(relaxed)
     before = [modules_before(relaxed.members(group)) for group in relaxed.groups]
+    each = max(sum(sizes[path] for path in paths) for paths in before)
+    return max(8, min(125, int(MEMORY / max(each, 1.0))))
+
+
+def _sizes(relaxed: RelaxedNetwork) -> dict[str, float]:
+    """How many bytes what each module gives for one image takes, by its path."""
+    trace = relaxed.edges[0].program.traces[0]
     outputs = {call.path: [trace.values[v] for v in call.outputs] for call in trace.calls}
-    sizes = {p: sum(math.prod(v.shape) * v.dtype.itemsize for v in values) for p, values in outputs.items()}
-    each = max(sum(sizes[path] for path in paths) for paths in before) // max(trace.batch, 1)
-    return max(8, min(125, MEMORY // max(each, 1)))
+    return {
+        path: sum(math.prod(v.shape) * v.dtype.itemsize for v in values) / max(trace.batch, 1)
+        for path, values in outputs.items()
+    }
 
 
 class Judge:
@@ -134,18 +143,22 @@ class Judge:
         """The damage of a set with such distances (`distances`)."""
         return max(self._mean(distances) - self._untouched, 0.0)
 
-    def distances(self, choices: Mapping[str, str], ahead: Sequence[float] = ()) -> list[float]:
+    def distances(
+        self, choices: Mapping[str, str], ahead: Sequence[float] = (), near: "Near | None" = None
+    ) -> list[float]:
         """How far a set of choices takes the answers from the network's own, batch by batch.
 
         Args:
             choices: {edge key: choice}; edges that are missing stay original.
             ahead: distances of another set: where this one falls behind it by a tenth, mean over batches so far,
                 the rest is infinite and is not computed.
+            near: knows what this set has in common with another.
         """
         found: list[float] = []
         with self._changed(choices):
             for number in range(len(self.batches)):
-                found.append(self._apart(number))
+                with near.common(number, choices) if near else nullcontext():
+                    found.append(self._apart(number))
                 if ahead and self._mean(found) > 1.1 * self._mean(ahead[: len(found)]):
                     return [*found, *([math.inf] * (len(self.batches) - len(found)))]
         return found
@@ -223,8 +236,9 @@ class Judge:
             group: {choice: self._mean([part[group][choice] for part in found]) for choice in row}
             for group, row in found[0].items()
         }
+        self._untouched = self._checked(next(iter(means.values()))[ORIGINAL])
         damages = {
-            group: {choice: max(mean - self._checked(row[ORIGINAL]), 0.0) for choice, mean in row.items()}
+            group: {choice: max(mean - self._untouched, 0.0) for choice, mean in row.items()}
             for group, row in means.items()
         }
         return Sensitivity(damages, sum(self.sizes))
@@ -235,8 +249,8 @@ class Judge:
         found: Distances = {group: {} for group in relaxed.groups}
         with self._changed({}):
             untouched = self._apart(number)
-            before = {g: frozenset() if self.draws else modules_before(relaxed.members(g)) for g in relaxed.groups}
-            entries = {g: frozenset(edge.entry for edge in relaxed.members(g)) for g in relaxed.groups}
+            before = {group: self.before(relaxed.members(group)) for group in relaxed.groups}
+            entries = {group: _entries(relaxed.members(group)) for group in relaxed.groups}
             with Memory(relaxed.network, set().union(*before.values(), *entries.values())) as memory:
                 for row, group in enumerate(relaxed.groups):
                     memory.keep(before[group])
@@ -249,6 +263,69 @@ class Judge:
                         count += 1
                         tell(count)
         return found
+
+    def before(self, edges: Sequence[Edge]) -> frozenset[str]:
+        """`modules_before`; none where what they give is drawn at random."""
+        return frozenset() if self.draws else modules_before(edges)
+
+
+class Near:
+    """Within, what sets have in common with one set up to where they begin to differ is computed once.
+
+    Args:
+        judge: of all of them.
+        choices: the set, {edge key: choice}; `move` makes it another.
+    """
+
+    def __init__(self, judge: Judge, choices: Mapping[str, str]) -> None:
+        self.judge, self.choices = judge, dict(choices)
+        edges = judge.relaxed.edges
+        self.kept = self._worth_keeping()
+        self.memory = Memory(judge.relaxed.network, self.kept | _entries(edges))
+
+    def _worth_keeping(self) -> set[str]:
+        """Modules whose outputs stand before most edges, as many as there is room for."""
+        relaxed = self.judge.relaxed
+        counts = Counter(path for edge in relaxed.edges for path in self.judge.before([edge]))
+        sizes, room, kept = _sizes(relaxed), MEMORY / sum(self.judge.sizes), set[str]()
+        for path, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            room -= sizes[path]
+            if room < 0:
+                break
+            kept.add(path)
+        return kept
+
+    def __enter__(self) -> "Near":
+        self.memory.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.memory.__exit__(*error)
+
+    def _others(self, choices: Mapping[str, str]) -> list[Edge]:
+        """The edges at which another set differs."""
+        return [
+            edge
+            for edge in self.judge.relaxed.edges
+            if choices.get(edge.key, ORIGINAL) != self.choices.get(edge.key, ORIGINAL)
+        ]
+
+    @contextmanager
+    def common(self, number: int, choices: Mapping[str, str]) -> Iterator[None]:
+        """Within, for one pass of a batch by another set, what both have in common is remembered."""
+        others = self._others(choices)
+        if not others:
+            yield
+            return
+        with self.memory.of(self.judge.before(others) & self.kept, _entries(others), number):
+            yield
+
+    def move(self, choices: Mapping[str, str]) -> None:
+        """From now on sets are near another one: forget what it does not have in common."""
+        others = self._others(choices)
+        if others:
+            self.memory.keep(self.judge.before(others))
+        self.choices = dict(choices)
 
 
 @contextmanager
@@ -280,6 +357,10 @@ def restated(network: nn.Module) -> Iterator[None]:
         yield
 
 
+def _entries(edges: Iterable[Edge]) -> frozenset[str]:
+    return frozenset(edge.entry for edge in edges)
+
+
 def modules_before(edges: Sequence[Edge]) -> frozenset[str]:
     """Paths of modules whose only call has ended before the first of the edges begins; outermost ones alone."""
     trace = edges[0].program.traces[0]
@@ -308,7 +389,8 @@ class Memory:
         # A scripted module takes no other forward.
         self.modules = {p: m for p, m in found.items() if not isinstance(m, torch.jit.ScriptModule)}
         self.complete = len(self.modules) == len(found)
-        self.known: dict[str, Tensor] = {}
+        self.known: dict[tuple[int, str], Tensor] = {}
+        self.number = 0
         self.ready: set[str] = set()
         self.entries: frozenset[str] = frozenset()
 
@@ -328,12 +410,18 @@ class Memory:
 
     def keep(self, paths: frozenset[str]) -> None:
         """Forget what other modules gave."""
-        self.known = {path: output for path, output in self.known.items() if path in paths}
+        self.known = {key: output for key, output in self.known.items() if key[1] in paths}
 
     @contextmanager
-    def of(self, paths: frozenset[str], entries: frozenset[str]) -> Iterator[None]:
-        """Within, for one pass, the first calls of these modules are remembered, until it comes to the entries."""
-        self.ready, self.entries = set(paths) if self.complete else set(), entries
+    def of(self, paths: frozenset[str], entries: frozenset[str], number: int = 0) -> Iterator[None]:
+        """Within, for one pass, the first calls of these modules are remembered, until it comes to the entries.
+
+        Args:
+            paths: of the modules.
+            entries: of edges that are not what they were.
+            number: of the batch that is shown.
+        """
+        self.ready, self.entries, self.number = set(paths) if self.complete else set(), entries, number
         try:
             yield
         finally:
@@ -345,13 +433,13 @@ class Memory:
         if path not in self.ready:
             return compute(*args, **kwargs)
         self.ready.remove(path)  # a second call may give something else
-        if path in self.known:
-            return self.known[path].clone()  # other code may write into it
+        if (self.number, path) in self.known:
+            return self.known[self.number, path].clone()  # other code may write into it
         between, self.ready = self.ready, set()  # what is inside is not needed any more
         result = compute(*args, **kwargs)
         self.ready = between
         if isinstance(result, Tensor):
-            self.known[path] = result.clone()
+            self.known[self.number, path] = result.clone()
         return result
 
 
@@ -392,8 +480,12 @@ def _apart(own: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def least_damage(groups: Groups, sensitivity: Sensitivity, costs: Costs, limit: float) -> dict[str, str]:
-    """The legal choices of groups with the least sum of damages that cost at most `limit`.
+def least_damage(
+    groups: Groups, sensitivity: Sensitivity, costs: Costs, limit: float, floor: float = 0.0
+) -> dict[str, str]:
+    """The legal choices of groups with the least sum of damages that cost at most `limit`, and at least `floor`.
+
+    Where none cost as much as the floor, it is what those do that cost most within the limit.
 
     Where damages are equal, originals are kept as far as the limit goes: no changed group could be original again
     within it.
@@ -412,7 +504,7 @@ def least_damage(groups: Groups, sensitivity: Sensitivity, costs: Costs, limit: 
         return -1e4 * (min(damage / worst, 1e3) + 1e-6 * (0.01 + saved / max(costs.total, 1e-30)))
 
     scores = {g: {c: score(g, c, d) for c, d in row.items()} for g, row in sensitivity.damages.items()}
-    return best(groups, scores, costs, limit)
+    return best(groups, scores, costs, limit, floor)
 
 
 def improved(
@@ -422,6 +514,7 @@ def improved(
     costs: Costs,
     limit: float,
     *,
+    floor: float = 0.0,
     most: int = EXCHANGES,
     tell: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, str], float]:
@@ -437,7 +530,7 @@ def improved(
         judge: of the network.
         sensitivity: what it found.
         choices: {group: choice} to begin with.
-        costs, limit: what a set may cost.
+        costs, limit, floor: what a set may cost, at the most and at the least.
         most: sets that are judged, at the most.
         tell: is told how many of how many have been judged.
     """
@@ -449,17 +542,19 @@ def improved(
 
     best_set, least = dict(choices), judge.distances(_keys(groups, choices))
     tried, judged, better = {tuple(best_set.items())}, 0, True
-    while better and judge.damage_of(least):
-        better = False
-        for neighbour in _new_neighbours(best_set, sensitivity, groups, costs, limit, tried):
-            if judged == most:
-                break
-            found, judged = judge.distances(_keys(groups, neighbour), least), judged + 1
-            if tell:
-                tell(judged, most)
-            if rank(neighbour, found) < rank(best_set, least):
-                best_set, least, better = neighbour, found, True
-                break
+    with Near(judge, _keys(groups, best_set)) as near:
+        while better and judge.damage_of(least):
+            better = False
+            for neighbour in _new_neighbours(best_set, sensitivity, groups, costs, (floor, limit), tried):
+                if judged == most:
+                    break
+                found, judged = judge.distances(_keys(groups, neighbour), least, near), judged + 1
+                if tell:
+                    tell(judged, most)
+                if rank(neighbour, found) < rank(best_set, least):
+                    best_set, least, better = neighbour, found, True
+                    near.move(_keys(groups, best_set))
+                    break
     return best_set, judge.damage_of(least)
 
 
@@ -472,7 +567,7 @@ def _new_neighbours(
     sensitivity: Sensitivity,
     groups: Groups,
     costs: Costs,
-    limit: float,
+    window: tuple[float, float],
     tried: set[tuple[tuple[str, str], ...]],
 ) -> Iterator[dict[str, str]]:
     """Neighbours of a set that were not tried, can be made and keep the limit, in the order of their sums."""
@@ -482,7 +577,7 @@ def _new_neighbours(
             continue
         tried.add(known)
         made = by_edge(groups, neighbour)
-        if costs.of(made) <= limit and not problems(made):
+        if window[0] <= costs.of(made) <= window[1] and not problems(made):
             yield neighbour
 
 

@@ -231,7 +231,7 @@ class _Model:
         return joint
 
     def _less(self, need: int, plus: Sequence[int], minus: Sequence[int]) -> int:
-        """A need of at least `need + sum(plus) - len(plus) - sum(minus)`; with a floor, of no more than is needed."""
+        """A need of at least `need + sum(plus) - len(plus) - sum(minus)`; with a floor, no more."""
         made = self._variable()
         terms = [(made, 1.0), *((p, -1.0) for p in plus), *((m, 1.0) for m in minus)]
         bound = -float(len(plus))

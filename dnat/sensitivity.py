@@ -19,8 +19,8 @@ import functools
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +31,20 @@ from torch.nn.functional import kl_div, log_softmax
 
 from .budget import Costs, Groups, best, by_edge
 from .data import Data
-from .edges import ORIGINAL, Edge, problems
+from .edges import ORIGINAL, Edge, problems, replacements
 from .errors import UsageError, users_code
 from .relaxation import RelaxedNetwork
 from .seeds import Stream, numpy_generator
-from .tracing import Example, examples_of, fixed_randomness, frozen_modules, in_mode, kept_buffers, tensors_of
+from .tracing import (
+    Example,
+    Trace,
+    examples_of,
+    fixed_randomness,
+    frozen_modules,
+    in_mode,
+    kept_buffers,
+    tensors_of,
+)
 
 MEMORY = 1 << 30
 """Bytes that outputs of modules may take which are remembered while choices behind them are tried."""
@@ -232,16 +241,20 @@ class Judge:
                 keep(found)
         if tell:
             tell(trials * len(self.batches), trials * len(self.batches))
+        self._untouched = self._checked(self._mean([next(iter(part.values()))[ORIGINAL] for part in found]))
+        return self.sensitivity(found)
+
+    def sensitivity(self, found: Sequence[Distances]) -> Sensitivity:
+        """What the distances on the first batches (see `alone`) come to."""
         means = {
             group: {choice: self._mean([part[group][choice] for part in found]) for choice in row}
             for group, row in found[0].items()
         }
-        self._untouched = self._checked(next(iter(means.values()))[ORIGINAL])
         damages = {
-            group: {choice: max(mean - self._untouched, 0.0) for choice, mean in row.items()}
+            group: {choice: max(mean - self._checked(row[ORIGINAL]), 0.0) for choice, mean in row.items()}
             for group, row in means.items()
         }
-        return Sensitivity(damages, sum(self.sizes))
+        return Sensitivity(damages, sum(self.sizes[: len(found)]))
 
     def _distances(self, number: int, tell: Callable[[int], None]) -> Distances:
         """How far every choice alone takes the answers to one batch."""
@@ -251,14 +264,18 @@ class Judge:
             untouched = self._apart(number)
             before = {group: self.before(relaxed.members(group)) for group in relaxed.groups}
             entries = {group: _entries(relaxed.members(group)) for group in relaxed.groups}
-            with Memory(relaxed.network, set().union(*before.values(), *entries.values())) as memory:
+            with Memory(relaxed.network, self.parts.union(*before.values(), *entries.values())) as memory:
                 for row, group in enumerate(relaxed.groups):
                     memory.keep(before[group])
                     for choice in relaxed.choices_of(group):
                         found[group][choice] = untouched
                         if choice == ORIGINAL:
                             continue
-                        with memory.of(before[group], entries[group]), relaxed.architecture.trying(row, choice):
+                        idle = self.idle(dict.fromkeys(relaxed.members(group), choice))
+                        with (
+                            memory.of(before[group], entries[group], idle),
+                            relaxed.architecture.trying(row, choice),
+                        ):
                             found[group][choice] = self._apart(number)
                         count += 1
                         tell(count)
@@ -267,6 +284,43 @@ class Judge:
     def before(self, edges: Sequence[Edge]) -> frozenset[str]:
         """`modules_before`; none where what they give is drawn at random."""
         return frozenset() if self.draws else modules_before(edges)
+
+    def idle(self, choices: Mapping[Edge, str]) -> frozenset[str]:
+        """Modules that compute only what choices make needless; none where something is drawn at random.
+
+        What is looked at, but in no output, may decide where the network goes, and is computed.
+        """
+        found = set() if self.draws else set(self.parts)
+        for trace, inside, needed in self._inside if found else ():
+            needless = needed - trace.live(*replacements(trace, choices))
+            found = {path for path in found if path in inside and inside[path] <= needless}
+        return frozenset(found)
+
+    @functools.cached_property
+    def parts(self) -> frozenset[str]:
+        """Modules that are called once, and in which no edge begins or ends that is not the module itself."""
+        ends = {path for edge in self.relaxed.edges for path in (edge.entry, edge.exit)}
+        around = {path[:i] for path in ends for i, letter in enumerate(path) if letter == "."}
+        return frozenset.intersection(*(frozenset(inside) for _, inside, _ in self._inside)) - around - {""}
+
+    @functools.cached_property
+    def _inside(self) -> list[tuple[Trace, dict[str, frozenset[int]], frozenset[int]]]:
+        """Of each trace the operations inside of modules that are called once, and those for an output alone."""
+        found = []
+        for trace in self.relaxed.edges[0].program.traces:
+            inside = {
+                path: trace.within(calls[0]) for path, calls in trace.calls_by_path.items() if len(calls) == 1
+            }
+            useless = set(range(len(trace.operations))) - trace.live()
+            waiting = [v for number in useless for v in trace.operations[number].inputs]
+            seen: set[int] = set()
+            while waiting:
+                producer = trace.values[waiting.pop()].producer
+                if producer is not None and producer not in seen:
+                    seen.add(producer)
+                    waiting.extend(trace.operations[producer].inputs)
+            found.append((trace, {path: ops for path, ops in inside.items() if ops}, trace.live() - seen))
+        return found
 
 
 class Near:
@@ -281,7 +335,7 @@ class Near:
         self.judge, self.choices = judge, dict(choices)
         edges = judge.relaxed.edges
         self.kept = self._worth_keeping()
-        self.memory = Memory(judge.relaxed.network, self.kept | _entries(edges))
+        self.memory = Memory(judge.relaxed.network, self.kept | _entries(edges) | judge.parts)
 
     def _worth_keeping(self) -> set[str]:
         """Modules whose outputs stand before most edges, as many as there is room for."""
@@ -310,15 +364,12 @@ class Near:
             if choices.get(edge.key, ORIGINAL) != self.choices.get(edge.key, ORIGINAL)
         ]
 
-    @contextmanager
-    def common(self, number: int, choices: Mapping[str, str]) -> Iterator[None]:
+    def common(self, number: int, choices: Mapping[str, str]) -> AbstractContextManager[None]:
         """Within, for one pass of a batch by another set, what both have in common is remembered."""
-        others = self._others(choices)
-        if not others:
-            yield
-            return
-        with self.memory.of(self.judge.before(others) & self.kept, _entries(others), number):
-            yield
+        others, edges = self._others(choices), self.judge.relaxed.edges
+        before = self.judge.before(others) & self.kept if others else frozenset()
+        idle = self.judge.idle({edge: choices.get(edge.key, ORIGINAL) for edge in edges})
+        return self.memory.of(before, _entries(others), idle, number)
 
     def move(self, choices: Mapping[str, str]) -> None:
         """From now on sets are near another one: forget what it does not have in common."""
@@ -377,21 +428,23 @@ class Memory:
     """Within, modules can remember what they gave, and give it again uncomputed until a pass comes to an edge.
 
     What is computed before an edge is entered is the same whatever the edge becomes, also where a network goes
-    other ways than in its trace.
+    other ways than in its trace. What nothing needs is not computed, either: zeros stand in its place.
 
     Args:
         network: which holds them.
-        paths: of modules that may remember, and of those at which edges begin.
+        paths: of modules that may remember or be idle, and of those at which edges begin.
     """
 
-    def __init__(self, network: nn.Module, paths: set[str]) -> None:
+    def __init__(self, network: nn.Module, paths: Set[str]) -> None:
         found = {path: network.get_submodule(path) for path in sorted(paths)}
         # A scripted module takes no other forward.
         self.modules = {p: m for p, m in found.items() if not isinstance(m, torch.jit.ScriptModule)}
         self.complete = len(self.modules) == len(found)
         self.known: dict[tuple[int, str], Tensor] = {}
+        self.shapes: dict[tuple[int, str], tuple[Tensor, torch.device]] = {}
         self.number = 0
         self.ready: set[str] = set()
+        self.idle: set[str] = set()
         self.entries: frozenset[str] = frozenset()
 
     def __enter__(self) -> "Memory":
@@ -413,25 +466,36 @@ class Memory:
         self.known = {key: output for key, output in self.known.items() if key[1] in paths}
 
     @contextmanager
-    def of(self, paths: frozenset[str], entries: frozenset[str], number: int = 0) -> Iterator[None]:
+    def of(
+        self, paths: frozenset[str], entries: frozenset[str], idle: frozenset[str], number: int = 0
+    ) -> Iterator[None]:
         """Within, for one pass, the first calls of these modules are remembered, until it comes to the entries.
 
         Args:
             paths: of the modules.
             entries: of edges that are not what they were.
+            idle: modules whose first calls nothing needs.
             number: of the batch that is shown.
         """
         self.ready, self.entries, self.number = set(paths) if self.complete else set(), entries, number
+        self.idle = set(idle)
         try:
             yield
         finally:
-            self.ready, self.entries = set(), frozenset()
+            self.ready, self.entries, self.idle = set(), frozenset(), set()
 
     def _forward(self, path: str, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if path in self.entries:
             self.ready.clear()
+        if path in self.idle and (self.number, path) in self.shapes:
+            self.idle.remove(path)  # a second call may be needed
+            shape, device = self.shapes[self.number, path]
+            return torch.zeros_like(shape, device=device)
         if path not in self.ready:
-            return compute(*args, **kwargs)
+            result = compute(*args, **kwargs)
+            if isinstance(result, Tensor) and (self.number, path) not in self.shapes:
+                self.shapes[self.number, path] = result.to("meta"), result.device
+            return result
         self.ready.remove(path)  # a second call may give something else
         if (self.number, path) in self.known:
             return self.known[self.number, path].clone()  # other code may write into it

@@ -26,6 +26,7 @@ from .discretization import Discretization, discretization
 from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge
 from .errors import UsageError, WrongTypeError, users_code
+from .measurement import SENSITIVITY, digest_of, measured
 from .networks import Genotype, build, fitting
 from .networks.weights import state_of
 from .planning import Plan, make_plan
@@ -742,8 +743,10 @@ class _Run:
         self, relaxed: RelaxedNetwork, plan: Plan
     ) -> Callable[[float | None, Mapping[str, str]], tuple[Decision, ...]]:
         images = shown_images(self.data, self.config.judge_images, self.config.seed)
-        judge = Judge(relaxed, images.split(batch_size(relaxed)))
-        sensitivity = judge.alone()
+        judge = Judge(relaxed, images.tensor_split(math.ceil(len(images) / batch_size(relaxed))))
+        digest = digest_of(relaxed, weights_digest(relaxed.detached()), self.config.seed, judge.batches)
+        path = self.records.path(SENSITIVITY) if self.records else None
+        sensitivity = measured(judge, path, digest, kept=self._stop_while_measuring)
 
         def decisions(limit: float | None, ruled_out: Mapping[str, str]) -> tuple[Decision, ...]:
             assert limit is not None, "the answers judge within a budget alone"
@@ -753,6 +756,10 @@ class _Run:
             return decisions_by_damage(relaxed, choices, allowed.damages)
 
         return decisions
+
+    def _stop_while_measuring(self) -> None:
+        if self.stop and self.stop(self.trainer.progress):
+            raise Interrupted("stopped while choices were tried; what was measured is kept")
 
     def _floor(self, plan: Plan, limit: float | None) -> float:
         """What the choices need not go below: where theta is charged for its cost, what is free of charge."""

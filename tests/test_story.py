@@ -41,6 +41,7 @@ ORDER = [
     "discretization",
     "records",
     "tracking",
+    "measurement",
     "export",
     "transform",
     "proposal",

@@ -1,9 +1,9 @@
 """A network and data -> what would go from it."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +16,12 @@ from ..data import Data
 from ..discretization import Discretization, discretization
 from ..edges import ORIGINAL, Edge
 from ..errors import UsageError, WrongTypeError, users_code
+from ..measurement import batches_in, digest_of, measured
 from ..planning import make_plan
 from ..relaxation import relax
 from ..seeds import check_seed
 from ..sensitivity import (
     EXCHANGES,
-    Distances,
     Judge,
     Sensitivity,
     batch_size,
@@ -29,11 +29,11 @@ from ..sensitivity import (
     least_damage,
     shown_images,
 )
-from ..tracing import Example, Program, copied, tensors_of, trace
+from ..tracing import Example, Program, copied, trace
 from ..transform import FixedReport, weights_digest
 from .batches import divided, first_batch, on_device, resized, so_many
 from .budgets import Budget, amount, parse_budget
-from .result import FORMAT, Proposal, Proposals, Tried
+from .result import Proposal, Proposals, Tried
 
 MOST_IMAGES, LEAST_IMAGES = 500, 32
 """How many images are shown where their number is not given, at most and at least."""
@@ -322,7 +322,8 @@ class Planner:
         self.batches = [
             part for batch in so_many(batches, most) for part in divided(on_device(batch, device), size)
         ]
-        self.digest = self._digest()
+        weights = weights_digest(self.place.network)
+        self.digest = digest_of(self.place.relaxed, weights, seed, self.batches)
 
     def _affordable(self) -> int:
         relaxed = self.place.relaxed
@@ -330,28 +331,19 @@ class Planner:
         each = self.place.amounts["madds"].total * trials / 2  # half of it is remembered
         return max(LEAST_IMAGES, min(MOST_IMAGES, int(EFFORT / max(each, 1.0))))
 
-    def _digest(self) -> str:
-        settings = [FORMAT, self.place.program.fingerprint, self.space, self.mode, self.seed]
-        digest = hashlib.sha256(f"{settings} {weights_digest(self.place.network)}".encode())
-        for batch in self.batches:
-            for tensor in tensors_of(batch):
-                digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
     @functools.cached_property
     def judge(self) -> Judge:
         """Compares answers on what is shown."""
         return Judge(self.place.relaxed, self.batches)
 
     def measured(
-        self,
-        tell: Tell = lambda what, done, of: None,
-        known: Sequence[Distances] = (),
-        keep: Callable[[list[Distances]], None] | None = None,
+        self, tell: Tell = lambda what, done, of: None, path: Path | None = None, elsewhere: Path | None = None
     ) -> Sensitivity:
-        """Try every choice; see `Judge.alone`."""
-        return self.judge.alone(lambda done, of: tell("trying choices", done, of), known=known, keep=keep)
+        """Try every choice; what one of two files holds is not tried again, and the first is written."""
+        known = batches_in(elsewhere, self.digest) if elsewhere else []
+        return measured(
+            *(self.judge, path, self.digest, lambda done, of: tell("trying choices", done, of)), known=known
+        )
 
     def result(
         self,

@@ -271,9 +271,9 @@ class Judge:
                         found[group][choice] = untouched
                         if choice == ORIGINAL:
                             continue
-                        idle = self.idle(dict.fromkeys(relaxed.members(group), choice))
+                        idle, vain = self.needless(dict.fromkeys(relaxed.members(group), choice))
                         with (
-                            memory.of(before[group], entries[group], idle),
+                            memory.of(before[group] - vain, entries[group], idle),
                             relaxed.architecture.trying(row, choice),
                         ):
                             found[group][choice] = self._apart(number)
@@ -285,16 +285,17 @@ class Judge:
         """`modules_before`; none where what they give is drawn at random."""
         return frozenset() if self.draws else modules_before(edges)
 
-    def idle(self, choices: Mapping[Edge, str]) -> frozenset[str]:
-        """Modules that compute only what choices make needless; none where something is drawn at random.
+    def needless(self, choices: Mapping[Edge, str]) -> tuple[frozenset[str], frozenset[str]]:
+        """Modules that compute only what choices make needless, and those that give such; none where it draws.
 
-        What is looked at, but in no output, may decide where the network goes, and is computed.
+        The first need not be computed, and what the others give may come of that: it must not be remembered.
         """
-        found = set() if self.draws else set(self.parts)
-        for trace, inside, needed in self._inside if found else ():
-            needless = needed - trace.live(*replacements(trace, choices))
-            found = {path for path in found if path in inside and inside[path] <= needless}
-        return frozenset(found)
+        idle, vain = (set(), set()) if self.draws else (set(self.parts), set[str]())
+        for trace, inside, needed in self._inside if idle else ():
+            values, operations = trace.needed(*replacements(trace, choices))
+            idle = {path for path in idle if inside[path] <= needed - operations}
+            vain |= {call.path for call in trace.calls if not values.issuperset(call.outputs)}
+        return frozenset(idle), frozenset(vain)
 
     @functools.cached_property
     def parts(self) -> frozenset[str]:
@@ -305,21 +306,13 @@ class Judge:
 
     @functools.cached_property
     def _inside(self) -> list[tuple[Trace, dict[str, frozenset[int]], frozenset[int]]]:
-        """Of each trace the operations inside of modules that are called once, and those for an output alone."""
+        """Of each trace the operations inside of modules that are called once, and those that outputs need."""
         found = []
         for trace in self.relaxed.edges[0].program.traces:
             inside = {
                 path: trace.within(calls[0]) for path, calls in trace.calls_by_path.items() if len(calls) == 1
             }
-            useless = set(range(len(trace.operations))) - trace.live()
-            waiting = [v for number in useless for v in trace.operations[number].inputs]
-            seen: set[int] = set()
-            while waiting:
-                producer = trace.values[waiting.pop()].producer
-                if producer is not None and producer not in seen:
-                    seen.add(producer)
-                    waiting.extend(trace.operations[producer].inputs)
-            found.append((trace, {path: ops for path, ops in inside.items() if ops}, trace.live() - seen))
+            found.append((trace, {path: ops for path, ops in inside.items() if ops}, trace.live()))
         return found
 
 
@@ -368,8 +361,8 @@ class Near:
         """Within, for one pass of a batch by another set, what both have in common is remembered."""
         others, edges = self._others(choices), self.judge.relaxed.edges
         before = self.judge.before(others) & self.kept if others else frozenset()
-        idle = self.judge.idle({edge: choices.get(edge.key, ORIGINAL) for edge in edges})
-        return self.memory.of(before, _entries(others), idle, number)
+        idle, vain = self.judge.needless({edge: choices.get(edge.key, ORIGINAL) for edge in edges})
+        return self.memory.of(before - vain, _entries(others), idle, number)
 
     def move(self, choices: Mapping[str, str]) -> None:
         """From now on sets are near another one: forget what it does not have in common."""
@@ -440,9 +433,9 @@ class Memory:
         # A scripted module takes no other forward.
         self.modules = {p: m for p, m in found.items() if not isinstance(m, torch.jit.ScriptModule)}
         self.complete = len(self.modules) == len(found)
-        self.known: dict[tuple[int, str], Tensor] = {}
-        self.shapes: dict[tuple[int, str], tuple[Tensor, torch.device]] = {}
-        self.number = 0
+        self.known: dict[tuple[int | None, str], Tensor] = {}
+        self.shapes: dict[tuple[int | None, str], tuple[Tensor, torch.device]] = {}
+        self.number: int | None = None
         self.ready: set[str] = set()
         self.idle: set[str] = set()
         self.entries: frozenset[str] = frozenset()
@@ -482,15 +475,18 @@ class Memory:
         try:
             yield
         finally:
-            self.ready, self.entries, self.idle = set(), frozenset(), set()
+            self.ready, self.entries, self.idle, self.number = set(), frozenset(), set(), None
 
     def _forward(self, path: str, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.number is None:
+            return compute(*args, **kwargs)
         if path in self.entries:
             self.ready.clear()
-        if path in self.idle and (self.number, path) in self.shapes:
+        if path in self.idle:
             self.idle.remove(path)  # a second call may be needed
-            shape, device = self.shapes[self.number, path]
-            return torch.zeros_like(shape, device=device)
+            if (self.number, path) in self.shapes:
+                shape, device = self.shapes[self.number, path]
+                return torch.zeros_like(shape, device=device)
         if path not in self.ready:
             result = compute(*args, **kwargs)
             if isinstance(result, Tensor) and (self.number, path) not in self.shapes:

@@ -13,7 +13,16 @@ import dnat
 from dnat.budget import Costs, by_edge
 from dnat.edges import problems
 from dnat.relaxation import relax
-from dnat.sensitivity import Judge, Sensitivity, batch_size, improved, least_damage, modules_before, shown_images
+from dnat.sensitivity import (
+    Judge,
+    Near,
+    Sensitivity,
+    batch_size,
+    improved,
+    least_damage,
+    modules_before,
+    shown_images,
+)
 from dnat.tracing import in_mode
 
 BATCHES = (images(6), images(4).flip(0) * 2)
@@ -102,10 +111,44 @@ class Again(nn.Module):
         return self.head((y + self.last(y)).mean((2, 3)))
 
 
+class Nested(nn.Module):
+    """Branches that begin with modules of several operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.begins = nn.ModuleList(self.normed() for _ in range(2))
+        self.ends = nn.ModuleList(nn.Conv2d(4, 4, 1) for _ in range(2))
+        self.head = nn.Linear(4, 5)
+
+    def normed(self):
+        return nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for begin, end in zip(self.begins, self.ends, strict=True):
+            x = x + end(begin(x))
+        return self.head(x.mean((2, 3)))
+
+
+def test_what_nothing_needed_is_not_remembered_for_sets_that_need_it():
+    judge = Judge(relaxed_of(Nested()), BATCHES)
+    centre = {"ends.0": "none"}
+    with Near(judge, centre) as near:
+        for more in (
+            {"begins.0.0>begins.0.1": "identity"},  # begins where nothing is needed
+            {"ends.1": "none"},  # has all that is not needed in common with the centre
+            {"ends.0": "original"},  # needs it
+        ):
+            choices = centre | more
+            assert judge.distances(choices, near=near) == judge.distances(choices), more
+
+
 @pytest.mark.parametrize("mode", ["full", "cell"])
-@pytest.mark.parametrize("name", [*SMALL, "again"])
+@pytest.mark.parametrize("name", [*SMALL, "again", "nested"])
 def test_what_is_remembered_gives_the_same_bits(name, mode):
-    network = Again() if name == "again" else small(name)
+    made = {"again": Again, "nested": Nested}
+    network = made[name]() if name in made else small(name)
     relaxed = relaxed_of(network, mode=mode)
     judge = Judge(relaxed, [*BATCHES, images() + 3])
     found = judge.alone()
@@ -113,6 +156,25 @@ def test_what_is_remembered_gives_the_same_bits(name, mode):
         for choice, damage in row.items():
             alone = {edge.key: choice for edge in relaxed.members(group)}
             assert judge.damage(alone) == damage, (group, choice)
+
+
+@pytest.mark.parametrize("name", [*(n for n in SMALL if n != "masked" and "skips" not in n), "again", "nested"])
+def test_what_sets_have_in_common_gives_the_same_bits(name):
+    made = {"again": Again, "nested": Nested}
+    network = made[name]() if name in made else small(name)
+    relaxed = relaxed_of(network)
+    judge = Judge(relaxed, [*BATCHES, images() + 3])
+    draw, sets = random.Random(4), legal_sets(relaxed.edges)
+    centre = draw.choice(sets)
+    with Near(judge, centre) as near:
+        for number in range(24):
+            # Most differ from it at one edge, or two, as neighbours do.
+            close = [s for s in sets if 0 < sum(s[k] != centre[k] for k in s) < 3] if number % 8 else sets
+            choices = draw.choice(close or sets)
+            assert judge.distances(choices, near=near) == judge.distances(choices), (centre, choices)
+            if number % 6 == 5:
+                near.move(choices)
+                centre = choices
 
 
 COUNTED = []

@@ -22,6 +22,10 @@ from .edges import NONE, ORIGINAL, Edge, problems, replacements
 from .errors import UsageError
 from .tracing import State
 
+MOST_NODES = 1000
+"""After how many branches the best set so far is taken where a floor is asked for: whether sizes can add up to it
+may take for ever to find out. Small networks need fewer."""
+
 Groups = Mapping[str, Sequence[Edge]]
 """Edges by the group that shares a choice."""
 
@@ -380,7 +384,7 @@ class _Model:
             integrality=integrality,
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(matrix, lb=self.rows.bounds),
-            options={"mip_rel_gap": 0.0},
+            options={"mip_rel_gap": 0.0} | ({"node_limit": MOST_NODES} if self.floor else {}),
         )
         if result.x is None:
             return None

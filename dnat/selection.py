@@ -13,6 +13,10 @@ THRESHOLDS = {"raw": (0.0, 1.0), "sigmoid": (0.5, 0.5)}
 what the identity's gate must exceed on a null edge (the paper's argmax compares it with theta's start, 1)."""
 
 
+BEYOND = 1e9
+"""A damage that stands for an infinite one."""
+
+
 def none_threshold(relaxed: RelaxedNetwork) -> float:
     """What both gates of an edge must fall below for none."""
     return THRESHOLDS[relaxed.architecture.gate][0]
@@ -157,12 +161,13 @@ def decisions_by_damage(
 ) -> tuple[Decision, ...]:
     """One decision for every edge, of choices {group: choice} with the least damage within a budget.
 
-    What a choice is worth is minus its damage, alone; what a group cannot become has the damage 0.
+    What a choice is worth is minus its damage, alone (`BEYOND` where that is infinite: JSON knows no infinity);
+    what a group cannot become has the damage 0.
     """
     decisions = []
     for edge in relaxed.edges:
         group = relaxed.groups[relaxed.row(edge)]
-        scores = {choice: -damage for choice, damage in damages[group].items()}
+        scores = {choice: -min(damage, BEYOND) for choice, damage in damages[group].items()}
         choice = choices[group]
         reason = f"alone it does {-scores[choice]:.3g} to the answers" if choice != ORIGINAL else ""
         gates = tuple(scores.get(c, 0.0) for c in CHOICES)

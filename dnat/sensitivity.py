@@ -55,6 +55,13 @@ EXCHANGES = 64
 WORTH_OF_BUDGET = 0.5
 """By how many per cent the damage of a set may be larger for each per cent of the budget that it uses more."""
 
+FULL = 0.97
+"""The part of a budget that a set should use where the sizes of the edges allow it."""
+
+MUCH, LITTLE = 2.0, 0.1
+"""A set that uses the budget is left for one that does not, where it does so many times as much, and more than so
+much."""
+
 Distances = dict[str, dict[str, float]]
 """How far the answers to one batch are from the network's own, by group and choice; with those of "original"."""
 
@@ -565,6 +572,68 @@ def least_damage(
 
     scores = {g: {c: score(g, c, d) for c, d in row.items()} for g, row in sensitivity.damages.items()}
     return best(groups, scores, costs, limit, floor)
+
+
+def full_set(
+    groups: Groups,
+    sensitivity: Sensitivity,
+    costs: Costs,
+    window: tuple[float, float],
+    damage: Callable[[Mapping[str, str]], float] | None = None,
+) -> tuple[dict[str, str], float]:
+    """The set of least damage that uses the budget, and what its neighbours should cost at least.
+
+    The set that costs less is taken where the one that uses the budget does much more (`MUCH`, `LITTLE`).
+
+    Args:
+        groups, sensitivity, costs: see `least_damage`.
+        window: what a set should cost: at least as far as the edges' sizes allow, and at the most.
+        damage: of a set {group: choice} as a whole; by default the sum of its parts.
+
+    Raises:
+        InfeasibleError: no legal set is so cheap.
+    """
+    floor, limit = window
+    damage = damage or sensitivity.sum_of
+    least = least_damage(groups, sensitivity, costs, limit)
+    if costs.of(by_edge(groups, least)) >= floor or set(least.values()) == {ORIGINAL}:
+        return least, floor
+    full = least_damage(groups, sensitivity, costs, limit, floor)
+    if damage(full) > max(MUCH * damage(least), LITTLE):
+        return least, costs.of(by_edge(groups, least)) * (1 - 1e-9)
+    return full, min(floor, costs.of(by_edge(groups, full)) * (1 - 1e-9))
+
+
+def chosen(
+    judge: Judge,
+    sensitivity: Sensitivity,
+    costs: Costs,
+    window: tuple[float, float],
+    *,
+    most: int = EXCHANGES,
+    tell: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, str], dict[str, str], float]:
+    """The set to make within a budget: `full_set` judged as a whole, then `improved`.
+
+    Returns:
+        The set, {group: choice}; what it was before it was improved; and its damage.
+
+    Args:
+        judge, sensitivity, costs, most, tell: see `improved`.
+        window: see `full_set`.
+
+    Raises:
+        InfeasibleError: no legal set is so cheap.
+    """
+    groups = judge.relaxed.by_group()
+    whole = functools.partial(_whole, judge, groups)
+    first, floor = full_set(groups, sensitivity, costs, window, whole)
+    better, damage = improved(judge, sensitivity, first, costs, window[1], floor=floor, most=most, tell=tell)
+    return better, first, damage
+
+
+def _whole(judge: Judge, groups: Groups, choices: Mapping[str, str]) -> float:
+    return judge.damage(_keys(groups, choices))
 
 
 def improved(

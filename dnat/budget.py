@@ -7,8 +7,6 @@ what only fed a branch that is dropped, and what lies inside a block that is rep
 with precedence, solved exactly as a mixed integer linear program by `scipy.optimize.milp` (HiGHS). The variables
 are the choices of each group of edges (binary) and whether each value is needed (continuous, but forced to 0 or 1
 by the choices). Sets that cannot be made together are cut off one conflict at a time, as they turn up.
-
-`filling` finds the one with the largest score among those that leave next to nothing of the limit unused.
 """
 
 from collections import defaultdict
@@ -23,8 +21,12 @@ from .edges import NONE, ORIGINAL, Edge, problems, replacements
 from .errors import UsageError
 from .tracing import State
 
-FILLED = 0.97
+FULL = 0.97
 """The share of a limit that is to be used where any legal set has a cost between that and the limit."""
+
+MOST_NODES = 1000
+"""After how many branches the best set so far is taken where much of a limit is to be used: whether sizes can add
+up to that may take for ever to find out. Small networks need fewer."""
 
 Groups = Mapping[str, Sequence[Edge]]
 """Edges by the group that shares a choice."""
@@ -110,7 +112,9 @@ class Expectation:
     added: tuple[tuple[str, str, float], ...]
 
 
-def best(groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float) -> dict[str, str]:
+def best(
+    groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float, floor: float = 0.0
+) -> dict[str, str]:
     """The legal choices with the largest sum of scores among those that cost at most `limit`.
 
     Args:
@@ -118,6 +122,7 @@ def best(groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs
         scores: what each legal choice of each group is worth; "original" must be among them.
         costs: of the same edges.
         limit: in the unit of `costs`.
+        floor: what they cost at least, or else as much as any legal set does within the limit.
 
     Returns:
         {group: choice}.
@@ -125,39 +130,18 @@ def best(groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs
     Raises:
         InfeasibleError: no legal set is so cheap; the message tells the smallest reachable cost.
     """
-    found = _Model(groups, scores, costs, limit).solve()
-    if found is None:
-        raise _infeasible(groups, scores, costs, limit)
-    return found
-
-
-def filling(
-    groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float
-) -> dict[str, str]:
-    """The legal choices with the largest sum of scores among those that use the limit.
-
-    Those cost between `FILLED * limit` and the limit; where no legal set does, as much as any within the limit.
-
-    Args, Returns, Raises: see `best`.
-    """
-    found = _Model(groups, scores, costs, limit, floor=FILLED * limit).solve()
-    if found is None:
-        nothing = {group: dict.fromkeys(score, 0.0) for group, score in scores.items()}
-        dearest = _Model(groups, nothing, costs, limit, worth=1.0).solve()
-        if dearest is None:
-            raise _infeasible(groups, scores, costs, limit)
-        floor = costs.of(by_edge(groups, dearest))
+    legal = {group: list(score) for group, score in scores.items()}
+    found = _Model(groups, scores, costs, limit, floor=floor).solve()
+    if found is None and floor:
+        floor = min(floor, dearest(groups, legal, costs, limit))
         found = _Model(groups, scores, costs, limit, floor=floor).solve()
-    assert found is not None, "the dearest set within the limit is one"
+    if found is None:
+        _, least = cheapest(groups, legal, costs)
+        raise InfeasibleError(
+            f"no legal set of choices costs at most {limit:.6g}: the smallest reachable cost is {least:.6g} "
+            f"({least / costs.total:.1%} of the original's {costs.total:.6g})"
+        )
     return found
-
-
-def _infeasible(groups: Groups, legal: Mapping[str, Iterable[str]], costs: Costs, limit: float) -> InfeasibleError:
-    _, least = cheapest(groups, {g: list(choices) for g, choices in legal.items()}, costs)
-    return InfeasibleError(
-        f"no legal set of choices costs at most {limit:.6g}: the smallest reachable cost is {least:.6g} "
-        f"({least / costs.total:.1%} of the original's {costs.total:.6g})"
-    )
 
 
 def cheapest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs) -> tuple[dict[str, str], float]:
@@ -166,6 +150,13 @@ def cheapest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs) -
     found = _Model(groups, none, costs, None, worth=-1.0).solve()
     assert found is not None, "the untouched network is legal"
     return found, costs.of(by_edge(groups, found))
+
+
+def dearest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs, limit: float) -> float:
+    """The cost of the legal choices that cost most among those that cost at most `limit`; 0 if there are none."""
+    none = {group: dict.fromkeys(choices, 0.0) for group, choices in legal.items()}
+    found = _Model(groups, none, costs, limit, worth=1.0).solve()
+    return costs.of(by_edge(groups, found)) if found else 0.0
 
 
 def by_edge(groups: Groups, choices: Mapping[str, str]) -> dict[Edge, str]:
@@ -403,7 +394,7 @@ class _Model:
             integrality=integrality,
             bounds=Bounds(0, 1),
             constraints=LinearConstraint(matrix, lb=self.rows.bounds),
-            options={"mip_rel_gap": 0.0},
+            options={"mip_rel_gap": 0.0} | ({"node_limit": MOST_NODES} if self.exact else {}),
         )
         if result.x is None:
             return None

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .budget import FILLED, Costs, Groups, best, by_edge, filling
+from .budget import FULL, Costs, Groups, best, by_edge
 from .config import Amount, parse_amount
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, problems
 from .relaxation import CHOICES, RelaxedNetwork
@@ -20,6 +20,9 @@ SMALL = 1e-3
 WORTH_OF_COST = 0.1
 """What an original is worth beside its scores that has all of the network's cost: of sets that theta hardly tells
 apart the one that costs more is the larger network."""
+
+BEYOND = 1e9
+"""A damage that stands for an infinite one."""
 
 
 def none_threshold(relaxed: RelaxedNetwork) -> float:
@@ -91,11 +94,11 @@ def decide(
     Then, where the choices together would disconnect an output from the input, leave a node without any input, or
     could not be made exactly, groups are restored: those whose originals weigh most, and none that had no part in
     it. If that costs more than the limit, the legal choices with the largest sum of scores within the limit are
-    taken instead (`dnat.budget.best`). With a floor it is those that also use it (`dnat.budget.filling`), and so
-    it is where the choices cost less than the floor: theta was charged for what lies above it, which is no wish to
-    be cheaper still. A choice then loses what it is behind the original; one that is ahead loses next to nothing,
-    but something, so that no other set with more originals would fit. Where the choices cost little less than the
-    floor, originals are restored and nothing else is changed.
+    taken instead (`dnat.budget.best`). With a floor it is those that also use it, and so it is where the choices
+    cost less than the floor: theta was charged for what lies above it, which is no wish to be cheaper still. A
+    choice then loses what it is behind the original; one that is ahead loses next to nothing, but something, so
+    that no other set with more originals would fit. Where the choices cost little less than the floor, originals
+    are restored and nothing else is changed.
 
     Args:
         relaxed: the network and its theta.
@@ -165,12 +168,13 @@ def decisions_by_damage(
 ) -> tuple[Decision, ...]:
     """One decision for every edge, of choices {group: choice} with the least damage within a budget.
 
-    What a choice is worth is minus its damage, alone; what a group cannot become has the damage 0.
+    What a choice is worth is minus its damage, alone (`BEYOND` where that is infinite: JSON knows no infinity);
+    what a group cannot become has the damage 0.
     """
     decisions = []
     for edge in relaxed.edges:
         group = relaxed.groups[relaxed.row(edge)]
-        scores = {choice: -damage for choice, damage in damages[group].items()}
+        scores = {choice: -min(damage, BEYOND) for choice, damage in damages[group].items()}
         choice = choices[group]
         reason = f"alone it does {-scores[choice]:.3g} to the answers" if choice != ORIGINAL else ""
         gates = tuple(scores.get(c, 0.0) for c in CHOICES)
@@ -254,9 +258,10 @@ def _affordable(
     paid = costs.of(by_edge(groups, wanted))
     if floor and (paid <= floor or paid > most):
         losses = _losses(groups, scores, costs)
-        if FILLED * floor <= paid <= floor:
+        if FULL * floor <= paid <= floor:
             losses = {g: {c: v for c, v in row.items() if c in (ORIGINAL, wanted[g])} for g, row in losses.items()}
-        return filling(groups, losses, costs, min(floor, most))
+        most = min(floor, most)
+        return best(groups, losses, costs, most, FULL * most)
     return best(groups, scores, costs, most) if paid > most else dict(wanted)
 
 

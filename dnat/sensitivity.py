@@ -18,8 +18,9 @@ of the whole set falls.
 import functools
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,11 +32,20 @@ from torch.nn.functional import kl_div, log_softmax
 from .budget import Costs, Groups, best, by_edge
 from .config import Config
 from .data import Data
-from .edges import ORIGINAL, Edge, problems
+from .edges import ORIGINAL, Edge, problems, replacements
 from .errors import UsageError, users_code
 from .relaxation import RelaxedNetwork
 from .seeds import Stream, numpy_generator
-from .tracing import Example, examples_of, fixed_randomness, frozen_modules, in_mode, kept_buffers, tensors_of
+from .tracing import (
+    Example,
+    Trace,
+    examples_of,
+    fixed_randomness,
+    frozen_modules,
+    in_mode,
+    kept_buffers,
+    tensors_of,
+)
 from .training import take_statistics, usual_batch
 
 MEMORY = 1 << 30
@@ -49,6 +59,10 @@ EXCHANGES = 64
 
 WORTH_OF_BUDGET = 0.5
 """By how many per cent the damage of a set may be larger for each per cent of the budget that it uses more."""
+
+MUCH, LITTLE = 2.0, 0.1
+"""A set that uses the budget is left for one that does not, where it does so many times as much, and more than so
+much."""
 
 Distances = dict[str, dict[str, float]]
 """How far the answers to one batch are from the network's own, by group and choice; with those of "original"."""
@@ -97,12 +111,20 @@ def retake_statistics(network: nn.Module, data: Data, config: Config) -> None:
 
 def batch_size(relaxed: RelaxedNetwork) -> int:
     """How many images can be shown at once, so that what is remembered of them takes no more than `MEMORY`."""
-    trace = relaxed.edges[0].program.traces[0]
+    sizes = _sizes(relaxed)
     before = [modules_before(relaxed.members(group)) for group in relaxed.groups]
+    each = max(sum(sizes[path] for path in paths) for paths in before)
+    return max(8, min(125, int(MEMORY / max(each, 1.0))))
+
+
+def _sizes(relaxed: RelaxedNetwork) -> dict[str, float]:
+    """How many bytes what each module gives for one image takes, by its path."""
+    trace = relaxed.edges[0].program.traces[0]
     outputs = {call.path: [trace.values[v] for v in call.outputs] for call in trace.calls}
-    sizes = {p: sum(math.prod(v.shape) * v.dtype.itemsize for v in values) for p, values in outputs.items()}
-    each = max(sum(sizes[path] for path in paths) for paths in before) // max(trace.batch, 1)
-    return max(8, min(SHOWN_AT_ONCE, MEMORY // max(each, 1)))
+    return {
+        path: sum(math.prod(v.shape) * v.dtype.itemsize for v in values) / max(trace.batch, 1)
+        for path, values in outputs.items()
+    }
 
 
 class Judge:
@@ -145,18 +167,22 @@ class Judge:
         """The damage of a set with such distances (`distances`)."""
         return max(self._mean(distances) - self._untouched, 0.0)
 
-    def distances(self, choices: Mapping[str, str], ahead: Sequence[float] = ()) -> list[float]:
+    def distances(
+        self, choices: Mapping[str, str], ahead: Sequence[float] = (), near: "Near | None" = None
+    ) -> list[float]:
         """How far a set of choices takes the answers from the network's own, batch by batch.
 
         Args:
             choices: {edge key: choice}; edges that are missing stay original.
             ahead: distances of another set: where this one falls behind it by a tenth, mean over batches so far,
                 the rest is infinite and is not computed.
+            near: knows what this set has in common with another.
         """
         found: list[float] = []
         with self._changed(choices):
             for number in range(len(self.batches)):
-                found.append(self._apart(number))
+                with near.common(number, choices) if near else nullcontext():
+                    found.append(self._apart(number))
                 if ahead and self._mean(found) > 1.1 * self._mean(ahead[: len(found)]):
                     return [*found, *([math.inf] * (len(self.batches) - len(found)))]
         return found
@@ -230,6 +256,11 @@ class Judge:
                 keep(found)
         if tell:
             tell(trials * len(self.batches), trials * len(self.batches))
+        self._untouched = self._checked(self._mean([next(iter(part.values()))[ORIGINAL] for part in found]))
+        return self.sensitivity(found)
+
+    def sensitivity(self, found: Sequence[Distances]) -> Sensitivity:
+        """What the distances on the first batches (see `alone`) come to."""
         means = {
             group: {choice: self._mean([part[group][choice] for part in found]) for choice in row}
             for group, row in found[0].items()
@@ -238,7 +269,7 @@ class Judge:
             group: {choice: max(mean - self._checked(row[ORIGINAL]), 0.0) for choice, mean in row.items()}
             for group, row in means.items()
         }
-        return Sensitivity(damages, sum(self.sizes))
+        return Sensitivity(damages, sum(self.sizes[: len(found)]))
 
     def _distances(self, number: int, tell: Callable[[int], None]) -> Distances:
         """How far every choice alone takes the answers to one batch."""
@@ -246,20 +277,114 @@ class Judge:
         found: Distances = {group: {} for group in relaxed.groups}
         with self._changed({}):
             untouched = self._apart(number)
-            before = {g: frozenset() if self.draws else modules_before(relaxed.members(g)) for g in relaxed.groups}
-            entries = {g: frozenset(edge.entry for edge in relaxed.members(g)) for g in relaxed.groups}
-            with Memory(relaxed.network, set().union(*before.values(), *entries.values())) as memory:
+            before = {group: self.before(relaxed.members(group)) for group in relaxed.groups}
+            entries = {group: _entries(relaxed.members(group)) for group in relaxed.groups}
+            with Memory(relaxed.network, self.parts.union(*before.values(), *entries.values())) as memory:
                 for row, group in enumerate(relaxed.groups):
                     memory.keep(before[group])
                     for choice in relaxed.choices_of(group):
                         found[group][choice] = untouched
                         if choice == ORIGINAL:
                             continue
-                        with memory.of(before[group], entries[group]), relaxed.architecture.trying(row, choice):
+                        idle, vain = self.needless(dict.fromkeys(relaxed.members(group), choice))
+                        with (
+                            memory.of(before[group] - vain, entries[group], idle),
+                            relaxed.architecture.trying(row, choice),
+                        ):
                             found[group][choice] = self._apart(number)
                         count += 1
                         tell(count)
         return found
+
+    def before(self, edges: Sequence[Edge]) -> frozenset[str]:
+        """`modules_before`; none where what they give is drawn at random."""
+        return frozenset() if self.draws else modules_before(edges)
+
+    def needless(self, choices: Mapping[Edge, str]) -> tuple[frozenset[str], frozenset[str]]:
+        """Modules that compute only what choices make needless, and those that give such; none where it draws.
+
+        The first need not be computed, and what the others give may come of that: it must not be remembered.
+        """
+        idle, vain = (set(), set()) if self.draws else (set(self.parts), set[str]())
+        for trace, inside, needed in self._inside if idle else ():
+            values, operations = trace.needed(*replacements(trace, choices))
+            idle = {path for path in idle if inside[path] <= needed - operations}
+            vain |= {call.path for call in trace.calls if not values.issuperset(call.outputs)}
+        return frozenset(idle), frozenset(vain)
+
+    @functools.cached_property
+    def parts(self) -> frozenset[str]:
+        """Modules that are called once, and in which no edge begins or ends that is not the module itself."""
+        ends = {path for edge in self.relaxed.edges for path in (edge.entry, edge.exit)}
+        around = {path[:i] for path in ends for i, letter in enumerate(path) if letter == "."}
+        return frozenset.intersection(*(frozenset(inside) for _, inside, _ in self._inside)) - around - {""}
+
+    @functools.cached_property
+    def _inside(self) -> list[tuple[Trace, dict[str, frozenset[int]], frozenset[int]]]:
+        """Of each trace the operations inside of modules that are called once, and those that outputs need."""
+        found = []
+        for trace in self.relaxed.edges[0].program.traces:
+            inside = {
+                path: trace.within(calls[0]) for path, calls in trace.calls_by_path.items() if len(calls) == 1
+            }
+            found.append((trace, {path: ops for path, ops in inside.items() if ops}, trace.live()))
+        return found
+
+
+class Near:
+    """Within, what sets have in common with one set up to where they begin to differ is computed once.
+
+    Args:
+        judge: of all of them.
+        choices: the set, {edge key: choice}; `move` makes it another.
+    """
+
+    def __init__(self, judge: Judge, choices: Mapping[str, str]) -> None:
+        self.judge, self.choices = judge, dict(choices)
+        edges = judge.relaxed.edges
+        self.kept = self._worth_keeping()
+        self.memory = Memory(judge.relaxed.network, self.kept | _entries(edges) | judge.parts)
+
+    def _worth_keeping(self) -> set[str]:
+        """Modules whose outputs stand before most edges, as many as there is room for."""
+        relaxed = self.judge.relaxed
+        counts = Counter(path for edge in relaxed.edges for path in self.judge.before([edge]))
+        sizes, room, kept = _sizes(relaxed), MEMORY / sum(self.judge.sizes), set[str]()
+        for path, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+            room -= sizes[path]
+            if room < 0:
+                break
+            kept.add(path)
+        return kept
+
+    def __enter__(self) -> "Near":
+        self.memory.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.memory.__exit__(*error)
+
+    def _others(self, choices: Mapping[str, str]) -> list[Edge]:
+        """The edges at which another set differs."""
+        return [
+            edge
+            for edge in self.judge.relaxed.edges
+            if choices.get(edge.key, ORIGINAL) != self.choices.get(edge.key, ORIGINAL)
+        ]
+
+    def common(self, number: int, choices: Mapping[str, str]) -> AbstractContextManager[None]:
+        """Within, for one pass of a batch by another set, what both have in common is remembered."""
+        others, edges = self._others(choices), self.judge.relaxed.edges
+        before = self.judge.before(others) & self.kept if others else frozenset()
+        idle, vain = self.judge.needless({edge: choices.get(edge.key, ORIGINAL) for edge in edges})
+        return self.memory.of(before - vain, _entries(others), idle, number)
+
+    def move(self, choices: Mapping[str, str]) -> None:
+        """From now on sets are near another one: forget what it does not have in common."""
+        others = self._others(choices)
+        if others:
+            self.memory.keep(self.judge.before(others))
+        self.choices = dict(choices)
 
 
 @contextmanager
@@ -291,6 +416,10 @@ def restated(network: nn.Module) -> Iterator[None]:
         yield
 
 
+def _entries(edges: Iterable[Edge]) -> frozenset[str]:
+    return frozenset(edge.entry for edge in edges)
+
+
 def modules_before(edges: Sequence[Edge]) -> frozenset[str]:
     """Paths of modules whose only call has ended before the first of the edges begins; outermost ones alone."""
     trace = edges[0].program.traces[0]
@@ -307,20 +436,23 @@ class Memory:
     """Within, modules can remember what they gave, and give it again uncomputed until a pass comes to an edge.
 
     What is computed before an edge is entered is the same whatever the edge becomes, also where a network goes
-    other ways than in its trace.
+    other ways than in its trace. What nothing needs is not computed, either: zeros stand in its place.
 
     Args:
         network: which holds them.
-        paths: of modules that may remember, and of those at which edges begin.
+        paths: of modules that may remember or be idle, and of those at which edges begin.
     """
 
-    def __init__(self, network: nn.Module, paths: set[str]) -> None:
+    def __init__(self, network: nn.Module, paths: Set[str]) -> None:
         found = {path: network.get_submodule(path) for path in sorted(paths)}
         # A scripted module takes no other forward.
         self.modules = {p: m for p, m in found.items() if not isinstance(m, torch.jit.ScriptModule)}
         self.complete = len(self.modules) == len(found)
-        self.known: dict[str, Tensor] = {}
+        self.known: dict[tuple[int | None, str], Tensor] = {}
+        self.shapes: dict[tuple[int | None, str], tuple[Tensor, torch.device]] = {}
+        self.number: int | None = None
         self.ready: set[str] = set()
+        self.idle: set[str] = set()
         self.entries: frozenset[str] = frozenset()
 
     def __enter__(self) -> "Memory":
@@ -339,30 +471,50 @@ class Memory:
 
     def keep(self, paths: frozenset[str]) -> None:
         """Forget what other modules gave."""
-        self.known = {path: output for path, output in self.known.items() if path in paths}
+        self.known = {key: output for key, output in self.known.items() if key[1] in paths}
 
     @contextmanager
-    def of(self, paths: frozenset[str], entries: frozenset[str]) -> Iterator[None]:
-        """Within, for one pass, the first calls of these modules are remembered, until it comes to the entries."""
-        self.ready, self.entries = set(paths) if self.complete else set(), entries
+    def of(
+        self, paths: frozenset[str], entries: frozenset[str], idle: frozenset[str], number: int = 0
+    ) -> Iterator[None]:
+        """Within, for one pass, the first calls of these modules are remembered, until it comes to the entries.
+
+        Args:
+            paths: of the modules.
+            entries: of edges that are not what they were.
+            idle: modules whose first calls nothing needs.
+            number: of the batch that is shown.
+        """
+        self.ready, self.entries, self.number = set(paths) if self.complete else set(), entries, number
+        self.idle = set(idle)
         try:
             yield
         finally:
-            self.ready, self.entries = set(), frozenset()
+            self.ready, self.entries, self.idle, self.number = set(), frozenset(), set(), None
 
     def _forward(self, path: str, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.number is None:
+            return compute(*args, **kwargs)
         if path in self.entries:
             self.ready.clear()
+        if path in self.idle:
+            self.idle.remove(path)  # a second call may be needed
+            if (self.number, path) in self.shapes:
+                shape, device = self.shapes[self.number, path]
+                return torch.zeros_like(shape, device=device)
         if path not in self.ready:
-            return compute(*args, **kwargs)
+            result = compute(*args, **kwargs)
+            if isinstance(result, Tensor) and (self.number, path) not in self.shapes:
+                self.shapes[self.number, path] = result.to("meta"), result.device
+            return result
         self.ready.remove(path)  # a second call may give something else
-        if path in self.known:
-            return self.known[path].clone()  # other code may write into it
+        if (self.number, path) in self.known:
+            return self.known[self.number, path].clone()  # other code may write into it
         between, self.ready = self.ready, set()  # what is inside is not needed any more
         result = compute(*args, **kwargs)
         self.ready = between
         if isinstance(result, Tensor):
-            self.known[path] = result.clone()
+            self.known[self.number, path] = result.clone()
         return result
 
 
@@ -403,8 +555,12 @@ def _apart(own: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return value if math.isfinite(value) else math.inf
 
 
-def least_damage(groups: Groups, sensitivity: Sensitivity, costs: Costs, limit: float) -> dict[str, str]:
-    """The legal choices of groups with the least sum of damages that cost at most `limit`.
+def least_damage(
+    groups: Groups, sensitivity: Sensitivity, costs: Costs, limit: float, floor: float = 0.0
+) -> dict[str, str]:
+    """The legal choices of groups with the least sum of damages that cost at most `limit`, and at least `floor`.
+
+    Where none cost as much as the floor, it is what those do that cost most within the limit.
 
     Where damages are equal, originals are kept as far as the limit goes: no changed group could be original again
     within it.
@@ -423,7 +579,69 @@ def least_damage(groups: Groups, sensitivity: Sensitivity, costs: Costs, limit: 
         return -1e4 * (min(damage / worst, 1e3) + 1e-6 * (0.01 + saved / max(costs.total, 1e-30)))
 
     scores = {g: {c: score(g, c, d) for c, d in row.items()} for g, row in sensitivity.damages.items()}
-    return best(groups, scores, costs, limit)
+    return best(groups, scores, costs, limit, floor)
+
+
+def full_set(
+    groups: Groups,
+    sensitivity: Sensitivity,
+    costs: Costs,
+    window: tuple[float, float],
+    damage: Callable[[Mapping[str, str]], float] | None = None,
+) -> tuple[dict[str, str], float]:
+    """The set of least damage that uses the budget, and what its neighbours should cost at least.
+
+    The set that costs less is taken where the one that uses the budget does much more (`MUCH`, `LITTLE`).
+
+    Args:
+        groups, sensitivity, costs: see `least_damage`.
+        window: what a set should cost: at least as far as the edges' sizes allow, and at the most.
+        damage: of a set {group: choice} as a whole; by default the sum of its parts.
+
+    Raises:
+        InfeasibleError: no legal set is so cheap.
+    """
+    floor, limit = window
+    damage = damage or sensitivity.sum_of
+    least = least_damage(groups, sensitivity, costs, limit)
+    if costs.of(by_edge(groups, least)) >= floor or set(least.values()) == {ORIGINAL}:
+        return least, floor
+    full = least_damage(groups, sensitivity, costs, limit, floor)
+    if damage(full) > max(MUCH * damage(least), LITTLE):
+        return least, costs.of(by_edge(groups, least)) * (1 - 1e-9)
+    return full, min(floor, costs.of(by_edge(groups, full)) * (1 - 1e-9))
+
+
+def chosen(
+    judge: Judge,
+    sensitivity: Sensitivity,
+    costs: Costs,
+    window: tuple[float, float],
+    *,
+    most: int = EXCHANGES,
+    tell: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, str], dict[str, str], float]:
+    """The set to make within a budget: `full_set` judged as a whole, then `improved`.
+
+    Returns:
+        The set, {group: choice}; what it was before it was improved; and its damage.
+
+    Args:
+        judge, sensitivity, costs, most, tell: see `improved`.
+        window: see `full_set`.
+
+    Raises:
+        InfeasibleError: no legal set is so cheap.
+    """
+    groups = judge.relaxed.by_group()
+    whole = functools.partial(_whole, judge, groups)
+    first, floor = full_set(groups, sensitivity, costs, window, whole)
+    better, damage = improved(judge, sensitivity, first, costs, window[1], floor=floor, most=most, tell=tell)
+    return better, first, damage
+
+
+def _whole(judge: Judge, groups: Groups, choices: Mapping[str, str]) -> float:
+    return judge.damage(_keys(groups, choices))
 
 
 def improved(
@@ -433,6 +651,7 @@ def improved(
     costs: Costs,
     limit: float,
     *,
+    floor: float = 0.0,
     most: int = EXCHANGES,
     tell: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, str], float]:
@@ -448,7 +667,7 @@ def improved(
         judge: of the network.
         sensitivity: what it found.
         choices: {group: choice} to begin with.
-        costs, limit: what a set may cost.
+        costs, limit, floor: what a set may cost, at the most and at the least.
         most: sets that are judged, at the most.
         tell: is told how many of how many have been judged.
     """
@@ -460,17 +679,19 @@ def improved(
 
     best_set, least = dict(choices), judge.distances(_keys(groups, choices))
     tried, judged, better = {tuple(best_set.items())}, 0, True
-    while better and judge.damage_of(least):
-        better = False
-        for neighbour in _new_neighbours(best_set, sensitivity, groups, costs, limit, tried):
-            if judged == most:
-                break
-            found, judged = judge.distances(_keys(groups, neighbour), least), judged + 1
-            if tell:
-                tell(judged, most)
-            if rank(neighbour, found) < rank(best_set, least):
-                best_set, least, better = neighbour, found, True
-                break
+    with Near(judge, _keys(groups, best_set)) as near:
+        while better and judge.damage_of(least):
+            better = False
+            for neighbour in _new_neighbours(best_set, sensitivity, groups, costs, (floor, limit), tried):
+                if judged == most:
+                    break
+                found, judged = judge.distances(_keys(groups, neighbour), least, near), judged + 1
+                if tell:
+                    tell(judged, most)
+                if rank(neighbour, found) < rank(best_set, least):
+                    best_set, least, better = neighbour, found, True
+                    near.move(_keys(groups, best_set))
+                    break
     return best_set, judge.damage_of(least)
 
 
@@ -483,7 +704,7 @@ def _new_neighbours(
     sensitivity: Sensitivity,
     groups: Groups,
     costs: Costs,
-    limit: float,
+    window: tuple[float, float],
     tried: set[tuple[tuple[str, str], ...]],
 ) -> Iterator[dict[str, str]]:
     """Neighbours of a set that were not tried, can be made and keep the limit, in the order of their sums."""
@@ -493,7 +714,7 @@ def _new_neighbours(
             continue
         tried.add(known)
         made = by_edge(groups, neighbour)
-        if costs.of(made) <= limit and not problems(made):
+        if window[0] <= costs.of(made) <= window[1] and not problems(made):
             yield neighbour
 
 

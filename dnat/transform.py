@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .answers import scores
-from .budget import Costs, InfeasibleError
+from .budget import FULL, Costs, InfeasibleError
 from .config import Amount, Config
 from .cost import Cost, Latency, cost, latency
 from .data import Data, load
@@ -27,6 +27,7 @@ from .discretization import Discretization, discretization
 from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge
 from .errors import UsageError, WrongTypeError, users_code
+from .measurement import SENSITIVITY, digest_of, measured
 from .networks import Genotype, build, fitting
 from .networks.weights import state_of
 from .planning import Plan, make_plan
@@ -34,7 +35,7 @@ from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
 from .selection import Decision, decide, decisions_by_damage, decisions_made
-from .sensitivity import Judge, batch_size, improved, least_damage, retake_statistics, shown_images
+from .sensitivity import Judge, batch_size, chosen, retake_statistics, shown_images
 from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
@@ -741,17 +742,22 @@ class _Run:
         self, relaxed: RelaxedNetwork, plan: Plan
     ) -> Callable[[float | None, Mapping[str, str]], tuple[Decision, ...]]:
         images = shown_images(self.data, self.config.judge_images, self.config.seed)
-        judge = Judge(relaxed, images.split(batch_size(relaxed)))
-        sensitivity = judge.alone()
+        judge = Judge(relaxed, images.tensor_split(math.ceil(len(images) / batch_size(relaxed))))
+        digest = digest_of(relaxed, weights_digest(relaxed.detached()), self.config.seed, judge.batches)
+        path = self.records.path(SENSITIVITY) if self.records else None
+        sensitivity = measured(judge, path, digest, kept=self._stop_while_measuring)
 
         def decisions(limit: float | None, ruled_out: Mapping[str, str]) -> tuple[Decision, ...]:
             assert limit is not None, "the answers judge within a budget alone"
             allowed = sensitivity.without(ruled_out, relaxed)
-            choices = least_damage(relaxed.by_group(), allowed, plan.costs, limit)
-            choices, _ = improved(judge, allowed, choices, plan.costs, limit)
+            choices, _, _ = chosen(judge, allowed, plan.costs, (FULL * limit, limit))
             return decisions_by_damage(relaxed, choices, allowed.damages)
 
         return decisions
+
+    def _stop_while_measuring(self) -> None:
+        if self.stop and self.stop(self.trainer.progress):
+            raise Interrupted("stopped while choices were tried; what was measured is kept")
 
     def _floor(self, plan: Plan, limit: float | None) -> float:
         """What the choices need not go below: where theta is charged for its cost, what is free of charge."""

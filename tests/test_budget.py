@@ -7,7 +7,7 @@ from reference import SMALL, images, small
 from torch import nn
 
 import dnat
-from dnat.budget import Costs, InfeasibleError, _Model, best, by_edge, cheapest, filling
+from dnat.budget import Costs, InfeasibleError, _Model, best, by_edge, cheapest
 from dnat.discretization import discretization
 from dnat.edges import problems
 
@@ -88,14 +88,14 @@ def test_the_best_set_that_uses_the_limit_is_that_of_an_exhaustive_search(name, 
         for limit in (prices[0], *generator.sample(prices, min(3, len(prices))), between, 2 * costs.total):
             dearest = max(price for price in prices if price <= limit)
             least = min(0.97 * limit, dearest)
-            found = filling(groups, scores, costs, limit)
+            found = best(groups, scores, costs, limit, 0.97 * limit)
             assert not problems(by_edge(groups, found))
             assert least <= costs.of(by_edge(groups, found)) <= limit
             value = sum(scores[g][c] for g, c in found.items())
             worths = (sum(scores[g][c] for g, c in s.items()) for s, price in sets if least <= price <= limit)
             assert value == pytest.approx(max(worths))
     with pytest.raises(InfeasibleError, match=f"smallest reachable cost is {prices[0]:.6g}"):
-        filling(groups, scores, costs, prices[0] - 1)
+        best(groups, scores, costs, prices[0] - 1, 0.97 * prices[0])
 
 
 @pytest.mark.parametrize("name", BRUTE)

@@ -43,6 +43,7 @@ ORDER = [
     "discretization",
     "records",
     "tracking",
+    "measurement",
     "export",
     "transform",
     "proposal",

@@ -3,9 +3,12 @@ import functools
 import itertools
 import json
 import re
+import shutil
+import subprocess
 import sys
 import warnings
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +30,9 @@ from dnat.training import Interrupted, NonFiniteError, theta_rate, theta_steps
 from dnat.transform import Commitment, short_stage, weights_digest
 
 pytestmark = pytest.mark.usefixtures("quiet")
+
+
+ROOT = Path(__file__).parent.parent
 
 
 def at(step):
@@ -622,7 +628,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
 
 def test_answers_decide_before_anything_is_trained(tmp_path):
     """The set has the least damage; all epochs train the compact network; a stopped run ends with the same."""
-    from dnat.sensitivity import Judge, batch_size, improved, least_damage, shown_images
+    from dnat.sensitivity import Judge, batch_size, chosen, shown_images
 
     options = {"judge": "answers", "budget": 0.7, "judge_images": 16, "epochs": 2, "seed": 3}
     settings = dnat.Config(batch_size=8, threads=1, lr=0.05, warm_up=0.5, **options)
@@ -637,9 +643,7 @@ def test_answers_decide_before_anything_is_trained(tmp_path):
     judge = Judge(relaxed, shown_images(data, 16, 3).split(batch_size(relaxed)))
     costs, sensitivity = Costs(edges), judge.alone()
     limit = 0.7 * costs.total
-    found, _ = improved(
-        judge, sensitivity, least_damage(relaxed.by_group(), sensitivity, costs, limit), costs, limit
-    )
+    found, _, _ = chosen(judge, sensitivity, costs, (0.97 * limit, limit))
     assert whole.choices == found
     assert {e.by for e in whole.commitment.edges} == {"answers"}
     with Records.open(tmp_path / "run", job()) as records, pytest.raises(Interrupted):
@@ -647,6 +651,101 @@ def test_answers_decide_before_anything_is_trained(tmp_path):
     with Records.open(tmp_path / "run", job()) as records:
         again = dnat.transform(network(), tiny_data(), settings, records=records)
     assert again.results() == whole.results()
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, "tests")
+import dnat.sensitivity
+import test_transform as t
+dnat.sensitivity.MEMORY = 1  # small batches
+def stop(progress):
+    os.kill(os.getpid(), 9)
+with t.Records.open(sys.argv[1], t.answering()) as records:
+    t.dnat.transform(t.network(), t.tiny_data(), t.answering().config, records=records, stop=stop)
+"""
+
+
+def answering():
+    return job(judge="answers", budget=0.7, judge_images=24, epochs=1, architecture_epochs=0, lr_theta="auto")
+
+
+def test_what_was_measured_outlives_a_kill_and_is_not_measured_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("dnat.sensitivity.MEMORY", 1)
+    j = answering()
+
+    def finished(name):
+        with Records.open(tmp_path / name, j) as records:
+            done = dnat.transform(network(), tiny_data(), j.config, records=records)
+            return done, records.read_json("sensitivity.json")
+
+    whole, table = finished("whole")
+    assert table["images"] == table["of"] == 24
+    assert len(table["batches"]) == 3
+    means = {
+        group: {c: max(sum(b[group][c] - b[group]["original"] for b in table["batches"]) / 3, 0) for c in row}
+        for group, row in table["damages"].items()
+    }
+    assert table["damages"] == {g: pytest.approx(row, rel=1e-9, abs=1e-12) for g, row in means.items()}
+    assert table["not_judged"] == {e.key: dict(e.refused) for e in whole.commitment.edges if e.refused}
+    killed = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "killed"], cwd=ROOT, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    kept = json.loads((tmp_path / "killed" / "sensitivity.json").read_text())
+    assert (kept["images"], kept["batches"]) == (8, table["batches"][:1])
+    for name in ("marked", "other"):
+        shutil.copytree(tmp_path / "killed", tmp_path / name)
+    again, known = finished("killed")
+    assert again.results() == whole.results()
+    assert known == table
+    # What is kept is believed.
+    group, row = next((g, row) for g, row in kept["batches"][0].items() if "none" in row)
+    row["none"] = 777.0
+    (tmp_path / "marked" / "sensitivity.json").write_text(json.dumps(kept))
+    assert finished("marked")[1]["batches"][0][group]["none"] == 777.0
+    # Of another network it is not.
+    kept["digest"] = "0" * 64
+    (tmp_path / "other" / "sensitivity.json").write_text(json.dumps(kept))
+    assert finished("other")[1] == table
+
+
+class Root(nn.Module):
+    """Without its branch there are no numbers left."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(5, 5, 1)
+        self.other = nn.Conv2d(5, 5, 3, padding=1)
+        nn.init.constant_(self.conv.weight, 0.0)
+        nn.init.constant_(self.conv.bias, 9.0)
+
+    def forward(self, x):
+        x = -self.stem(x).square()
+        x = (x * 1e-3 + self.conv(x)).log().mean((2, 3), keepdim=True)
+        return (x + self.other(x)).flatten(1)
+
+
+def test_what_cannot_be_judged_is_told(tmp_path):
+    torch.manual_seed(0)
+    j = Job(network="test:root", config=config(judge="answers", budget=0.99, epochs=1, architecture_epochs=0))
+    with Records.open(tmp_path / "run", j) as records:
+        done = dnat.transform(Root(), tiny_data(), j.config, records=records)
+        table = records.read_json("sensitivity.json")
+        records.write_json("record.json", asdict(done.commitment))  # numbers that JSON knows
+    assert table["damages"]["conv"]["none"] is None
+    assert table["not_judged"]["conv"]["none"] == "the answers are not finite with it"
+    assert done.choices["conv"] == "original"
+
+
+def test_a_run_stops_while_it_measures(tmp_path, monkeypatch):
+    monkeypatch.setattr("dnat.sensitivity.MEMORY", 1)
+    j = answering()
+    with Records.open(tmp_path / "run", j) as records:
+        for images_so_far in (8, 16, 24):
+            with pytest.raises(Interrupted, match="what was measured is kept"):
+                dnat.transform(network(), tiny_data(), j.config, records=records, stop=lambda progress: True)
+            assert records.read_json("sensitivity.json")["images"] == images_so_far
+        again = dnat.transform(network(), tiny_data(), j.config, records=records)
+    assert again.results() == dnat.transform(network(), tiny_data(), j.config).results()
 
 
 def test_a_judge_that_needs_a_budget_says_so():

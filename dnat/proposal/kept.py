@@ -1,16 +1,14 @@
 """A plan in a file: what was measured is never measured again, also where it was not finished."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import UsageError
+from ..measurement import SENSITIVITY
 from ..records import atomic_write
-from ..sensitivity import Distances, Sensitivity
 from .budgets import Budget, parse_budget
 from .planner import Planner, Tell
-from .result import Proposals, finite, infinite
+from .result import Proposals
 
 PART = ".part"
 """Ending of the file beside a plan's that holds what was measured until all is."""
@@ -23,7 +21,8 @@ def kept(planner: Planner, budgets: Sequence[Budget], measure: int, path: Path, 
         planner: with network and images.
         budgets: to add to those of the file.
         measure: see `plan`.
-        path: of the file; unfinished measurements are kept beside it.
+        path: of the file; unfinished measurements are kept beside it. In a run's directory, what the run measured
+            of the same network with the same images is used.
         tell: see `plan`.
 
     Raises:
@@ -36,32 +35,12 @@ def kept(planner: Planner, budgets: Sequence[Budget], measure: int, path: Path, 
         )
     if not path.parent.is_dir():
         raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
-    sensitivity = earlier.sensitivity if earlier else _measured(planner, path.with_name(path.name + PART), tell)
+    part = path.with_name(path.name + PART)
+    sensitivity = earlier.sensitivity if earlier else planner.measured(tell, part, path.with_name(SENSITIVITY))
     asked = [p.budget for p in earlier.proposals] if earlier else []
     every = list(dict.fromkeys([*map(parse_budget, asked), *budgets]))
     untimed = earlier is not None and not earlier.timed and not measure
     result = planner.result(sensitivity, every, measure, tell, earlier.proposals if earlier and untimed else ())
     atomic_write(path, (result.to_json() + "\n").encode())
-    path.with_name(path.name + PART).unlink(missing_ok=True)
+    part.unlink(missing_ok=True)
     return result
-
-
-def _measured(planner: Planner, path: Path, tell: Tell) -> Sensitivity:
-    def keep(found: list[Distances]) -> None:
-        table = {"digest": planner.digest, "batches": finite(found)}
-        atomic_write(path, json.dumps(table, allow_nan=False).encode())
-
-    return planner.measured(tell, _unfinished(path, planner.digest), keep)
-
-
-def _unfinished(path: Path, digest: str) -> list[Distances]:
-    """What was measured of the same network with the same images; nothing where that cannot be told."""
-    try:
-        table: Any = json.loads(path.read_text(encoding="utf-8"))
-        if table["digest"] != digest:
-            return []
-        return [
-            {g: {c: infinite(d) for c, d in row.items()} for g, row in part.items()} for part in table["batches"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return []

@@ -1,39 +1,41 @@
 """A network and data -> what would go from it."""
 
 import functools
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..budget import Costs, Groups, InfeasibleError, by_edge, cheapest
+from ..budget import FULL, Costs, Groups, InfeasibleError, by_edge, cheapest
 from ..config import Config, shown
 from ..cost import Cost, cost, latency, operation_seconds
 from ..data import Data
 from ..discretization import Discretization, discretization
-from ..edges import ORIGINAL, Edge
+from ..edges import Edge
 from ..errors import UsageError, WrongTypeError, users_code
+from ..measurement import batches_in, digest_of, measured
 from ..planning import make_plan
 from ..relaxation import relax
 from ..seeds import check_seed
 from ..sensitivity import (
     EXCHANGES,
-    Distances,
     Judge,
     Sensitivity,
     batch_size,
-    improved,
+    chosen,
+    full_set,
     least_damage,
     shown_images,
 )
-from ..tracing import Example, Program, copied, tensors_of, trace
+from ..tracing import Example, Program, copied, trace
 from ..transform import FixedReport, weights_digest
 from .batches import divided, first_batch, on_device, resized, so_many
 from .budgets import Budget, amount, parse_budget
-from .result import FORMAT, Proposal, Proposals, Tried
+from .result import Proposal, Proposals, Tried
 
 MOST_IMAGES, LEAST_IMAGES = 500, 32
 """How many images are shown where their number is not given, at most and at least."""
@@ -145,17 +147,17 @@ class _Place:
             raise UsageError(f"what other operations take is known in multiply-adds alone, not in {budget.unit}")
         return budget.amount.of(self.amounts[budget.unit].total)
 
-    def least(self, budget: Budget, sensitivity: Sensitivity, limit: float) -> dict[str, str]:
-        """The choices of groups with the least sum of damages.
+    def window(self, budget: Budget, limit: float) -> tuple[float, float]:
+        """What operations should cost, at least and at the most, for a budget of so much."""
+        rest = self.amounts[budget.unit].rest
+        return FULL * limit - rest, limit - rest
 
-        Raises:
-            InfeasibleError: no legal set keeps the budget; says how far it goes.
-        """
+    @contextmanager
+    def within_reach(self, budget: Budget, sensitivity: Sensitivity) -> Iterator[None]:
+        """Within, an `InfeasibleError` says how far the budget goes."""
         amounts = self.amounts[budget.unit]
-        if limit >= amounts.total:
-            return dict.fromkeys(self.groups, ORIGINAL)
         try:
-            return least_damage(self.groups, sensitivity, amounts.costs, limit - amounts.rest)
+            yield
         except InfeasibleError as error:
             legal = {group: list(row) for group, row in sensitivity.damages.items()}
             least = cheapest(self.groups, legal, amounts.costs)[1] + amounts.rest
@@ -166,17 +168,18 @@ class _Place:
 
     def proposal(self, budget: Budget, sensitivity: Sensitivity) -> Proposal:
         """The set with the least sum of damages, as the program counts it."""
-        limit = self.limit(budget)
-        chosen = self.least(budget, sensitivity, limit)
+        limit, costs = self.limit(budget), self.amounts[budget.unit].costs
+        with self.within_reach(budget, sensitivity):
+            found, _ = full_set(self.groups, sensitivity, costs, self.window(budget, limit))
         return Proposal(
             budget=budget.text,
             unit=budget.unit,
             limit=limit,
-            choices=self.keys(chosen),
-            madds=round(self.amounts["madds"].of(self.groups, chosen)),
-            params=round(self.amounts["params"].of(self.groups, chosen)),
+            choices=self.keys(found),
+            madds=round(self.amounts["madds"].of(self.groups, found)),
+            params=round(self.amounts["params"].of(self.groups, found)),
             seconds=None,
-            expected=sensitivity.sum_of(chosen),
+            expected=sensitivity.sum_of(found),
             damage=None,
         )
 
@@ -191,21 +194,21 @@ class _Place:
         It is chosen again within less where the network that is made exceeds the budget.
         """
         limit = asked = self.limit(budget)
-        inner, allowed = self.amounts[budget.unit], sensitivity
+        costs, allowed = self.amounts[budget.unit].costs, sensitivity
         last: _Made | None = None
         for _ in range(ATTEMPTS):
             try:
-                first = self.least(budget, allowed, asked)
+                with self.within_reach(budget, allowed):
+                    found, first, damage = chosen(
+                        *(judge, allowed, costs, self.window(budget, asked)),
+                        most=self.exchanges(sensitivity.images),
+                        tell=lambda done, of: tell(f"exchanging choices at {budget.text}", done, of),
+                    )
             except InfeasibleError:
                 if last is None or budget.unit != "seconds":
                     raise
                 break
-            chosen, damage = improved(
-                *(judge, allowed, first, inner.costs, asked - inner.rest),
-                most=self.exchanges(sensitivity.images),
-                tell=lambda done, of: tell(f"exchanging choices at {budget.text}", done, of),
-            )
-            last = self._made(first, chosen, damage, budget.unit)
+            last = self._made(first, found, damage, budget.unit)
             if last.real <= limit:
                 break
             if last.missed:
@@ -322,7 +325,8 @@ class Planner:
         self.batches = [
             part for batch in so_many(batches, most) for part in divided(on_device(batch, device), size)
         ]
-        self.digest = self._digest()
+        weights = weights_digest(self.place.network)
+        self.digest = digest_of(self.place.relaxed, weights, seed, self.batches)
 
     def _affordable(self) -> int:
         relaxed = self.place.relaxed
@@ -330,28 +334,19 @@ class Planner:
         each = self.place.amounts["madds"].total * trials / 2  # half of it is remembered
         return max(LEAST_IMAGES, min(MOST_IMAGES, int(EFFORT / max(each, 1.0))))
 
-    def _digest(self) -> str:
-        settings = [FORMAT, self.place.program.fingerprint, self.space, self.mode, self.seed]
-        digest = hashlib.sha256(f"{settings} {weights_digest(self.place.network)}".encode())
-        for batch in self.batches:
-            for tensor in tensors_of(batch):
-                digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
-
     @functools.cached_property
     def judge(self) -> Judge:
         """Compares answers on what is shown."""
         return Judge(self.place.relaxed, self.batches)
 
     def measured(
-        self,
-        tell: Tell = lambda what, done, of: None,
-        known: Sequence[Distances] = (),
-        keep: Callable[[list[Distances]], None] | None = None,
+        self, tell: Tell = lambda what, done, of: None, path: Path | None = None, elsewhere: Path | None = None
     ) -> Sensitivity:
-        """Try every choice; see `Judge.alone`."""
-        return self.judge.alone(lambda done, of: tell("trying choices", done, of), known=known, keep=keep)
+        """Try every choice; what one of two files holds is not tried again, and the first is written."""
+        known = batches_in(elsewhere, self.digest) if elsewhere else []
+        return measured(
+            *(self.judge, path, self.digest, lambda done, of: tell("trying choices", done, of)), known=known
+        )
 
     def result(
         self,

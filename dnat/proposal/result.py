@@ -2,8 +2,7 @@
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from .. import __version__
 from ..config import Mode, shown
 from ..edges import ORIGINAL
 from ..errors import UsageError
+from ..measurement import finite, infinite
 from ..sensitivity import Sensitivity
 from ..tracing import Program
 from ..transform import FixedReport
@@ -244,17 +244,3 @@ def _own_table(text: str) -> dict[str, Any]:
 
 def _pairs(rows: Iterable[Sequence[str]]) -> tuple[Any, ...]:
     return tuple(tuple(row) for row in rows)
-
-
-def finite(value: Any) -> Any:
-    """A structure for JSON: what is not finite becomes null."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def infinite(value: Any) -> float:
-    """A number from JSON: null is infinity."""
-    return math.inf if value is None else float(value)

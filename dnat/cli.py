@@ -606,16 +606,19 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
 @click.option("--all", "everything", is_flag=True, help="Show edges that stay, and all that cannot change, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of text.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to keep the plan in, for transform --plan.")
+@click.option("--picture", type=click.Path(path_type=Path), help="File to draw it into: .png, .svg or .pdf.")
 @click.option("--download", is_flag=True, help="Fetch data or weights if they are missing; nothing is without.")
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="Any setting; repeatable.")
-def plan_(pairs: tuple[str, ...], everything: bool, as_json: bool, out: Path | None, **flags: Any) -> None:
+def plan_(
+    pairs: tuple[str, ...], everything: bool, as_json: bool, out: Path | None, picture: Path | None, **flags: Any
+) -> None:
     """Tell what would go from a trained network at each budget, and what that does to its answers.
 
     Nothing is trained, and no label is used. The same command with --out again goes on where it was stopped; with
     other budgets it adds them to the file, and measures nothing again.
 
     \b
-    dnat plan --network resnet20 --weights trained.safetensors --data cifar10 --budget 0.7,0.5
+    dnat plan --network resnet20 --weights trained.safetensors --data cifar10 --budget 0.7,0.5 --picture plan.png
     dnat plan --network torchvision:resnet50 --weights DEFAULT --data imagenet --budget 3G --measure --out r50.json
     dnat transform --network resnet20 --weights trained.safetensors --data cifar10 --plan plan.json
     """
@@ -625,6 +628,10 @@ def plan_(pairs: tuple[str, ...], everything: bool, as_json: bool, out: Path | N
     how = {name: flags.pop(name) for name in ("images", "measure", "download")}
     job = Job.from_flat(given_settings(None, pairs, flags))
     _refuse_budgets(job.config)
+    if picture:
+        from .drawing import check_picture
+
+        check_picture(picture)
     from .proposal import described, parse_budget
     from .terminal import console
 
@@ -636,6 +643,10 @@ def plan_(pairs: tuple[str, ...], everything: bool, as_json: bool, out: Path | N
         console().print(described(result, everything=everything), highlight=False, markup=False)
     if out:
         click.echo(f"file: {out}; dnat transform --plan {shlex.quote(str(out))} carries it out", err=True)
+    if picture:
+        from .drawing import draw_plan
+
+        click.echo(f"picture: {draw_plan(result, picture)}", err=True)
     if not result.proposals:
         raise UsageError("; ".join(why for _, why in result.refused))
 

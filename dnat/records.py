@@ -7,6 +7,7 @@
     metrics.jsonl              one row an epoch
     checkpoint-000000123.ckpt  the two newest; checksummed
     search.jsonl, search-000000123.ckpt, search.json   of a search before the training: rows, moments, result
+    sensitivity.json           what each choice does to the answers, where they decide
     architecture.json, network.safetensors, pictures
     record.json                written last: its presence means that the run is done
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import itertools
 import json
@@ -5,6 +6,7 @@ import math
 import random
 import re
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from torch import nn
 import dnat
 from dnat.budget import by_edge
 from dnat.cli import cli
+from dnat.drawing import draw_plan
 from dnat.edges import problems
 from dnat.proposal import Planner, Proposals, described, kept, parse_budget, tied
 from dnat.records import read_job
@@ -198,6 +201,42 @@ def test_it_fits_a_screen_and_keys_are_whole(eight, everything):
         assert all(re.search(rf"^ .* {re.escape(f.key)}$", text, re.M) for f in result.fixed)
 
 
+@pytest.mark.parametrize("form", ["svg", "png"])
+def test_the_picture_shows_every_budget_and_every_edge(form, eight, tmp_path):
+    _, result = eight
+    first, second = (draw_plan(result, tmp_path / f"{name}.{form}") for name in ("one", "two"))
+    assert first == tmp_path / f"one.{form}"
+    assert first.read_bytes() == second.read_bytes()
+    if form == "png":
+        return
+    text = first.read_text()
+    shown = re.findall(r">([^<>]+)</text>", text)
+    assert {edge.key.partition(">")[0] for edge in result.edges} <= set(shown)
+    names = [key.partition(">")[0] for key in result.order]
+    assert [n for n in shown if n in names] == [n for n in names if n in shown]
+    for proposal in result.proposals:
+        assert f"{proposal.budget}: {proposal.madds / result.madds:.0%} left" in shown
+        assert f"{proposal.budget}: {proposal.damage:.2g}" in shown
+    # A cell for each edge and budget in the colour of the choice; a bar of that colour, and the legend's.
+    taken = Counter(choice for p in result.proposals for choice in p.changed.values())
+    for choice, colour in (("identity", "#d55e00"), ("none", "#b00020")):
+        assert len(re.findall(f"fill: {colour}(?!; opacity)", text)) >= taken[choice]
+    for wrong, why in (("plan", "end it in .png"), ("plan.gif", "end it in .png"), ("none/plan.png", "no folder")):
+        with pytest.raises(dnat.DnatError, match=why):
+            draw_plan(result, tmp_path / wrong)
+
+
+def test_the_order_is_that_in_which_the_network_runs(eight):
+    network, result = copy.deepcopy(eight[0]), eight[1]
+    assert set(result.order) == {e.key for e in (*result.edges, *result.fixed)}
+    seen = []
+    for path, module in network.named_modules():
+        module.register_forward_pre_hook(lambda m, a, path=path: seen.append(path))
+    network(SHOWN[:2])
+    entries = [key.partition(">")[0] for key in result.order]
+    assert [seen.index(e) for e in entries] == sorted(seen.index(e) for e in entries)
+
+
 class Pair(nn.Module):
     """Takes two tensors, by place or by name, and gives features."""
 
@@ -312,10 +351,13 @@ def invoke(*words):
 def test_the_command_plans_and_transform_carries_it_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = invoke(
-        "plan", *TINY, "--images", 20, "--budget", "0.7,0.05", "--latency-budget", "0.9", "--out", "p.json"
+        *("plan", *TINY, "--images", 20, "--budget", "0.7,0.05", "--latency-budget", "0.9"),
+        *("--out", "p.json", "--picture", "p.svg"),
     )
     assert result.exit_code == 0, result.output
     assert "the budget 0.05 cannot be kept" in result.output
+    assert "picture: p.svg" in result.output
+    assert "0.9 time" in (tmp_path / "p.svg").read_text()
     plan = Proposals.read("p.json")
     assert [p.budget for p in plan.proposals] == ["0.7", "0.9 time"]
     assert plan.images == 20

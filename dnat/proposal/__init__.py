@@ -10,6 +10,7 @@ Another budget asks the program again and measures nothing.
 """
 
 from .budgets import Budget as Budget
+from .budgets import amount as amount
 from .budgets import parse_budget as parse_budget
 from .kept import kept as kept
 from .planner import Planner as Planner

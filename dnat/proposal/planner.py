@@ -251,6 +251,12 @@ class _Place:
         found = {edge.key: choice for edge, choice in by_edge(self.groups, chosen).items()}
         return {edge.key: found[edge.key] for edge in self.edges}
 
+    def order(self) -> tuple[str, ...]:
+        """The keys of all that may and cannot change, as the network comes to them; what is around comes first."""
+        first = self.program.traces[0]
+        calls = {e.key: min(first.calls_of(e.entry), default=len(first.calls)) for e in (*self.edges, *self.fixed)}
+        return tuple(sorted(calls, key=lambda key: calls[key]))
+
     def curve(self, sensitivity: Sensitivity) -> tuple[tuple[float, float], ...]:
         """(multiply-adds, sum of damages) of the best sets at every tenth of the cost, down to the smallest."""
         amounts, points = self.amounts["madds"], [(self.amounts["madds"].total, 0.0)]
@@ -387,6 +393,7 @@ class Planner:
             proposals=tuple(proposals),
             refused=tuple(refused),
             curve=place.curve(sensitivity),
+            order=place.order(),
             _ask=functools.partial(_asked, place, sensitivity),
         )
 

@@ -95,6 +95,7 @@ class Proposals:
         proposals: one for each budget that can be kept.
         refused: (budget, why it cannot be kept).
         curve: (multiply-adds, sum of damages) of the best sets, from the untouched network to the smallest.
+        order: the keys of all that may and cannot change, as the network comes to them.
     """
 
     network: str
@@ -115,6 +116,7 @@ class Proposals:
     proposals: tuple[Proposal, ...]
     refused: tuple[tuple[str, str], ...]
     curve: tuple[tuple[float, float], ...]
+    order: tuple[str, ...] = ()
     _ask: "Callable[[str | float], Proposal] | None" = field(default=None, repr=False, compare=False)
 
     @property
@@ -200,6 +202,7 @@ class Proposals:
                 "fixed": tuple(FixedReport(**(r | {"refused": _pairs(r["refused"])})) for r in table["fixed"]),
                 "proposals": tuple(Proposal(**row) for row in proposals),
                 "refused": _pairs(table["refused"]),
+                "order": tuple(table["order"]),
                 "curve": tuple((float(madds), infinite(damage)) for madds, damage in table["curve"]),
             }
             names = {f.name for f in dataclasses.fields(cls)} - {"_ask", *read}

@@ -33,7 +33,7 @@ from dnat.data import Data
 from dnat.networks import load_weights
 from dnat.planning import find_edges
 from dnat.relaxation import RelaxedNetwork, relax
-from dnat.sensitivity import Judge, Sensitivity, improved, least_damage, shown_images
+from dnat.sensitivity import Judge, Sensitivity, least_damage, shown_images
 from dnat.tracing import trace
 from dnat.training import ArchitectureLoss, Progress, Trainer, effects, take_statistics
 from dnat.transform import reproducible
@@ -187,9 +187,9 @@ def criteria(network: nn.Module, data: Data) -> dict[str, Sets]:
     def summed(damages: Sensitivity) -> Sets:
         return lambda k: of_choices(least_damage(groups, damages, costs, limit(k)))
 
-    def exchanged(k: int) -> frozenset[str]:
-        first = least_damage(groups, sensitivity, costs, limit(k))
-        return of_choices(improved(judge, sensitivity, first, costs, limit(k))[0])
+    def whole(k: int) -> frozenset[str]:
+        sets = itertools.combinations([edge.key for edge in relaxed.edges], k)
+        return of_choices(min((dict.fromkeys(keys, "none") for keys in sets), key=judge.damage))
 
     config = dnat.Config(preset="fine-tune", budget=0.7, judge="loss", trial_batches=8, threads=1)
     worths = effects(relaxed, data, config, 0)
@@ -200,7 +200,7 @@ def criteria(network: nn.Module, data: Data) -> dict[str, Sets]:
     }
     return {
         "sum of D": summed(sensitivity),
-        "D of the set": exchanged,
+        "D of the whole set": whole,
         "sum of losses": summed(Sensitivity(increase, IMAGES)),
     }
 

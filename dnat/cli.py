@@ -688,7 +688,7 @@ def _planned(
     with watched(Console(stderr=True)) as tell:
         if out:
             return kept(planner, budgets, int(measure), out, tell)
-        return planner.result(planner.measured(tell), budgets, int(measure), tell)
+        return planner.result(planner.measured(tell), budgets, int(measure))
 
 
 @cli.command()

@@ -35,7 +35,7 @@ from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
 from .selection import Decision, decide, decisions_by_damage, decisions_made
-from .sensitivity import Judge, batch_size, chosen, retake_statistics, shown_images
+from .sensitivity import Judge, batch_size, least_damage, retake_statistics, shown_images
 from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
@@ -750,7 +750,7 @@ class _Run:
         def decisions(limit: float | None, ruled_out: Mapping[str, str]) -> tuple[Decision, ...]:
             assert limit is not None, "the answers judge within a budget alone"
             allowed = sensitivity.without(ruled_out, relaxed)
-            choices, _, _ = chosen(judge, allowed, plan.costs, (FULL * limit, limit))
+            choices = least_damage(relaxed.by_group(), allowed, plan.costs, limit, FULL * limit)
             return decisions_by_damage(relaxed, choices, allowed.damages)
 
         return decisions

@@ -15,12 +15,8 @@ from dnat.edges import problems
 from dnat.relaxation import relax
 from dnat.sensitivity import (
     Judge,
-    Near,
     Sensitivity,
     batch_size,
-    chosen,
-    full_set,
-    improved,
     least_damage,
     modules_before,
     shown_images,
@@ -133,19 +129,6 @@ class Nested(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_what_nothing_needed_is_not_remembered_for_sets_that_need_it():
-    judge = Judge(relaxed_of(Nested()), BATCHES)
-    centre = {"ends.0": "none"}
-    with Near(judge, centre) as near:
-        for more in (
-            {"begins.0.0>begins.0.1": "identity"},  # begins where nothing is needed
-            {"ends.1": "none"},  # has all that is not needed in common with the centre
-            {"ends.0": "original"},  # needs it
-        ):
-            choices = centre | more
-            assert judge.distances(choices, near=near) == judge.distances(choices), more
-
-
 @pytest.mark.parametrize("mode", ["full", "cell"])
 @pytest.mark.parametrize("name", [*SMALL, "again", "nested"])
 def test_what_is_remembered_gives_the_same_bits(name, mode):
@@ -158,25 +141,6 @@ def test_what_is_remembered_gives_the_same_bits(name, mode):
         for choice, damage in row.items():
             alone = {edge.key: choice for edge in relaxed.members(group)}
             assert judge.damage(alone) == damage, (group, choice)
-
-
-@pytest.mark.parametrize("name", [*(n for n in SMALL if n != "masked" and "skips" not in n), "again", "nested"])
-def test_what_sets_have_in_common_gives_the_same_bits(name):
-    made = {"again": Again, "nested": Nested}
-    network = made[name]() if name in made else small(name)
-    relaxed = relaxed_of(network)
-    judge = Judge(relaxed, [*BATCHES, images() + 3])
-    draw, sets = random.Random(4), legal_sets(relaxed.edges)
-    centre = draw.choice(sets)
-    with Near(judge, centre) as near:
-        for number in range(24):
-            # Most differ from it at one edge, or two, as neighbours do.
-            close = [s for s in sets if 0 < sum(s[k] != centre[k] for k in s) < 3] if number % 8 else sets
-            choices = draw.choice(close or sets)
-            assert judge.distances(choices, near=near) == judge.distances(choices), (centre, choices)
-            if number % 6 == 5:
-                near.move(choices)
-                centre = choices
 
 
 COUNTED = []
@@ -462,59 +426,21 @@ def test_the_set_of_least_damage_is_that_of_an_exhaustive_search(name, mode):
                 assert costs.of(back) > limit or problems(back), (limit, found, group)
 
 
-@pytest.mark.parametrize("name", ["resnet8", "concatenating", "residual"])
-def test_a_set_is_only_exchanged_for_a_better_one_that_can_be_made(name):
-    relaxed = relaxed_of(small(name))
-    groups, costs = relaxed.by_group(), Costs(relaxed.edges)
-    judge = Judge(relaxed, BATCHES)
-    sensitivity = judge.alone()
-    sets = list(every_set(relaxed))
-    truth = {tuple(s.items()): judge.damage(s) for s in sets}
-    prices = {tuple(s.items()): costs.of(by_edge(groups, s)) for s in sets}
-    exchanged = 0
-    for start in random.Random(1).sample(sets, min(len(sets), 6)):
-        limit = prices[tuple(start.items())]
-        found, damage = improved(judge, sensitivity, start, costs, limit)
-        exchanged += found != start
-        assert damage == truth[tuple(found.items())]
-        # It does less, or as good as no more and uses more of the budget.
-        more = prices[tuple(found.items())] / limit - prices[tuple(start.items())] / limit
-        assert damage <= truth[tuple(start.items())] * math.exp(0.5 * more)
-        assert costs.of(by_edge(groups, found)) <= limit
-        same, _ = improved(judge, sensitivity, start, costs, limit, most=0)
-        assert same == start
-    assert exchanged
-
-
 @pytest.mark.parametrize("name", ["resnet8", "concatenating", "residual", "nested"])
 def test_a_budget_is_used_wherever_the_sizes_of_edges_allow_it(name):
-    """By all sets: within 3 % below the budget if any is, but for what does much more to the answers."""
+    """By all sets: within 3 % below the budget if any is, or else as near to it as any."""
     relaxed = relaxed_of(Nested() if name == "nested" else small(name))
     groups, costs = relaxed.by_group(), Costs(relaxed.edges)
-    judge = Judge(relaxed, BATCHES)
-    found = judge.alone()
+    sensitivity = Judge(relaxed, BATCHES).alone()
     sets = list(every_set(relaxed))
     prices = [costs.of(by_edge(groups, s)) for s in sets]
     draw = random.Random(2)
-    for factor in (1.0, 1e4):
-        scaled = {g: {c: d * factor for c, d in row.items()} for g, row in found.damages.items()}
-        sensitivity = Sensitivity(scaled, found.images)
-        for limit in (p * draw.choice([1.0, 1.01, 1.02, 1.2]) for p in draw.sample(prices, 5)):
-            window = 0.97 * limit, limit
-            there = [s for s, p in zip(sets, prices, strict=True) if window[0] <= p <= limit]
-            first, _ = full_set(groups, sensitivity, costs, window)
-            price = costs.of(by_edge(groups, first))
-            assert price <= limit
-            if there and price < window[0]:
-                best = min(map(sensitivity.sum_of, there))
-                assert factor > 1
-                assert best > 2 * sensitivity.sum_of(first)
-            if factor == 1:
-                better, start, damage = chosen(judge, sensitivity, costs, window)
-                assert start == full_set(groups, sensitivity, costs, window, lambda s: judge.damage(s))[0]
-                assert damage == judge.damage(better)
-                reach = max(p for p in prices if p <= limit)
-                assert min(window[0], reach) * (1 - 1e-6) <= costs.of(by_edge(groups, better)) <= limit
+    for limit in (p * draw.choice([1.0, 1.01, 1.02, 1.2]) for p in draw.sample(prices, 8)):
+        floor = min(0.97 * limit, max(p for p in prices if p <= limit))
+        found = least_damage(groups, sensitivity, costs, limit, 0.97 * limit)
+        assert floor * (1 - 1e-6) <= costs.of(by_edge(groups, found)) <= limit
+        sums = [sensitivity.sum_of(s) for s, p in zip(sets, prices, strict=True) if floor <= p <= limit]
+        assert sensitivity.sum_of(found) <= min(sums) + 1e-6
 
 
 def test_shown_images_are_training_images_without_labels_or_crops():

@@ -628,7 +628,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
 
 def test_answers_decide_before_anything_is_trained(tmp_path):
     """The set has the least damage; all epochs train the compact network; a stopped run ends with the same."""
-    from dnat.sensitivity import Judge, batch_size, chosen, shown_images
+    from dnat.sensitivity import Judge, batch_size, least_damage, shown_images
 
     options = {"judge": "answers", "budget": 0.7, "judge_images": 16, "epochs": 2, "seed": 3}
     settings = dnat.Config(batch_size=8, threads=1, lr=0.05, warm_up=0.5, **options)
@@ -643,7 +643,7 @@ def test_answers_decide_before_anything_is_trained(tmp_path):
     judge = Judge(relaxed, shown_images(data, 16, 3).split(batch_size(relaxed)))
     costs, sensitivity = Costs(edges), judge.alone()
     limit = 0.7 * costs.total
-    found, _, _ = chosen(judge, sensitivity, costs, (0.97 * limit, limit))
+    found = least_damage(relaxed.by_group(), sensitivity, costs, limit, 0.97 * limit)
     assert whole.choices == found
     assert {e.by for e in whole.commitment.edges} == {"answers"}
     with Records.open(tmp_path / "run", job()) as records, pytest.raises(Interrupted):

@@ -5,7 +5,7 @@
     result.at(0.5)
 
 Every choice of every edge is tried once (`dnat.sensitivity`). From that the integer program takes the set with the
-least sum of damages within each budget, which is judged as a whole, improved by exchanges, made and counted.
+least sum of damages that uses each budget, which is made and counted, and judged as a whole.
 Another budget asks the program again and measures nothing.
 """
 

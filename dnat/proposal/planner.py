@@ -1,8 +1,7 @@
 """A network and data -> what would go from it."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,9 @@ from ..planning import make_plan
 from ..relaxation import relax
 from ..seeds import check_seed
 from ..sensitivity import (
-    EXCHANGES,
     Judge,
     Sensitivity,
     batch_size,
-    chosen,
-    full_set,
     least_damage,
     shown_images,
 )
@@ -42,9 +38,6 @@ MOST_IMAGES, LEAST_IMAGES = 500, 32
 
 EFFORT = 1e13
 """Multiply-adds that trying all choices may take where the number of images is not given."""
-
-LEAST_EXCHANGES = 8
-"""How many sets are judged as a whole, at least, for each budget."""
 
 ATTEMPTS = 4
 """How often a set is chosen again when the network that it makes turns out to exceed its budget."""
@@ -147,17 +140,16 @@ class _Place:
             raise UsageError(f"what other operations take is known in multiply-adds alone, not in {budget.unit}")
         return budget.amount.of(self.amounts[budget.unit].total)
 
-    def window(self, budget: Budget, limit: float) -> tuple[float, float]:
-        """What operations should cost, at least and at the most, for a budget of so much."""
-        rest = self.amounts[budget.unit].rest
-        return FULL * limit - rest, limit - rest
+    def least(self, budget: Budget, sensitivity: Sensitivity, limit: float) -> dict[str, str]:
+        """The choices of groups with the least sum of damages that use what the budget allows.
 
-    @contextmanager
-    def within_reach(self, budget: Budget, sensitivity: Sensitivity) -> Iterator[None]:
-        """Within, an `InfeasibleError` says how far the budget goes."""
+        Raises:
+            InfeasibleError: no legal set keeps the budget; says how far it goes.
+        """
         amounts = self.amounts[budget.unit]
+        floor = max(FULL * limit - amounts.rest, 0.0)
         try:
-            yield
+            return least_damage(self.groups, sensitivity, amounts.costs, limit - amounts.rest, floor)
         except InfeasibleError as error:
             legal = {group: list(row) for group, row in sensitivity.damages.items()}
             least = cheapest(self.groups, legal, amounts.costs)[1] + amounts.rest
@@ -168,9 +160,8 @@ class _Place:
 
     def proposal(self, budget: Budget, sensitivity: Sensitivity) -> Proposal:
         """The set with the least sum of damages, as the program counts it."""
-        limit, costs = self.limit(budget), self.amounts[budget.unit].costs
-        with self.within_reach(budget, sensitivity):
-            found, _ = full_set(self.groups, sensitivity, costs, self.window(budget, limit))
+        limit = self.limit(budget)
+        found = self.least(budget, sensitivity, limit)
         return Proposal(
             budget=budget.text,
             unit=budget.unit,
@@ -183,32 +174,22 @@ class _Place:
             damage=None,
         )
 
-    def exchanges(self, images: int) -> int:
-        """How many sets are judged as a whole for a budget: fewer of a network that takes long."""
-        each = self.amounts["madds"].total * images / 2  # most fall behind on the first images
-        return max(LEAST_EXCHANGES, min(EXCHANGES, int(EFFORT / 2 / max(each, 1.0))))
-
-    def judged(self, budget: Budget, sensitivity: Sensitivity, judge: Judge, tell: Tell) -> Proposal:
-        """The same, judged as a whole, improved by exchanges, made and counted, and its time measured.
+    def judged(self, budget: Budget, sensitivity: Sensitivity, judge: Judge) -> Proposal:
+        """The same, made and counted, judged as a whole, and its time measured.
 
         It is chosen again within less where the network that is made exceeds the budget.
         """
         limit = asked = self.limit(budget)
-        costs, allowed = self.amounts[budget.unit].costs, sensitivity
+        allowed = sensitivity
         last: _Made | None = None
         for _ in range(ATTEMPTS):
             try:
-                with self.within_reach(budget, allowed):
-                    found, first, damage = chosen(
-                        *(judge, allowed, costs, self.window(budget, asked)),
-                        most=self.exchanges(sensitivity.images),
-                        tell=lambda done, of: tell(f"exchanging choices at {budget.text}", done, of),
-                    )
+                found = self.least(budget, allowed, asked)
             except InfeasibleError:
                 if last is None or budget.unit != "seconds":
                     raise
                 break
-            last = self._made(first, found, damage, budget.unit)
+            last = self._made(found, budget.unit)
             if last.real <= limit:
                 break
             if last.missed:
@@ -222,7 +203,6 @@ class _Place:
         if last.real > limit:
             notes.append(f"the time that was measured ({amount(last.real, 'seconds')}) is above the budget")
         made = last.report.choices
-        changed = [g for g in self.groups if last.chosen[g] != last.first[g]]
         return Proposal(
             budget=budget.text,
             unit=budget.unit,
@@ -232,19 +212,18 @@ class _Place:
             params=last.counted.params,
             seconds=last.seconds,
             expected=sensitivity.sum_of(last.chosen),
-            damage=judge.damage(made) if last.report.undone else last.damage,
-            exchanged=tuple((g, last.first[g], last.chosen[g]) for g in changed),
+            damage=judge.damage(made),
             notes=tuple(notes),
         )
 
-    def _made(self, first: dict[str, str], chosen: dict[str, str], damage: float, unit: str) -> "_Made":
+    def _made(self, chosen: dict[str, str], unit: str) -> "_Made":
         """The network that choices of groups make, counted, and timed where times are measured."""
         wanted = self.keys(chosen)
         report = discretization(self.relaxed, wanted, self.example)
         counted = cost(report.network, self.example, batch=self.rows)
         seconds = latency(report.network, self.timed_example()).seconds if self.batch else None
         real = {"madds": counted.madds, "params": counted.params, "seconds": seconds or 0.0}[unit]
-        return _Made(first, chosen, damage, report, wanted, counted, seconds, real)
+        return _Made(chosen, report, wanted, counted, seconds, real)
 
     def keys(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """Choices of groups as {edge key: choice}, in the order of the edges."""
@@ -271,11 +250,9 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Made:
-    """A set of choices carried out: that of the least sum, the one instead of it, and what came of it."""
+    """A set of choices carried out, and what came of it."""
 
-    first: dict[str, str]
     chosen: dict[str, str]
-    damage: float
     report: Discretization
     wanted: dict[str, str]
     counted: Cost
@@ -359,7 +336,6 @@ class Planner:
         sensitivity: Sensitivity,
         budgets: Sequence[Budget],
         measure: int = 0,
-        tell: Tell = lambda what, done, of: None,
         known: Sequence[Proposal] = (),
     ) -> Proposals:
         """What is proposed for each budget; those of which a proposal is known are not judged again."""
@@ -370,7 +346,7 @@ class Planner:
         for budget in budgets:
             try:
                 again = found.get(budget.text) if not place.batch else None
-                proposals.append(again or place.judged(budget, sensitivity, self.judge, tell))
+                proposals.append(again or place.judged(budget, sensitivity, self.judge))
             except InfeasibleError as error:
                 refused.append((budget.text, str(error)))
         costs = place.amounts["madds"].costs
@@ -452,7 +428,7 @@ def plan(
     name = type(network).__name__
     with users_code(f"{name}'s code failed", alone=False):
         planner = Planner(network, data, space=space, mode=mode, images=images, seed=seed)
-        return planner.result(planner.measured(listening), budgets, measure, listening)
+        return planner.result(planner.measured(listening), budgets, measure)
 
 
 def _asked(place: _Place, sensitivity: Sensitivity, budget: str | float) -> Proposal:

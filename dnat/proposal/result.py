@@ -55,7 +55,6 @@ class Proposal:
         seconds: its time for a batch, as measured; None where it was not.
         expected: the sum of the damages of the choices, each alone.
         damage: that of all together, as judged; None where the set was not judged (`Proposals.at`).
-        exchanged: (edge or group, choice of the least sum, choice instead of it): the set as a whole does less so.
         notes: what else is worth knowing.
     """
 
@@ -68,7 +67,6 @@ class Proposal:
     seconds: float | None
     expected: float
     damage: float | None
-    exchanged: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -192,7 +190,6 @@ class Proposals:
                 p
                 | {
                     "expected": infinite(p["expected"]),
-                    "exchanged": _pairs(p["exchanged"]),
                     "notes": tuple(p["notes"]),
                 }
                 for p in table["proposals"]

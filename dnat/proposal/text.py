@@ -61,14 +61,14 @@ def columns(rows: Sequence[Sequence[str]], left: Iterable[int] = ()) -> list[str
 def _budgets(plan: "Proposals") -> list[str]:
     timed = any(p.seconds is not None for p in plan.proposals)
     of = len({_place(plan, edge) for edge in plan.edges})
-    rows = [("budget", "MAdds left", "params", *(["time"] if timed else []), "damage", "(whole)", "changes")]
+    rows = [("budget", "MAdds left", "params", *(["time"] if timed else []), "damage", "whole", "changes")]
     for p in plan.proposals:
         cells = [(short(p.madds), p.madds / plan.madds), (short(p.params), p.params / max(plan.params, 1))]
         if timed and p.seconds and plan.seconds:
             cells.append((f"{p.seconds * 1e3:.3g} ms", p.seconds / plan.seconds))
         changed = len({place for place, _ in _changes(plan, p)})
         shares = [f"{cell} {f'{share:.0%}':>4}" for cell, share in cells]
-        rows.append((p.budget, *shares, _number(p.expected), f"({_number(p.damage)})", f"{changed} of {of}"))
+        rows.append((p.budget, *shares, _number(p.expected), _number(p.damage), f"{changed} of {of}"))
     found = columns(rows, left=[0]) if plan.proposals else []
     for p in plan.proposals:
         found += [f"  {p.budget}: {note}" for note in p.notes]

@@ -33,7 +33,7 @@ from dnat.data import Data
 from dnat.networks import load_weights
 from dnat.planning import find_edges
 from dnat.relaxation import RelaxedNetwork, relax
-from dnat.sensitivity import Judge, Sensitivity, least_damage, shown_images
+from dnat.sensitivity import Judge, Sensitivity, affordable_images, least_damage, shown_images
 from dnat.tracing import trace
 from dnat.training import ArchitectureLoss, Progress, Trainer, effects, take_statistics
 from dnat.transform import reproducible
@@ -43,7 +43,7 @@ THETA_EPOCHS = 2
 """Epochs in which theta is trained beside the weights."""
 
 IMAGES = 500
-"""Training images on which norms are re-estimated, and on which choices are tried."""
+"""Training images on which norms are re-estimated."""
 
 Changed = Mapping[int, Callable[[nn.Module], nn.Module]] | None
 Sets = Callable[[int], frozenset[str]]
@@ -168,6 +168,12 @@ def relaxed_of(network: nn.Module, data: Data) -> tuple[RelaxedNetwork, Costs]:
     return relax(network, edges, "full", "sigmoid", 0), Costs(edges)
 
 
+def judge_of(relaxed: RelaxedNetwork, data: Data) -> Judge:
+    """What `dnat plan` judges by: as many images as it shows."""
+    images = affordable_images(relaxed, Costs(relaxed.edges).total)
+    return Judge(relaxed, shown_images(data, images, seed=0).split(125))
+
+
 def of_choices(choices: Mapping[str, str]) -> frozenset[str]:
     """The blocks that a set of choices takes out."""
     return frozenset(key.split(".conv2")[0] for key, choice in choices.items() if choice != "original")
@@ -176,7 +182,7 @@ def of_choices(choices: Mapping[str, str]) -> frozenset[str]:
 def criteria(network: nn.Module, data: Data) -> dict[str, Sets]:
     """All ways to choose that need no training."""
     relaxed, costs = relaxed_of(network, data)
-    judge = Judge(relaxed, shown_images(data, IMAGES, seed=0).split(125))
+    judge = judge_of(relaxed, data)
     sensitivity = judge.alone()
     groups = relaxed.by_group()
     each = (costs.total - costs.of({e: "none" for e in relaxed.edges})) / len(relaxed.edges)
@@ -219,7 +225,7 @@ def by_theta(network: nn.Module, data: Data, seed: int, how: str) -> Sets:
     config = dnat.Config(preset="fine-tune", budget=0.65, seed=seed, threads=1, **settings)
     theta, original = relaxed.architecture.theta, relaxed.architecture.columns.index("original")
     if how == "from D":
-        damages = Judge(relaxed, shown_images(data, IMAGES, seed=0).split(125)).alone().damages
+        damages = judge_of(relaxed, data).alone().damages
         logs = torch.tensor([math.log(max(damages[group]["none"], 1e-3)) for group in relaxed.groups])
         with torch.no_grad():  # within the width of the sigmoid, around its beginning at 1
             theta[:, original] += 0.2 * (logs - logs.max())

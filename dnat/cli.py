@@ -596,7 +596,7 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
 )
 @click.option("--latency-budget", help="The same of time, measured here: 0.7 or 5ms; several between commas.")
 @click.option(
-    "--images", type=click.IntRange(1, 1 << 20), help="Images to show (default: 500, of large images fewer)."
+    "--images", type=click.IntRange(1, 1 << 20), help="Images to show (default: 64 to 1,000, for a few minutes)."
 )
 @click.option("--space", help="Choices of an edge: dnat (default); nat++ adds cheaper operations.")
 @click.option("--mode", help="full (default): each edge by itself; cell: repeated blocks change alike.")

@@ -332,14 +332,15 @@ class Config:
     judge: Literal["theta", "loss", "answers"] = _FROM_PRESET
     """What choices are made by, within a budget: "theta"; "loss": what each would do to the training loss if it
     alone were made, found by trying every one (`trial_batches`) when the choices are made; "answers": what they do
-    to the network's answers, each alone and the best sets as a whole, with norms re-estimated (`judge_images`,
+    to the network's answers, each alone, with norms re-estimated (`judge_images`,
     `dnat.sensitivity`). That needs no theta: without `architecture_epochs` the choices are made before anything is
     trained, and all epochs train the compact network. By default the preset's, and theta where there is no budget,
     or where `architecture_epochs` are asked for."""
     trial_batches: int = 2
     """Batches on which a choice is tried, where the loss is the judge."""
-    judge_images: int = 500
-    """Training images, without their labels, on which choices are tried, where the answers are the judge."""
+    judge_images: int | Literal["auto"] = "auto"
+    """Training images, without their labels, on which choices are tried, where the answers are the judge; "auto":
+    from 64 to 1,000, as many as can be shown in a few minutes (`sensitivity.affordable_images`)."""
     settle: float = _FROM_PRESET
     """Last part of the architecture stage, in which the choices are made already and come into force step by step:
     gates go to 0 and 1 while the weights train on, so that dropping the rest loses nothing. 0: all at once."""
@@ -381,8 +382,9 @@ class Config:
         _check_moves(self)
         if self.judge != "theta" and not self.is_limited:
             raise UsageError(f"judge {self.judge!r} needs a budget: without one nothing is worth what it does")
-        for name in ("epochs", "batch_size", "latency_batch", "trial_batches", "judge_images"):
+        for name in ("epochs", "batch_size", "latency_batch", "trial_batches"):
             _check(self, name, "at least 1", lambda v: v >= 1)
+        _check(self, "judge_images", "'auto' or at least 1", lambda v: v == "auto" or v >= 1)
         _check(self, "threads", f"from 1 to {MOST_THREADS}", lambda v: 1 <= v <= MOST_THREADS)
         _check(self, "device", "auto, cpu, cuda, cuda:1, mps", lambda v: bool(_DEVICE.fullmatch(v)))
         if self.architecture_epochs is None:

@@ -54,6 +54,15 @@ MEMORY = 1 << 30
 SHOWN_AT_ONCE = 125
 """Images of a batch, at the most."""
 
+MOST_IMAGES, LEAST_IMAGES = 1000, 64
+"""How many images are shown where their number is not given, at most and at least."""
+
+EFFORT = 2.5e12
+"""Multiply-adds that trying all choices may take where the number of images is not given."""
+
+NORM_IMAGES = 500
+"""Images on which norms are re-estimated once choices are made."""
+
 Distances = dict[str, dict[str, float]]
 """How far the answers to one batch are from the network's own, by group and choice; with those of "original"."""
 
@@ -93,9 +102,21 @@ def shown_images(data: Data, images: int, seed: int) -> Tensor:
     return data.train_batch(torch.from_numpy(order[:images]).long(), None)[0]
 
 
+def affordable_images(relaxed: RelaxedNetwork, madds: float) -> int:
+    """How many images to show where their number is not given: fewer to a network that takes long.
+
+    Args:
+        relaxed: with all choices that are tried.
+        madds: of the network, for one image.
+    """
+    trials = sum(len(relaxed.choices_of(group)) - 1 for group in relaxed.groups)
+    each = madds * trials / 2  # half of it is remembered
+    return max(LEAST_IMAGES, min(MOST_IMAGES, 50 * int(EFFORT / max(each, 1.0) / 50)))
+
+
 def retake_statistics(network: nn.Module, data: Data, config: Config) -> None:
-    """Let norms record the statistics of the images on which choices are judged (`training.take_statistics`)."""
-    images = shown_images(data, config.judge_images, config.seed)
+    """Let norms record the statistics of training images as they are (`training.take_statistics`)."""
+    images = shown_images(data, NORM_IMAGES, config.seed)
     take_statistics(network, images.split(min(SHOWN_AT_ONCE, usual_batch(data.image_size))))
 
 

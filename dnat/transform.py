@@ -35,7 +35,7 @@ from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
 from .selection import Decision, decide, decisions_by_damage, decisions_made
-from .sensitivity import Judge, batch_size, least_damage, retake_statistics, shown_images
+from .sensitivity import Judge, affordable_images, batch_size, least_damage, retake_statistics, shown_images
 from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
@@ -741,7 +741,9 @@ class _Run:
     def _deciding_by_answers(
         self, relaxed: RelaxedNetwork, plan: Plan
     ) -> Callable[[float | None, Mapping[str, str]], tuple[Decision, ...]]:
-        images = shown_images(self.data, self.config.judge_images, self.config.seed)
+        asked = self.config.judge_images
+        number = affordable_images(relaxed, Costs(plan.edges).total) if asked == "auto" else asked
+        images = shown_images(self.data, number, self.config.seed)
         judge = Judge(relaxed, images.tensor_split(math.ceil(len(images) / batch_size(relaxed))))
         digest = digest_of(relaxed, weights_digest(relaxed.detached()), self.config.seed, judge.batches)
         path = self.records.path(SENSITIVITY) if self.records else None

@@ -23,6 +23,7 @@ from ..seeds import check_seed
 from ..sensitivity import (
     Judge,
     Sensitivity,
+    affordable_images,
     batch_size,
     least_damage,
     shown_images,
@@ -32,12 +33,6 @@ from ..transform import FixedReport, weights_digest
 from .batches import divided, first_batch, on_device, resized, so_many
 from .budgets import Budget, amount, parse_budget
 from .result import Proposal, Proposals, Tried
-
-MOST_IMAGES, LEAST_IMAGES = 500, 32
-"""How many images are shown where their number is not given, at most and at least."""
-
-EFFORT = 1e13
-"""Multiply-adds that trying all choices may take where the number of images is not given."""
 
 ATTEMPTS = 4
 """How often a set is chosen again when the network that it makes turns out to exceed its budget."""
@@ -301,7 +296,7 @@ class Planner:
         first, batches = first_batch(data)
         example = on_device(resized(first, 2), device)
         self.place = _Place.of(network, example, space, mode, seed, batch=2 if isinstance(data, Data) else None)
-        most = images or self._affordable()
+        most = images or affordable_images(self.place.relaxed, self.place.amounts["madds"].total)
         size = batch_size(self.place.relaxed)
         if isinstance(data, Data):
             batches = [shown_images(data, most, seed)]
@@ -310,12 +305,6 @@ class Planner:
         ]
         weights = weights_digest(self.place.network)
         self.digest = digest_of(self.place.relaxed, weights, seed, self.batches)
-
-    def _affordable(self) -> int:
-        relaxed = self.place.relaxed
-        trials = sum(len(relaxed.choices_of(group)) - 1 for group in relaxed.groups)
-        each = self.place.amounts["madds"].total * trials / 2  # half of it is remembered
-        return max(LEAST_IMAGES, min(MOST_IMAGES, int(EFFORT / max(each, 1.0))))
 
     @functools.cached_property
     def judge(self) -> Judge:
@@ -402,7 +391,8 @@ def plan(
             "0.7 time"), measured here; or parameters ("0.7 params", "1.2M params").
         space: "dnat", or "nat++": what an edge may become (see `dnat.find_edges`).
         mode: "full", or "cell": edges of a group change alike.
-        images: how many to show, at most; by default 500, or fewer where that would take more than some minutes.
+        images: how many to show, at most; by default from 64 to 1,000, as many as take a few minutes
+            (`sensitivity.affordable_images`).
         seed: which of the `Data` are shown.
         measure: images of a batch whose time is measured, before and after; 0: no time is measured, unless a
             budget is one.

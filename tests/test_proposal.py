@@ -216,7 +216,7 @@ def test_the_picture_shows_every_budget_and_every_edge(form, eight, tmp_path):
     assert [n for n in shown if n in names] == [n for n in names if n in shown]
     for proposal in result.proposals:
         assert f"{proposal.budget}: {proposal.madds / result.madds:.0%} left" in shown
-        assert f"{proposal.budget}: {proposal.damage:.2g}" in shown
+        assert f"{proposal.budget}: {proposal.expected:.2g}" in shown
     # A cell for each edge and budget in the colour of the choice; a bar of that colour, and the legend's.
     taken = Counter(choice for p in result.proposals for choice in p.changed.values())
     for choice, colour in (("identity", "#d55e00"), ("none", "#b00020")):

@@ -97,13 +97,11 @@ def _draw_curve(axes: Any, plan: Proposals) -> None:
     handles = axes.plot(*zip(*points, strict=True), "o-", label="best sets, sum of single damages", **style)
     ends = [damage for _, damage in points]
     for proposal in plan.proposals:
-        x, damage = 100 * proposal.madds / plan.madds, proposal.damage
-        if damage is None or not math.isfinite(damage):
+        x, damage = 100 * proposal.madds / plan.madds, proposal.expected
+        if not math.isfinite(damage):
             continue
         ends.append(damage)
-        if math.isfinite(proposal.expected):
-            axes.plot([x, x], [proposal.expected, damage], color=_MUTED, linewidth=0.8, linestyle=":", zorder=1)
-        label = "at a budget, all choices together"
+        label = "at a budget"
         marks = axes.plot(x, damage, "D", color=_COLOURS[IDENTITY], markersize=6, zorder=3, label=label)
         handles = [handles[0], *marks]
         words = f"{proposal.budget}: {damage:.2g}"

@@ -29,6 +29,7 @@ def described(plan: "Proposals", *, everything: bool = False) -> str:
         f"{plan.network}: {amount(plan.madds, 'madds')}, {amount(plan.params, 'params')}{time}",
         f"{len(plan.edges)} edges may change; {plan.images} images shown, nothing trained",
         f"damage: {_WHAT[plan.compared]}",
+        "of a set the sum, which decides; beside it that of the whole at once",
     ]
     parts = [head, _budgets(plan), _curve(plan), _edges(plan, everything), _fixed(plan, everything)]
     return "\n\n".join("\n".join(line.rstrip() for line in part) for part in parts if part)

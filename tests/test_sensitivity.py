@@ -16,6 +16,7 @@ from dnat.relaxation import relax
 from dnat.sensitivity import (
     Judge,
     Sensitivity,
+    affordable_images,
     batch_size,
     least_damage,
     modules_before,
@@ -453,6 +454,19 @@ def test_shown_images_are_training_images_without_labels_or_crops():
     assert torch.equal(shown, shown_images(data, 15, 3))
     assert not torch.equal(shown, shown_images(data, 15, 4))
     assert len(shown_images(data, 100, 0)) == 40
+
+
+def test_as_many_images_are_shown_as_take_a_few_minutes():
+    """By hand: half of 2.5e12 multiply-adds for each choice and image, in fifties, from 64 to 1,000."""
+    relaxed = relaxed_of(small("resnet8"))
+    trials = sum(len(edge.choices) - 1 for edge in relaxed.edges)
+    for madds in (1.0, 1e9, 4e9, 1e14):
+        exactly = 2.5e12 / (madds * trials / 2)
+        assert affordable_images(relaxed, madds) == min(max(64, 50 * (exactly // 50)), 1000), madds
+    assert 64 < affordable_images(relaxed, 1e9) < 1000
+    assert dnat.Config().judge_images == "auto"
+    with pytest.raises(ValueError, match="judge_images must be 'auto' or at least 1, not 0"):
+        dnat.Config(judge_images=0)
 
 
 def test_batches_are_as_large_as_what_is_remembered_allows(monkeypatch):

@@ -32,7 +32,7 @@ from .errors import DnatError, UsageError, WrongTypeError
 from .networks.cells import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
-from .selection import none_threshold
+from .selection import BEYOND, none_threshold
 from .tracing import copied, frozen_modules, in_mode, in_training, kept_buffers
 
 FASTEST_THETA = 0.1
@@ -706,11 +706,14 @@ def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> 
     found = []
     with in_mode(relaxed, True), frozen_statistics(relaxed):
         now = loss()
+        if not math.isfinite(now):
+            raise NonFiniteError("the loss is not finite any more: lower lr or the rate of theta")
         for row, group in enumerate(relaxed.groups):
             tried = dict.fromkeys(architecture.columns, 0.0)
             for choice in relaxed.choices_of(group):
                 with architecture.trying(row, choice):
-                    tried[choice] = now - loss()
+                    worth = now - loss()
+                tried[choice] = worth if math.isfinite(worth) else -BEYOND
             found.append(list(tried.values()))
     return found
 

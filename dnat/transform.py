@@ -725,6 +725,8 @@ class _Run:
             return lambda limit, ruled_out: decisions_made(relaxed, made)
         if self.config.judge == "answers":
             return self._deciding_by_answers(relaxed, plan)
+        if not torch.isfinite(relaxed.architecture.theta).all():  # between two looks at the loss
+            self.trainer.fail("theta is not finite any more")
         worths = None
         if self.config.judge == "loss":
             worths = effects(relaxed, self.data, self.config, self.trainer.progress.epoch)

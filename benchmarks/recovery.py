@@ -139,8 +139,9 @@ def table(rows: Sequence[Mapping[str, Any]], budget: str) -> str:
 
 
 def spread(values: Sequence[float], sign: str = "") -> str:
-    """Mean and sample deviation."""
-    return f"{statistics.mean(values):{sign}.2f} ± {statistics.stdev(values) if len(values) > 1 else 0:.2f}"
+    """Mean and sample deviation; the value alone where there is one."""
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ GUIDES = {path.name: path.read_text() for path in [ROOT / "README.md", *(ROOT / 
 
 OTHER_PROGRAMS = {  # flags of torchrun, sbatch, `wandb sync` and benchmarks
     *("--standalone", "--nproc-per-node", "--max-restarts", "--no-python", "--array", "--gres", "--signal"),
-    *("--include-online", "--json", "--random"),
+    *("--include-online", "--json", "--random", "--theta-seeds"),
 }
 
 

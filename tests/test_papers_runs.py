@@ -41,11 +41,11 @@ def test_two_epochs_on_cifar10(tmp_path, cifar10_root, network):
 
 
 def test_two_epochs_on_tiny_imagenet(tmp_path, tiny_imagenet_root):
-    """Of 2,000 images, 0.95 % is 2.8 standard deviations above chance, 0.5 %."""
+    """By the loss: what knows nothing has log(200) = 5.298. Of 2,000 images at 0.5 % accuracies say little."""
     words = f"--network resnet20 --data tiny_imagenet --data-root {tiny_imagenet_root} --train-limit 4000"
     results, rows, output = transform(tmp_path / "run", f"{words} {SHORT} --set network.width=8")
-    assert results["test_accuracy"] > 0.0095
-    assert rows[-1]["train_loss"] < 5.29  # log(200) is 5.298
+    assert results["test_loss"] < 5.28
+    assert rows[-1]["train_loss"] < 5.29
     # What was charged above half of the multiply-adds is no reason to drop all that can be dropped.
     assert 0.35 < results["cost_after"]["madds"] / results["cost_before"]["madds"] < 1
     assert "10,000 of 100,000" in output

@@ -339,7 +339,7 @@ def verdict(edges: list[dict[str, Any]]) -> str:
     if all(edge.get("by", "") in _WITHOUT_THETA for edge in edges):
         return ""
     if any(edge["by"] == "answers" for edge in edges):
-        return "of the sets within the budget that were tried, this one does least to the network's answers"
+        return "of the sets that use the budget, this one has the least sum of what its choices do to the answers"
     if any(edge["by"] == "plan" for edge in edges):
         return "the choices are those of the plan"
     judge = "the loss" if any(edge["by"] == "loss" for edge in edges) else "theta"

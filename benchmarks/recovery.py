@@ -64,8 +64,9 @@ def choices_of(network: nn.Module, data: Data, budget: str, how: str, seed: int)
         return dict(sorted(made.items(), key=lambda pair: damages[pair[0]][pair[1]]))
     example = data.example(2)
     edges = find_edges(trace(network, example, batch=2))
-    groups, costs = relax(network, edges).by_group(), Costs(edges)
-    legal = {group: list(members[0].choices) for group, members in groups.items()}
+    relaxed, costs = relax(network, edges), Costs(edges)
+    groups = relaxed.by_group()
+    legal = {group: list(relaxed.choices_of(group)) for group in groups}
     chosen = CHOOSERS[how](groups, legal, costs, float(budget) * costs.total, seed)
     return {edge.key: c for edge, c in by_edge(groups, chosen).items() if c != "original"}
 

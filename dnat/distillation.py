@@ -46,35 +46,27 @@ class Teacher:
 
     Args:
         network: the teacher, in eval mode.
+        student: whose layers are taught.
         config: with the weights `distillation` and `feature_distillation`, and the temperature.
+
+    Attributes:
+        layers: paths of the layers that both networks have; none where nothing is learned from them.
     """
 
-    def __init__(self, network: nn.Module, config: Config) -> None:
+    def __init__(self, network: nn.Module, student: nn.Module, config: Config) -> None:
         self.network, self.config = network, config
+        self.layers = _shared_layers(network, student) if config.feature_distillation else ()
 
-    def lesson(self, images: Tensor, student: nn.Module) -> Lesson:
-        """What the teacher says of a batch of images.
-
-        Args:
-            images: (N, C, H, W).
-            student: whose layers are taught.
-        """
-        paths = self.shared_layers(student)
+    def lesson(self, images: Tensor) -> Lesson:
+        """What the teacher says of a batch of images, (N, C, H, W)."""
         with (
             torch.no_grad(),
             autocast(self.config, images.device),
             in_forward(self.network, images),
-            watched(self.network, paths) as given,
+            watched(self.network, self.layers) as given,
         ):
             output = scores(self.network(images)).float()
         return Lesson(log_softmax(output / self.config.distillation_temperature, 1), given)
-
-    def shared_layers(self, student: nn.Module) -> tuple[str, ...]:
-        """Paths of the layers that both networks have; none where nothing is learned from them."""
-        if not self.config.feature_distillation:
-            return ()
-        own = {path: type(module) for path, module in self.network.named_modules() if _is_layer(module)}
-        return tuple(p for p, m in student.named_modules() if _is_layer(m) and own.get(p) is type(m))
 
     def loss(self, loss: Tensor, output: Tensor, lesson: Lesson, given: Mapping[str, Tensor]) -> Tensor:
         """The loss with what is learned from a lesson.
@@ -93,6 +85,11 @@ class Teacher:
         if distances:
             loss = loss + self.config.feature_distillation * torch.stack(distances).mean()
         return loss
+
+
+def _shared_layers(network: nn.Module, other: nn.Module) -> tuple[str, ...]:
+    own = {path: type(module) for path, module in network.named_modules() if _is_layer(module)}
+    return tuple(p for p, m in other.named_modules() if _is_layer(m) and own.get(p) is type(m))
 
 
 def _is_layer(module: nn.Module) -> bool:

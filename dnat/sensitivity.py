@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
+from torch.utils._pytree import tree_map_only
 
 from .budget import Costs, Groups, best
 from .config import Config
@@ -126,6 +127,25 @@ def batch_size(relaxed: RelaxedNetwork) -> int:
     before = [modules_before(relaxed.members(group)) for group in relaxed.groups]
     each = max(sum(sizes[path] for path in paths) for paths in before)
     return max(8, min(125, int(MEMORY / max(each, 1.0))))
+
+
+def rows_of(batch: Example) -> int | None:
+    """How many images a batch holds, where all its tensors agree in their first dimension; else None."""
+    lengths = {len(t) for t in tensors_of(batch) if t.dim()}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def divided(batch: Example, most: int) -> list[Example]:
+    """A batch in parts of nearly equal size, each of at most so many images."""
+    here = rows_of(batch)
+    if not here or here <= most:
+        return [batch]
+    bounds = [(int(p[0]), int(p[-1]) + 1) for p in torch.arange(here).tensor_split(math.ceil(here / most))]
+
+    def part(first: int, last: int) -> Example:
+        return tree_map_only(Tensor, lambda t: t[first:last] if t.dim() else t, batch)
+
+    return [part(first, last) for first, last in bounds]
 
 
 def _sizes(relaxed: RelaxedNetwork) -> dict[str, float]:

@@ -397,7 +397,7 @@ class Trainer:
         self.batches = batches_per_epoch(len(data.train_labels), config)
         self.theta = theta_optimizer(self.relaxed, config, self.batches) if self.relaxed else None
         self.architecture_loss = architecture_loss
-        self.teacher = Teacher(teacher, config) if teacher else None
+        self.teacher = Teacher(teacher, self.weights, config) if teacher else None
         if self.relaxed and architecture_loss is None:
             self.architecture_loss = ArchitectureLoss(self.relaxed, config)
         self.steps = self.batches * config.epochs
@@ -463,7 +463,7 @@ class Trainer:
         if self.relaxed and self.config.paths == "two":
             self.relaxed.sample(self.config.seed, self.progress.step)
         single = self.relaxed is not None and self.config.single_pass and not settling
-        lesson = self.teacher.lesson(images, self.weights) if self.teacher else None
+        lesson = self.teacher.lesson(images) if self.teacher else None
         thetas = list(self.relaxed.thetas()) if self.relaxed else []
         with frozen([] if single else thetas):
             loss, correct = self._loss(images, labels, lesson)

@@ -35,7 +35,15 @@ from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
 from .selection import Decision, decide, decisions_by_damage, decisions_made
-from .sensitivity import Judge, affordable_images, batch_size, least_damage, retake_statistics, shown_images
+from .sensitivity import (
+    Judge,
+    affordable_images,
+    batch_size,
+    divided,
+    least_damage,
+    retake_statistics,
+    shown_images,
+)
 from .tracing import Program, copied, in_training, trace
 from .tracking import Tracker
 from .training import (
@@ -746,7 +754,7 @@ class _Run:
         asked = self.config.judge_images
         number = affordable_images(relaxed, Costs(plan.edges).total) if asked == "auto" else asked
         images = shown_images(self.data, number, self.config.seed)
-        judge = Judge(relaxed, images.tensor_split(math.ceil(len(images) / batch_size(relaxed))))
+        judge = Judge(relaxed, divided(images, batch_size(relaxed)))
         digest = digest_of(relaxed, weights_digest(relaxed.detached()), self.config.seed, judge.batches)
         path = self.records.path(SENSITIVITY) if self.records else None
         sensitivity = measured(judge, path, digest, kept=self._stop_while_measuring)

@@ -39,10 +39,10 @@ def test_answers_are_learned_beside_the_labels():
         for parameter in teacher.parameters():
             parameter.add_(torch.randn_like(parameter))
     x, y = images(), torch.tensor([0, 1, 2, 3])
-    taught = Teacher(teacher, config(distillation=weight, distillation_temperature=temperature))
+    taught = Teacher(teacher, student, config(distillation=weight, distillation_temperature=temperature))
     with torch.no_grad():
         output = student(x)
-        loss = taught.loss(nn.functional.cross_entropy(output, y), output, taught.lesson(x, student), {})
+        loss = taught.loss(nn.functional.cross_entropy(output, y), output, taught.lesson(x), {})
         ours, theirs = output.tolist(), teacher(x).tolist()
 
     def shares(row, temperature=1.0):
@@ -87,8 +87,8 @@ def test_what_layers_are_given_is_learned():
     """By hand: `first` is given the same images; `left` and `right` share a tensor; `same` keeps its shape."""
     teacher, student = chains()
     x, weight = torch.randn(6, 3, 5, 5), 7.0
-    taught = Teacher(teacher, config(distillation=0.0, feature_distillation=weight))
-    lesson = taught.lesson(x, student)
+    taught = Teacher(teacher, student, config(distillation=0.0, feature_distillation=weight))
+    lesson = taught.lesson(x)
     assert list(lesson.given) == ["first", "left", "last"]
     with watched(student, tuple(lesson.given)) as given:
         output = student(x)
@@ -112,9 +112,9 @@ def test_what_layers_are_given_is_learned():
 def test_layers_of_another_shape_or_kind_are_left_out():
     teacher, student = chains(wide=8)
     student.left = nn.ConvTranspose2d(4, 8, 1)
-    taught = Teacher(teacher, config(distillation=0.0, feature_distillation=1.0))
+    taught = Teacher(teacher, student, config(distillation=0.0, feature_distillation=1.0))
     x = torch.randn(2, 3, 5, 5)
-    lesson = taught.lesson(x, student)
+    lesson = taught.lesson(x)
     assert list(lesson.given) == ["first", "right", "last"]  # `left` is another kind here
     with watched(student, tuple(lesson.given)) as given:
         output = student(x)
@@ -128,9 +128,9 @@ def test_layers_of_another_shape_or_kind_are_left_out():
 def test_the_teacher_itself_has_nothing_to_learn():
     teacher = residual()
     student = copy.deepcopy(teacher)
-    taught = Teacher(teacher, config(distillation=1.0, feature_distillation=3.0))
+    taught = Teacher(teacher, student, config(distillation=1.0, feature_distillation=3.0))
     x = images()
-    lesson = taught.lesson(x, student)
+    lesson = taught.lesson(x)
     with watched(student, tuple(lesson.given)) as given:
         output = student(x)
     loss = taught.loss(torch.tensor(5.0), output, lesson, given)
@@ -143,8 +143,8 @@ def test_nothing_stays_on_the_networks():
     teacher, student = chains()
     with pytest.raises(RuntimeError, match="stop"), watched(student, ("first", "last")):
         raise RuntimeError("stop")
-    taught = Teacher(teacher, config(feature_distillation=1.0))
-    taught.lesson(torch.zeros(2, 3, 5, 5), student)
+    taught = Teacher(teacher, student, config(feature_distillation=1.0))
+    taught.lesson(torch.zeros(2, 3, 5, 5))
     for network in (teacher, student):
         assert not any(m._forward_hooks for m in network.modules())
 
@@ -160,10 +160,10 @@ def test_theta_does_not_feel_what_layers_are_given():
         trainer = Trainer(relaxed, data, settings, Progress(), teacher=copy.deepcopy(network).eval())
         x, y = next(data.train_batches(0, 0, 8))
         assert trainer.teacher
-        trainer._theta_gradient(x, y, trainer.teacher.lesson(x, trainer.weights))
+        trainer._theta_gradient(x, y, trainer.teacher.lesson(x))
         gradients.append(next(relaxed.thetas()).grad.clone())
-        before = trainer._loss(x, y, Lesson(trainer.teacher.lesson(x, trainer.weights).answers))[0].item()
-        after = trainer._loss(x, y, trainer.teacher.lesson(x, trainer.weights))[0].item()
+        before = trainer._loss(x, y, Lesson(trainer.teacher.lesson(x).answers))[0].item()
+        after = trainer._loss(x, y, trainer.teacher.lesson(x))[0].item()
         assert (after > before) is (weight > 0)
     assert torch.equal(*gradients)
 

@@ -241,11 +241,13 @@ class _Given:
     def _with_set(self) -> tuple[Commitment, nn.Module]:
         """Choices that can be carried out, within the limit."""
         plan = self._plan()
-        groups = self._relaxed(plan).by_group()
-        legal = {g: [c for c in m[0].choices if all(c in e.choices for e in m)] for g, m in groups.items()}
+        relaxed = self._relaxed(plan)
+        groups = relaxed.by_group()
+        legal = {group: list(relaxed.choices_of(group)) for group in groups}
         for _ in range(COMMIT_ATTEMPTS):
             chosen = CHOOSERS[self.method](groups, legal, plan.costs, self.limit, self.config.seed)
-            made = self._discretized(plan, {e.key: c for e, c in by_edge(groups, chosen).items()})
+            wanted = {e.key: c for e, c in by_edge(groups, chosen).items()}
+            made = discretization(relaxed, wanted, self._example)
             missed = {*made.undone, *made.partial}
             if not missed and cost(made.network, self._example, batch=len(self._example)).madds <= self.limit:
                 return self._commitment(self._reports(plan, made), made, plan), made.network

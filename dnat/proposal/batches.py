@@ -1,6 +1,5 @@
-"""Batches of whatever a network takes: cut, divided, moved."""
+"""Batches of whatever a network takes: cut, moved."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +9,8 @@ from torch.utils._pytree import tree_map_only
 
 from ..data import Data
 from ..errors import UsageError, WrongTypeError
-from ..tracing import Example, tensors_of
+from ..sensitivity import rows_of
+from ..tracing import Example
 
 
 def first_batch(data: Any) -> tuple[Example, Iterable[Any]]:
@@ -50,12 +50,6 @@ def checked_batch(batch: Any) -> None:
     raise WrongTypeError(f"a batch must be a tensor, a tuple or a dict, not {type(batch).__name__}{hint}")
 
 
-def rows_of(batch: Example) -> int | None:
-    """How many images a batch holds, where all its tensors agree in their first dimension; else None."""
-    lengths = {len(t) for t in tensors_of(batch) if t.dim()}
-    return lengths.pop() if len(lengths) == 1 else None
-
-
 def resized(batch: Example, rows: int) -> Example:
     """A batch of so many of its images, over and over again; as it is where it is not certain what an image is."""
     here = rows_of(batch)
@@ -63,19 +57,6 @@ def resized(batch: Example, rows: int) -> Example:
         return batch
     index = torch.arange(rows) % here
     return tree_map_only(Tensor, lambda t: t[index.to(t.device)] if t.dim() else t, batch)
-
-
-def divided(batch: Example, most: int) -> list[Example]:
-    """A batch in parts of nearly equal size, each of at most so many images."""
-    here = rows_of(batch)
-    if not here or here <= most:
-        return [batch]
-    bounds = [(int(p[0]), int(p[-1]) + 1) for p in torch.arange(here).tensor_split(math.ceil(here / most))]
-
-    def part(first: int, last: int) -> Example:
-        return tree_map_only(Tensor, lambda t: t[first:last] if t.dim() else t, batch)
-
-    return [part(first, last) for first, last in bounds]
 
 
 def on_device(batch: Example, device: torch.device | None) -> Example:

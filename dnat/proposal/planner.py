@@ -25,12 +25,13 @@ from ..sensitivity import (
     Sensitivity,
     affordable_images,
     batch_size,
+    divided,
     least_damage,
     shown_images,
 )
 from ..tracing import Example, Program, copied, trace
 from ..transform import FixedReport, weights_digest
-from .batches import divided, first_batch, on_device, resized, so_many
+from .batches import first_batch, on_device, resized, so_many
 from .budgets import Budget, amount, parse_budget
 from .result import Proposal, Proposals, Tried
 
@@ -316,9 +317,8 @@ class Planner:
     ) -> Sensitivity:
         """Try every choice; what one of two files holds is not tried again, and the first is written."""
         known = batches_in(elsewhere, self.digest) if elsewhere else []
-        return measured(
-            *(self.judge, path, self.digest, lambda done, of: tell("trying choices", done, of)), known=known
-        )
+        trying = functools.partial(tell, "trying choices")
+        return measured(self.judge, path, self.digest, trying, known=known)
 
     def result(
         self,

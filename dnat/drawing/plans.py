@@ -55,6 +55,8 @@ def draw_plan(plan: Proposals, path: str | Path) -> Path:
         # Placed once: saving would otherwise move the parts a little further.
         figure.draw_without_rendering()
         figure.set_layout_engine("none")
+        for part in (curve, bars, table):  # the layout's solver rounds now one way and now another
+            part.set_position([round(bound, 9) for bound in part.get_position().bounds])
         return save(curve, Path(path).with_suffix(""), [form])[0]
 
 

@@ -9,6 +9,8 @@ are the choices of each group of edges (binary) and whether each value is needed
 by the choices). Sets that cannot be made together are cut off one conflict at a time, as they turn up.
 """
 
+import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,12 +26,19 @@ from .tracing import State
 FULL = 0.97
 """The share of a limit that is to be used where any legal set has a cost between that and the limit."""
 
+FULL_WITH_WIDTHS = 0.99
+"""The same where widths may shrink: their steps are fine."""
+
 MOST_NODES = 1000
 """After how many branches the best set so far is taken where much of a limit is to be used: whether sizes can add
 up to that may take for ever to find out. Small networks need fewer."""
 
 Groups = Mapping[str, Sequence[Edge]]
 """Edges by the group that shares a choice."""
+
+
+Parts = Mapping[tuple[Edge, str], Mapping[int, float]]
+"""{(edge, choice): {operation: the share of its cost that remains}}, of widths."""
 
 
 class InfeasibleError(UsageError):
@@ -42,9 +51,13 @@ class Costs:
     Args:
         edges: the edges that may change.
         weights: what each operation of the program's first trace costs; by default its multiply-adds.
+        parts: what of an operation's cost remains with a width's choice: {(edge, choice): {operation: share}}; by
+            default the share of its channels, of all operations that work on them.
     """
 
-    def __init__(self, edges: Iterable[Edge], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, edges: Iterable[Edge], weights: Sequence[float] | None = None, parts: Parts | None = None
+    ) -> None:
         self.edges = tuple(edges)
         self.trace = self.edges[0].program.traces[0]
         batch = max(self.trace.batch, 1)
@@ -55,9 +68,15 @@ class Costs:
             raise UsageError(f"{len(self.weights)} weights for {len(self.trace.operations)} operations")
         # Another operation has multiply-adds of its own, and so has a reduction that stands in for an identity.
         self.added = {(e, c): e.added(c) for e in self.edges for c in e.modules if self.counted and e.added(c)}
+        self.parts = _shares(self.edges, self.weights) if parts is None else parts
         self.total = sum(self.weights)
         """The cost of the untouched network."""
         self._useless = self.total - sum(self.weights[i] for i in self.trace.live())
+
+    @property
+    def full(self) -> float:
+        """The share of a limit that is to be used where any legal set does."""
+        return FULL_WITH_WIDTHS if self.parts else FULL
 
     def of(self, choices: Mapping[Edge, str]) -> float:
         """The cost when these choices are made; edges that are missing stay original."""
@@ -67,21 +86,33 @@ class Costs:
             for (edge, choice), weight in self.added.items()
             if choices.get(edge) == choice and any(out in values for _, out in edge.values(self.trace))
         )
-        return self._useless + sum(self.weights[i] for i in sorted(operations)) + sum(added)
+        narrowed = [self.parts[edge, choice] for edge, choice in choices.items() if (edge, choice) in self.parts]
+        remaining = (self.weights[i] * math.prod(p.get(i, 1.0) for p in narrowed) for i in sorted(operations))
+        return self._useless + sum(remaining) + sum(added)
 
     def removed(self, choices: Mapping[Edge, str]) -> frozenset[int]:
         """The operations that these choices make unnecessary."""
         return self.trace.live() - self.trace.live(*replacements(self.trace, choices))
 
+    def _narrowed(self, members: Iterable[Edge], choice: str) -> dict[int, float]:
+        """The share of each operation that remains where the widths of a group become a choice."""
+        found: dict[int, float] = {}
+        for edge in members:
+            for number, share in self.parts.get((edge, choice), {}).items():
+                found[number] = found.get(number, 1.0) * share
+        return found
+
     def expectation(self, groups: Groups, legal: Mapping[str, Sequence[str]]) -> "Expectation":
         """The table behind the expected cost when each group makes a random choice of its own."""
-        killers: defaultdict[int, set[tuple[str, str]]] = defaultdict(set)
+        killers: defaultdict[int, set[tuple[str, str, float]]] = defaultdict(set)
         for group, members in groups.items():
             for choice in legal[group]:
                 if choice != ORIGINAL:
                     for number in self.removed(dict.fromkeys(members, choice)):
-                        killers[number].add((group, choice))
-        shares: defaultdict[frozenset[tuple[str, str]], float] = defaultdict(float)
+                        killers[number].add((group, choice, 1.0))
+                    for number, share in self._narrowed(members, choice).items():
+                        killers[number].add((group, choice, 1 - share))
+        shares: defaultdict[frozenset[tuple[str, str, float]], float] = defaultdict(float)
         for number, found in killers.items():
             shares[frozenset(found)] += self.weights[number]
         fixed = self.total - sum(shares.values())
@@ -101,15 +132,25 @@ class Expectation:
 
     Attributes:
         total: the cost of the untouched network.
-        fixed: what no single choice can take away.
-        shares: (cost, the (group, choice) pairs each of which takes it away).
+        fixed: what no single choice can make less.
+        shares: (cost, the (group, choice, share) each of which takes that share of it away).
         added: (group, choice, cost that comes with it).
     """
 
     total: float
     fixed: float
-    shares: tuple[tuple[float, tuple[tuple[str, str], ...]], ...]
+    shares: tuple[tuple[float, tuple[tuple[str, str, float], ...]], ...]
     added: tuple[tuple[str, str, float], ...]
+
+
+def _shares(edges: Iterable[Edge], weights: Sequence[float]) -> Parts:
+    """What remains of operations' multiply-adds: of all that work on a width's channels, their share."""
+    return {
+        (edge, choice): {i: edge.remaining(choice) for i in sorted(edge.place.operations) if weights[i]}
+        for edge in edges
+        if edge.place
+        for choice in edge.choices[1:]
+    }
 
 
 def best(
@@ -180,6 +221,11 @@ class _Rows:
         self.entries.extend((row, variable, coefficient) for variable, coefficient in terms)
         self.bounds.append(bound)
 
+    def equal(self, terms: Sequence[tuple[int, float]], value: float) -> None:
+        """A sum is a value."""
+        self.add(terms, value)
+        self.add([(variable, -coefficient) for variable, coefficient in terms], -value)
+
 
 class _Model:
     """The integer program: choices of groups, and which values they leave needed.
@@ -215,6 +261,7 @@ class _Model:
                 self.rows.add([(self.choices[group, c], -1.0) for c in others], -1.0)
         self.binaries = len(self.objective)
         self.price: defaultdict[int, float] = defaultdict(float)
+        self.products: dict[tuple[str, ...], dict[tuple[str, ...], int]] = {}
         self.paid = costs._useless  # whatever is chosen
         self._needs()
         self.scale = max(costs.total, 1e-30)
@@ -295,6 +342,72 @@ class _Model:
                 self.paid += self.costs.weights[number]
             elif need is not None:
                 self.price[need] += self.costs.weights[number]
+        self._save(alive)
+
+    def _save(self, alive: Mapping[int, int | None]) -> None:
+        """Take off what widths save of the operations that are needed.
+
+        Operations that the same widths work on, and that are needed together, are one term. Of one that several
+        widths work on each combination of their choices has a variable, which is the product of theirs.
+        """
+        tables = self._tables()
+        touched = {g: {number for row in table.values() for number in row} for g, table in tables.items()}
+        terms: defaultdict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
+        for number, need in alive.items():
+            groups = tuple(g for g in tables if number in touched[g])
+            if groups and need is not None:
+                terms[need, groups].append(number)
+        for (need, groups), numbers in terms.items():
+            rows = [[(c, row) for c, row in [(ORIGINAL, {}), *tables[g].items()]] for g in groups]
+            savings: dict[tuple[str, ...], float] = {}
+            for combination in itertools.product(*rows):
+                left = (math.prod(row.get(i, 1.0) for _, row in combination) for i in numbers)
+                saved = sum(self.costs.weights[i] * (1 - share) for i, share in zip(numbers, left, strict=True))
+                savings[tuple(c for c, _ in combination)] = saved
+            chosen = self._together(groups, [[c for c, _ in row] for row in rows])
+            self._cheaper(need, {v: savings[key] for key, v in chosen.items() if any(c != ORIGINAL for c in key)})
+
+    def _tables(self) -> dict[str, dict[str, dict[int, float]]]:
+        """For each group of widths and each of its choices the share of each operation that remains."""
+        found: dict[str, dict[str, dict[int, float]]] = {}
+        for group, choice in self.choices:
+            table = self.costs._narrowed(self.groups[group], choice)
+            if table:
+                found.setdefault(group, {})[choice] = table
+        return found
+
+    def _together(
+        self, groups: tuple[str, ...], choices: Sequence[Sequence[str]]
+    ) -> dict[tuple[str, ...], int]:
+        """A variable for each combination of choices of some groups, 1 where all of them are made."""
+        if len(groups) == 1:
+            return {(c,): self.choices[groups[0], c] for c in choices[0] if c != ORIGINAL}
+        if groups not in self.products:
+            made = {key: self._variable() for key in itertools.product(*choices)}
+            self.rows.equal([(v, 1.0) for v in made.values()], 1.0)
+            for place, group in enumerate(groups):
+                for choice in choices[place]:
+                    if choice != ORIGINAL:
+                        terms = [(v, 1.0) for key, v in made.items() if key[place] == choice]
+                        self.rows.equal([*terms, (self.choices[group, choice], -1.0)], 0.0)
+            self.products[groups] = made
+        return self.products[groups]
+
+    def _cheaper(self, need: int, savings: Mapping[int, float]) -> None:
+        """Take off what each of some variables saves, of which one at the most is 1, where it is needed."""
+        if need == _ALWAYS:
+            for variable, saved in savings.items():
+                self.price[variable] -= saved
+            return
+        used = []
+        for variable, saved in savings.items():
+            one = self._variable()
+            self.rows.add([(variable, 1.0), (one, -1.0)], 0.0)
+            if self.exact:
+                self.rows.add([(one, 1.0), (need, -1.0), (variable, -1.0)], -1.0)
+            self.price[one] -= saved
+            used.append(one)
+        self.rows.add([(need, 1.0), *((v, -1.0) for v in used)], 0.0)
 
     def _through(self, edge: Edge, choice: str, behind: int, ends: Iterable[Edge]) -> int:
         """The need of an edge's input when the choice reads it and no edge around it has replaced it."""

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, possible_edges, problems
 from .errors import UsageError
 from .naming import unknown
+from .narrowing import Orders, by_weights, cut, narrow, slices, staying
 from .relaxation import RelaxedNetwork, module_name, relax
 from .rewriting import Inputs, Outcome, branch_places, drop, exchanged, identified, submodule
 from .tracing import Example, Program, copied, examples_of, fixed_randomness, in_mode, trace
@@ -129,14 +130,15 @@ def discretization(
     edges = relaxed.edges if relaxed else _edges_for(program or trace(network, example), choices)
     wanted = _checked(choices, edges)
     added = _added(relaxed) if relaxed else {}
-    reference = _one_hot(plain, added, wanted)
-    attempt, done = _build(plain, reference, wanted, example)
+    given = _Given(plain, added, relaxed.orders if relaxed else by_weights(plain, edges))
+    reference = _one_hot(given, wanted)
+    attempt, done = _build(given, reference, wanted, example)
     if attempt.undone:
-        reference = _one_hot(plain, added, done)
+        reference = _one_hot(given, done)
     if not _agree(attempt.network, reference, example):
-        culprits = _culprits(plain, added, wanted, example)
-        attempt, done = _build(plain, reference, wanted | dict.fromkeys(culprits, ORIGINAL), example)
-        reference = _one_hot(plain, added, done)
+        culprits = _culprits(given, wanted, example)
+        attempt, done = _build(given, reference, wanted | dict.fromkeys(culprits, ORIGINAL), example)
+        reference = _one_hot(given, done)
         for edge in culprits:
             attempt.undone[edge.key] = "the rewritten network computed something else"
         if not culprits or not _agree(attempt.network, reference, example):
@@ -148,8 +150,7 @@ def discretization(
 
 def _edges_for(program: Program, choices: Mapping[str, str]) -> tuple[Edge, ...]:
     """Every place of a network, with all that it could become, whatever a space would offer."""
-    names = {key: choice for key, choice in choices.items() if choice not in (ORIGINAL, IDENTITY, NONE)}
-    return possible_edges(program, names)
+    return possible_edges(program, choices)
 
 
 def _checked(choices: Mapping[str, str], edges: Sequence[Edge]) -> dict[Edge, str]:
@@ -174,18 +175,28 @@ Added = Mapping[str, nn.Module]
 """The modules of choices that have one, by their path in the relaxed network."""
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What choices are made in: the network, trained operations that may stand in it, the order of its channels."""
+
+    plain: nn.Module
+    added: Added
+    orders: Orders
+
+
 def _added(relaxed: RelaxedNetwork) -> Added:
     """Copies of a relaxed network's trained operations: those that stand beside the original ones."""
     paths = (f"{edge.entry}.{module_name(choice)}" for edge in relaxed.edges for choice in edge.modules)
     return {path: copied(relaxed.network.get_submodule(path)) for path in paths}
 
 
-def _one_hot(plain: nn.Module, added: Added, wanted: Mapping[Edge, str]) -> nn.Module:
+def _one_hot(given: _Given, wanted: Mapping[Edge, str]) -> nn.Module:
     """The oracle: the relaxed network with theta one-hot, and with the trained operations."""
+    plain, added = given.plain, given.added
     changed = {edge: choice for edge, choice in wanted.items() if choice != ORIGINAL}
     if not changed:
         return copied(plain)
-    twin = relax(plain, changed, warm_start=not added)
+    twin = relax(plain, changed, warm_start=not added, orders=given.orders)
     twin.set_one_hot({edge.key: choice for edge, choice in changed.items()})
     for edge in changed:
         for path in (f"{edge.entry}.{module_name(choice)}" for choice in edge.modules):
@@ -195,11 +206,13 @@ def _one_hot(plain: nn.Module, added: Added, wanted: Mapping[Edge, str]) -> nn.M
 
 
 def _build(
-    plain: nn.Module, reference: nn.Module, wanted: Mapping[Edge, str], example: Example
+    given: _Given, reference: nn.Module, wanted: Mapping[Edge, str], example: Example
 ) -> tuple[Discretization, dict[Edge, str]]:
     """Make the choices in a copy, without checking the result; also tells which were made."""
-    network = copied(plain)
+    network = copied(given.plain)
     outcome = Outcome(dict(wanted), {}, {})
+    for edge, stays in _narrowed(given.orders, wanted):
+        narrow(network, edge, stays)
     # A null edge that stays is dropped like a branch, so that nothing of dnat is left in the network.
     dropped = [e for e, c in wanted.items() if c == NONE or (e.kind == "skip" and c == ORIGINAL)]
     inputs = Inputs(network, *examples_of(example)[0]) if dropped else None
@@ -219,6 +232,11 @@ def _build(
     return Discretization(network, choices, outcome.undone, partial=outcome.partial), outcome.choices
 
 
+def _narrowed(orders: Orders, wanted: Mapping[Edge, str]) -> list[tuple[Edge, list[int]]]:
+    """The widths that shrink, and which of their channels stay."""
+    return [(e, staying(e, c, orders[e.key])) for e, c in wanted.items() if e.place and c != ORIGINAL]
+
+
 def _passed(network: nn.Module, reference: RelaxedNetwork, edge: Edge, choice: str) -> nn.Module:
     """The network with an identity or another operation in the edge's place."""
     if choice in edge.modules:
@@ -236,16 +254,16 @@ def _passed(network: nn.Module, reference: RelaxedNetwork, edge: Edge, choice: s
     return identified(network, edge)
 
 
-def _culprits(plain: nn.Module, added: Added, wanted: Mapping[Edge, str], example: Example) -> list[Edge]:
+def _culprits(given: _Given, wanted: Mapping[Edge, str], example: Example) -> list[Edge]:
     """The edges whose choice, made alone, gives another function than the relaxed network has."""
     found = []
     for edge, choice in wanted.items():
         if choice == ORIGINAL:
             continue
         alone = {e: choice if e is edge else ORIGINAL for e in wanted}
-        oracle = _one_hot(plain, added, alone)
+        oracle = _one_hot(given, alone)
         try:
-            agrees = _agree(_build(plain, oracle, alone, example)[0].network, oracle, example)
+            agrees = _agree(_build(given, oracle, alone, example)[0].network, oracle, example)
         except Exception:
             agrees = False
         if not agrees:
@@ -299,8 +317,18 @@ def _tensors_of(result: Any) -> list[Tensor]:
 
 
 def _buffers(network: nn.Module) -> dict[str, Tensor]:
-    network = network.network if isinstance(network, RelaxedNetwork) else network
-    return dict(network.named_buffers())
+    """Buffers by name; of a relaxed network without what its widths leave out."""
+    if not isinstance(network, RelaxedNetwork):
+        return dict(network.named_buffers())
+    found = dict(network.network.named_buffers())
+    gates = network.architecture.gates()
+    for edge in network.edges:
+        if edge.place:
+            choice = network.architecture.columns[int(gates[network.row(edge)].argmax())]
+            for name, (dim, index) in slices(edge, staying(edge, choice, network.orders[edge.key])).items():
+                if name in found:
+                    found[name] = cut(found[name], dim, index)
+    return found
 
 
 def _same(one: tuple[list[Tensor], dict[str, Tensor]], other: tuple[list[Tensor], dict[str, Tensor]]) -> bool:

@@ -10,16 +10,28 @@ from .budget import Costs, Groups, InfeasibleError, cheapest
 from .config import Amount, Config, parse_amount
 from .cost import operation_seconds
 from .distributed import from_first
-from .edges import ORIGINAL, Edge, everything_else, groups_of, in_order, legal_edges, nones_once, problems
+from .edges import (
+    ORIGINAL,
+    Edge,
+    Space,
+    everything_else,
+    groups_of,
+    in_order,
+    legal_edges,
+    nones_once,
+    parts_of,
+    problems,
+)
 from .errors import UsageError
 from .naming import unknown
+from .narrowing import narrowable
 from .rewriting import rewritable
 from .tracing import Program
 
 
 def find_edges(
     program: Program,
-    space: str | Mapping[str, Sequence[str]] = "dnat",
+    space: Space = "dnat",
     *,
     everything: bool = False,
     only: Collection[str] | None = None,
@@ -33,7 +45,9 @@ def find_edges(
     Args:
         program: from `dnat.trace`.
         space: "dnat": original, identity and none. "nat++", or a table of yours (`transitions.read_transitions`):
-            operations of searched cells and convolutions may also become those that the table says.
+            operations of searched cells and convolutions may also become those that the table says. "width": the
+            channels between layers may become fewer, each width tried on a copy; alone, or with another
+            ("dnat,width").
         everything: list all that has weights or multiplies, also what has no choice but "original"; `Edge.refused`
             says why.
         only: patterns (`fnmatch.fnmatchcase`) of the keys of those that may change; None: all. A none that would
@@ -48,9 +62,10 @@ def find_edges(
     [('layer1.0.conv1>layer1.0.bn1', ('original', 'identity')), ('layer1.0.conv2>layer1.0.bn2', \
 ('original', 'identity', 'none'))]
     """
-    edges: Sequence[Edge] = nones_once(rewritable(program, legal_edges(program, space, only=only)))
+    legal = rewritable(program, legal_edges(program, space, only=only))
+    edges: Sequence[Edge] = nones_once(narrowable(program, legal))
     if everything:
-        edges = in_order([*edges, *everything_else(program, edges)])
+        edges = in_order([*edges, *everything_else(program, [e for e in edges if not e.place])])
     groups = groups_of(program, [e for e in edges if len(e.choices) > 1])
     listed = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
     return tuple(e for e in listed if everything or len(e.choices) > 1)
@@ -104,7 +119,7 @@ def make_plan(
         raise UsageError(
             f"{type(network).__name__} has no operation that could be changed; `dnat edges --all` tells why"
         )
-    if config.space != "dnat" and not any(edge.others for edge in edges):
+    if parts_of(config.moves)[0] is not None and not any(edge.others for edge in edges):
         raise UsageError(
             f"space {config.space!r} offers {type(network).__name__} nothing beyond identity and none: it has no "
             "operations of searched cells and no plain 2d convolutions larger than 1x1; use space 'dnat'"

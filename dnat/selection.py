@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .budget import FULL, Costs, Groups, best, by_edge
+from .budget import Costs, Groups, best, by_edge
 from .config import Amount, parse_amount
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, problems
 from .relaxation import CHOICES, RelaxedNetwork
@@ -41,7 +41,7 @@ class Decision:
         choice: "original", "identity", "none" or the name of another operation.
         margin: score of the choice minus the best other legal score; negative where a repair overruled.
         reason: empty, or why the choice is not the argmax.
-        others: (name, what it was worth) of the other operations that it could become.
+        others: (name, what it was worth) of the other operations, or widths, that it could become.
         by: what decided: "theta" (or "loss", another judge) where the choice is the argmax; "answers" where the
             set within the budget was chosen by what it does to them; "plan" of choices that were made
             before; otherwise "budget", "target" (the cost that
@@ -213,7 +213,7 @@ def _decision(
         margin=scores[choice] - max(rest) if rest else float("inf"),
         reason=reason,
         by=by,
-        others=tuple((name, scores[name]) for name, _ in edge.others if name in scores),
+        others=tuple((name, scores[name]) for name in edge.beside if name in scores),
     )
 
 
@@ -258,10 +258,10 @@ def _affordable(
     paid = costs.of(by_edge(groups, wanted))
     if floor and (paid <= floor or paid > most):
         losses = _losses(groups, scores, costs)
-        if FULL * floor <= paid <= floor:
+        if costs.full * floor <= paid <= floor:
             losses = {g: {c: v for c, v in row.items() if c in (ORIGINAL, wanted[g])} for g, row in losses.items()}
         most = min(floor, most)
-        return best(groups, losses, costs, most, FULL * most)
+        return best(groups, losses, costs, most, costs.full * most)
     return best(groups, scores, costs, most) if paid > most else dict(wanted)
 
 

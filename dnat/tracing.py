@@ -513,6 +513,27 @@ def timed(network: nn.Module, example: Example, repeats: int) -> tuple[tuple[str
     return names, runs[1:]
 
 
+Watch: TypeAlias = Callable[[Callable[..., Any], str, tuple[Any, ...], Mapping[str, Any], Any, Mapping[int, int]], None]
+"""Is told of an operation: function, name, arguments, what it gave, and the number of each tensor's value by its id."""
+
+
+def observed(program: Program, watch: Watch) -> tuple[Tensor, ...]:
+    """Run a program's network again as in its first trace, and show each operation as it happens.
+
+    Returns:
+        What the network gives; nothing where it does not do again what it did.
+    """
+    args, kwargs = program.examples[0]
+    network = program.network
+    devices = sorted({t.device.index for t in _state(network) if t.device.type == "cuda"})
+    recorder = _Recorder(network)
+    recorder.watch = watch
+    with fixed_randomness(devices), in_mode(network, False), kept_buffers(network.modules()):
+        recorder.run(args, kwargs)
+    names = [op.name for op in recorder.operations]
+    return tuple(recorder.made) if names == [op.name for op in program.traces[0].operations] else ()
+
+
 def _state(network: nn.Module) -> Iterator[Tensor]:
     yield from network.parameters()
     yield from network.buffers()
@@ -561,6 +582,8 @@ class _Recorder(TorchFunctionMode):
         self.opaque = False
         self.clock: Callable[[], float] | None = None
         self.seconds: list[float] = []
+        self.watch: Watch | None = None
+        self.made: list[Tensor] = []
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None = 1) -> Trace:
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -568,11 +591,11 @@ class _Recorder(TorchFunctionMode):
         # Counting takes a detour for each operation, so that nothing is counted while time is taken.
         # In train mode gradients are on, to see where the network itself switches them off.
         learning = self.network.training and not self.clock
-        counting = nullcontext() if self.clock else self.counter
+        counting = nullcontext() if self.clock or self.watch else self.counter
         with self._hooks(), torch.set_grad_enabled(learning), counting, self:
             result = self.network(*args, **kwargs)
         self._charge()
-        made = tensors_of(result)
+        self.made = made = tensors_of(result)
         batch = batch or self.counter.batch(tensors, made)
         self.unsure = batch is None and self.counter.madds > 0
         outputs = self._known(made)
@@ -693,7 +716,8 @@ class _Recorder(TorchFunctionMode):
         versions = [t._version for t in given]
         self._charge()
         start = self.clock() if self.clock else 0.0
-        result = func(*args, **kwargs) if self.clock else self.counter.call(func, args, kwargs)
+        plainly = self.clock or self.watch
+        result = func(*args, **kwargs) if plainly else self.counter.call(func, args, kwargs)
         taken = self.clock() - start if self.clock else 0.0
         written = [t for t, v in zip(given, versions, strict=True) if t._version != v and id(t) in self.index]
         made = [t for t in tensors_of(result) if id(t) not in self.weights]
@@ -708,6 +732,8 @@ class _Recorder(TorchFunctionMode):
         self.operations[number] = replace(self.operations[number], outputs=outputs)
         for tensor in written:
             self._update_views(tensor, touched)
+        if self.watch:
+            self.watch(func, name, args, kwargs, result, self.index)
         return result
 
     def _update_views(self, written: Tensor, touched: dict[int, Tensor]) -> None:

@@ -334,8 +334,8 @@ class ArchitectureLoss:
         place = {group: row for row, group in enumerate(groups)}
         self.killers = torch.zeros(len(table.shares), *theta.shape)
         for i, (_, pairs) in enumerate(table.shares):
-            for group, choice in pairs:
-                self.killers[i, place[group], self.columns.index(choice)] = 1.0
+            for group, choice, part in pairs:
+                self.killers[i, place[group], self.columns.index(choice)] += part
         added = torch.zeros(*theta.shape)
         for group, choice, amount in table.added:
             added[place[group], self.columns.index(choice)] = amount

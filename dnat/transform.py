@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .answers import scores
-from .budget import FULL, Costs, InfeasibleError
+from .budget import Costs, InfeasibleError
 from .config import Amount, Config
 from .cost import Cost, Latency, cost, latency
 from .data import Data, load
@@ -762,7 +762,7 @@ class _Run:
         def decisions(limit: float | None, ruled_out: Mapping[str, str]) -> tuple[Decision, ...]:
             assert limit is not None, "the answers judge within a budget alone"
             allowed = sensitivity.without(ruled_out, relaxed)
-            choices = least_damage(relaxed.by_group(), allowed, plan.costs, limit, FULL * limit)
+            choices = least_damage(relaxed.by_group(), allowed, plan.costs, limit, plan.costs.full * limit)
             return decisions_by_damage(relaxed, choices, allowed.damages)
 
         return decisions

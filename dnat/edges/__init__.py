@@ -6,7 +6,8 @@ unit    a convolution or linear layer with its only norm (the activation stays o
 block   a module of several units that maps one tensor to one, with no shortcut inside;
 branch  the same, where its output is only ever added to something else;
 operation  an edge of a genotype's cell (`operations.CellOperation`); what is inside it is no edge of its own;
-skip    a null edge (`operations.NullEdge`), where a connection may grow.
+skip    a null edge (`operations.NullEdge`), where a connection may grow;
+width   the channels between layers, of which some may go (`dnat.channels`); it may become narrower, in eighths.
 
 An edge may become another operation where NAT++'s moves, or a table of yours, allow it: of a searched cell a named
 one, and a plain convolution a cheaper one of its own shape (`dnat.candidates`).
@@ -22,11 +23,16 @@ from .edge import NONE as NONE
 from .edge import ORIGINAL as ORIGINAL
 from .edge import Edge as Edge
 from .edge import in_order as in_order
+from .edge import kept_of as kept_of
 from .edge import problems as problems
 from .edge import replacements as replacements
+from .legality import SPACES as SPACES
+from .legality import Space as Space
 from .legality import groups_of as groups_of
 from .legality import legal_edges as legal_edges
 from .legality import nones_once as nones_once
+from .legality import parts_of as parts_of
 from .legality import possible_edges as possible_edges
 from .places import everything_else as everything_else
 from .places import units as units
+from .widths import width_edges as width_edges

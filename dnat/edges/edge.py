@@ -5,9 +5,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ..channels import Place
 from ..tracing import Program, State, Trace
 
-Kind = Literal["unit", "block", "branch", "operation", "skip", "other"]
+Kind = Literal["unit", "block", "branch", "operation", "skip", "width", "other"]
 ORIGINAL, IDENTITY, NONE = "original", "identity", "none"
 
 
@@ -16,13 +17,15 @@ class Edge:
     """A place where a network may change.
 
     Attributes:
-        key: "entry path" or "entry path>exit path"; the same in every process.
+        key: "entry path" or "entry path>exit path"; of a width "path:width" of the layer that makes the channels.
+            The same in every process.
         kind: see the module.
         operation: what the edge computes now, by the field's name ("conv_3x3", "null", a class).
         entry, exit: paths of the modules at which the edge begins and ends.
         shape_in, shape_out: without the batch, as seen on the first example.
         madds: multiply-adds of one image.
-        choices: what it may become, "original" first, then other operations by name, then identity and none.
+        choices: what it may become, "original" first, then other operations by name, then identity and none; of a
+            width the shares that may be kept ("7/8" to "1/8").
         group: edges of one group share theta in Cell mode.
         copies: code behind the edge writes into its output, so an identity must make a copy.
         lone: its calls give it nothing but one tensor, so that `nn.Identity` can take its place.
@@ -30,6 +33,7 @@ class Edge:
         others: (name, multiply-adds of one image) of the other operations that it may become.
         part: where its module is given or gives several tensors: which of those that it gives is the edge's
             output, the only one that anything reads.
+        place: of a width, the channels, and all that is cut with them. Its entry is the first layer that reads them.
     """
 
     key: str
@@ -47,10 +51,13 @@ class Edge:
     refused: tuple[tuple[str, str], ...] = field(default=(), repr=False, compare=False)
     others: tuple[tuple[str, int], ...] = ()
     part: int | None = None
+    place: Place | None = field(default=None, repr=False, compare=False)
     program: Program = field(repr=False, compare=False)
 
     def values(self, trace: Trace) -> list[tuple[int, int]]:
-        """The values (in, out) of each of the edge's calls in a trace."""
+        """The values (in, out) of each of the edge's calls in a trace; a width takes no other's place."""
+        if self.place:
+            return []
         entries, exits = trace.calls_of(self.entry), trace.calls_of(self.exit)
         pairs = ((trace.calls[a], trace.calls[b]) for a, b in zip(entries, exits, strict=True))
         return [(first.inputs[0], last.outputs[self.part or 0]) for first, last in pairs]
@@ -77,6 +84,8 @@ class Edge:
     @property
     def passes(self) -> tuple[str, ...]:
         """The choices in which something else makes its output of its input: operations, and the identity."""
+        if self.place:
+            return ()
         return tuple(c for c in self.choices if c not in (ORIGINAL, NONE))
 
     @property
@@ -91,6 +100,21 @@ class Edge:
             return float(self.shape_in[0] * math.prod(self.shape_out)) if self.reduces else 0.0
         return float(dict(self.others).get(choice, 0))
 
+    def kept(self, choice: str) -> int:
+        """How many of a width's channels (or classes of channels) stay with a choice."""
+        assert self.place
+        return self.place.classes if choice == ORIGINAL else kept_of(self.place.classes, choice)
+
+    def remaining(self, choice: str) -> float:
+        """The share of a width's channels that stays with a choice."""
+        assert self.place
+        return self.kept(choice) / self.place.classes
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """The choices that have a share of the original's place: other operations, or widths."""
+        return self.choices[1:] if self.place else tuple(name for name, _ in self.others)
+
     @property
     def reduces(self) -> bool:
         """Whether its identity is a `FactorizedReduce`, with weights and multiply-adds of its own."""
@@ -100,6 +124,38 @@ class Edge:
         """The edge with one choice less."""
         choices = tuple(c for c in self.choices if c != choice)
         return replace(self, choices=choices, refused=(*self.refused, (choice, why)))
+
+
+STEPS = 8
+"""Into so many steps a width is divided."""
+
+FAST = 8
+"""Channels that run fast are a multiple of this, where a step of a width is not smaller."""
+
+
+def widths_of(classes: int) -> tuple[str, ...]:
+    """The shares of so many channels that may be kept, from the largest to the smallest.
+
+    >>> widths_of(16), widths_of(3)
+    (('7/8', '6/8', '5/8', '4/8', '3/8', '2/8', '1/8'), ('5/8', '3/8'))
+    """
+    found: dict[int, str] = {}
+    for step in range(STEPS - 1, 0, -1):
+        choice = f"{step}/{STEPS}"
+        found.setdefault(kept_of(classes, choice), choice)
+    return tuple(choice for kept, choice in found.items() if kept < classes)
+
+
+def kept_of(classes: int, choice: str) -> int:
+    """How many of so many channels a share keeps: at least one, and a multiple of 8 where a step is not smaller.
+
+    >>> kept_of(16, "5/8"), kept_of(96, "7/8"), kept_of(3, "1/8")
+    (10, 80, 1)
+    """
+    step = int(choice.partition("/")[0])
+    if classes >= STEPS * FAST:
+        return max(FAST, FAST * round(classes * step / (STEPS * FAST)))
+    return max(1, round(classes * step / STEPS))
 
 
 def in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:
@@ -139,6 +195,7 @@ def problems(choices: Mapping[Edge, str]) -> list[str]:
             zero, same = replacements(trace, choices)
             found.update(dict.fromkeys(trace.problems(zero, same)))
             found.update(dict.fromkeys(_reductions_of_nothing(trace, choices, zero, same)))
+        found.update(dict.fromkeys(_crossings(program.traces[0], choices)))
     return list(found)
 
 
@@ -157,5 +214,21 @@ def _reductions_of_nothing(
                 yield f"{edge.key}: its {what} would be given nothing"
 
 
+def _crossings(trace: Trace, choices: Mapping[Edge, str]) -> Iterator[str]:
+    """Narrowed channels of which something else takes the place of a layer that makes or reads them."""
+    narrowed = [(e, e.place) for e, choice in choices.items() if e.place and choice != ORIGINAL]
+    if not narrowed:
+        return
+    zero, same = replacements(trace, choices)
+    needed = trace.needed(zero, same)[0]
+    own = {out for e, c in choices.items() if _has_weights(e, c) for _, out in e.values(trace)}
+    for edge, place in narrowed:
+        for out, start in same.items():
+            inside = (start in place.values) + (out in place.values)
+            if out in needed and (inside == 1 or (inside and out in own)):
+                yield f"{edge.key}: what makes or reads its channels has changed"
+                break
+
+
 def _has_weights(edge: Edge, choice: str) -> bool:
-    return edge.reduces if choice == IDENTITY else choice not in (ORIGINAL, NONE)
+    return edge.reduces if choice == IDENTITY else not edge.place and choice not in (ORIGINAL, NONE)

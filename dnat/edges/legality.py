@@ -7,17 +7,49 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from ..candidates import moves
+from ..errors import UsageError
 from ..naming import unknown
 from ..networks.genotypes import OPERATIONS
 from ..tracing import Program, State, Trace
 from ..transitions import cost_of, read_transitions, transitions
-from .edge import IDENTITY, NONE, ORIGINAL, Edge, problems
+from .edge import IDENTITY, NONE, ORIGINAL, Edge, in_order, problems
 from .places import candidate_edges
+from .widths import ENDING, width_edges
+
+
+Table = Mapping[str, Sequence[str]]
+Space = str | Table | Sequence[str | Table]
+"""What edges may become: "dnat", "nat++", "width", several of them ("dnat,width"), or a table in nat++'s place."""
+
+
+def parts_of(space: Space) -> tuple[Table | None, bool, bool]:
+    """What a space offers: a table of other operations, if any; whether operations may go; whether widths shrink.
+
+    Raises:
+        ValueError: an unknown space, or no table.
+
+    >>> parts_of("dnat,width"), parts_of("width")
+    ((None, True, True), (None, False, True))
+    """
+    parts = space.split(",") if isinstance(space, str) else [space] if isinstance(space, Mapping) else list(space)
+    names = [part.strip() for part in parts if isinstance(part, str)]
+    tables = [read_transitions(part) for part in parts if not isinstance(part, str)]
+    for name in names:
+        if name not in SPACES:
+            raise unknown("space", name, SPACES)
+    if "nat++" in names:
+        tables.append(transitions("nat++"))
+    if not parts or len(tables) + ("dnat" in names) > 1 or len(set(names)) < len(names):
+        raise UsageError(f"a space is one of dnat and nat++, or a table, with width or without it, not {space!r}")
+    return tables[0] if tables else None, bool(tables) or "dnat" in names, "width" in names
+
+
+SPACES = ("dnat", "nat++", "width")
 
 
 def legal_edges(
     program: Program,
-    space: str | Mapping[str, Sequence[str]] = "dnat",
+    space: Space = "dnat",
     *,
     only: Collection[str] | None = None,
 ) -> tuple[Edge, ...]:
@@ -26,15 +58,15 @@ def legal_edges(
     Those without a choice but "original" say why in `Edge.refused`. See `planning.find_edges`, which offers what
     can also be made.
     """
-    if isinstance(space, str) and space not in ("dnat", "nat++"):
-        raise unknown("space", space, ["dnat", "nat++"])
-    table = transitions(space) if isinstance(space, str) else read_transitions(space)
-    edges = _worth(_with_choices(edge) for edge in _distinct(candidate_edges(program)))
+    table, goes, shrinks = parts_of(space)
+    places = _distinct(candidate_edges(program))
+    edges = _worth(_with_choices(edge) for edge in places) if goes else [_still(edge) for edge in places]
+    edges += width_edges(program) if shrinks else ()
     free = {e.key for e in edges if only is None or any(fnmatchcase(e.key, pattern) for pattern in only)}
     edges = [e if e.key in free else _barred(e) for e in edges]
-    if space != "dnat":
-        edges = [_with_others(edge, table) if edge.key in free else edge for edge in edges]
-    return tuple(edges)
+    if table is not None:
+        edges = [_with_others(edge, table) if edge.key in free and not edge.place else edge for edge in edges]
+    return in_order(edges) if shrinks else tuple(edges)
 
 
 def possible_edges(program: Program, names: Mapping[str, str]) -> tuple[Edge, ...]:
@@ -42,12 +74,14 @@ def possible_edges(program: Program, names: Mapping[str, str]) -> tuple[Edge, ..
 
     Args:
         program: from `dnat.trace`.
-        names: {edge key: operation} that edges are to become.
+        names: {edge key: choice} that edges are to become.
     """
     edges = [_with_choices(edge) for edge in candidate_edges(program)]
+    edges += width_edges(program) if any(key.endswith(ENDING) for key in names) else ()
     # A grouped convolution has the choices of the dense one.
-    tables = {e.key: {e.operation.removeprefix("g"): (e.operation, names[e.key])} for e in edges if e.key in names}
-    return tuple(_with_others(e, tables[e.key]) if e.key in tables else e for e in edges)
+    named = [e for e in edges if names.get(e.key, ORIGINAL) not in (ORIGINAL, IDENTITY, NONE) and not e.place]
+    tables = {e.key: {e.operation.removeprefix("g"): (e.operation, names[e.key])} for e in named}
+    return in_order(_with_others(e, tables[e.key]) if e.key in tables else e for e in edges)
 
 
 def _distinct(edges: Iterable[Edge]) -> list[Edge]:
@@ -88,6 +122,12 @@ def _with_choices(edge: Edge) -> Edge:
             choices.append(choice)
     kind = "branch" if edge.kind == "block" and NONE in choices else edge.kind
     return replace(edge, choices=tuple(choices), refused=tuple(refused), kind=kind)
+
+
+def _still(edge: Edge) -> Edge:
+    """The edge as it is where nothing but widths may change."""
+    why = "the space has widths alone"
+    return replace(edge, choices=(ORIGINAL,), refused=((IDENTITY, why), (NONE, why)))
 
 
 def _barred(edge: Edge) -> Edge:
@@ -208,15 +248,17 @@ def groups_of(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
         if place is not None:
             groups[edge.key] = place
             continue
-        parts = edge.entry.split(".")
+        entry = edge.key.removesuffix(ENDING) if edge.place else edge.entry
+        parts = entry.split(".")
         for depth in range(1, len(parts) + 1):
             path = ".".join(parts[:depth])
             found = program.modules.get(path)
             inside = edge.exit == path or edge.exit.startswith(path + ".")
             if found is None or not inside or counts[found.name, found.structure] < 2:
                 continue
-            places = [p[len(path) + 1 :] or "." for p in dict.fromkeys((edge.entry, edge.exit))]
-            groups[edge.key] = f"{found.name}-{found.structure}:{'>'.join(places)}"
+            places = [p[len(path) + 1 :] or "." for p in dict.fromkeys((entry, edge.exit))]
+            ending = ENDING if edge.place else ""
+            groups[edge.key] = f"{found.name}-{found.structure}:{'>'.join(places)}{ending}"
             break
     return groups
 

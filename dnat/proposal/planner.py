@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..budget import FULL, Costs, Groups, InfeasibleError, by_edge, cheapest
+from ..budget import Costs, Groups, InfeasibleError, by_edge, cheapest
 from ..config import Config, shown
 from ..cost import Cost, cost, latency, operation_seconds
 from ..data import Data
@@ -143,7 +143,7 @@ class _Place:
             InfeasibleError: no legal set keeps the budget; says how far it goes.
         """
         amounts = self.amounts[budget.unit]
-        floor = max(FULL * limit - amounts.rest, 0.0)
+        floor = max(amounts.costs.full * limit - amounts.rest, 0.0)
         try:
             return least_damage(self.groups, sensitivity, amounts.costs, limit - amounts.rest, floor)
         except InfeasibleError as error:

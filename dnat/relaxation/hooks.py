@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..distributed import SyncedNorms
 from ..edges import IDENTITY, ORIGINAL, Edge
 from ..tracing import kept_buffers
-from .mixing import distance, mix
+from .mixing import distance, mix, value_of
 from .theta import CHOICES, Theta
 
 
@@ -119,6 +119,47 @@ class EdgeHooks:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"inputs": [], "waiting": []}
+
+
+class WidthHooks:
+    """The hooks of a width: each layer that reads its channels is given them weighed.
+
+    A channel has the sum of the gates of the original and of all widths that keep it. So at one-hot theta a layer
+    reads zeros where a narrower network has nothing, and the original's own input where theta says "original".
+
+    Args:
+        theta: with the gates.
+        row: of the edge's group.
+        edge: the width.
+        order: its channels (classes), those that matter most first.
+    """
+
+    def __init__(self, theta: Theta, row: int, edge: Edge, order: Sequence[int]) -> None:
+        assert edge.place
+        self.theta, self.row = theta, row
+        self.columns = [CHOICES.index(ORIGINAL), *(theta.columns.index(choice) for choice in edge.choices[1:])]
+        rank = torch.empty(len(order), dtype=torch.long)
+        rank[torch.tensor(order)] = torch.arange(len(order))
+        kept = torch.tensor([edge.kept(choice) for choice in edge.choices])
+        keeps = (rank[None, :] < kept[:, None]).float()
+        rows = {name: torch.tensor(row) for name, _, row in edge.place.cuts}
+        self.keeps = {name: keeps[:, rows[name]] for name in edge.place.readers}
+        """For each reader which of the choices keep which of its channels, (choices, channels)."""
+
+    def enter(self, name: str, axis: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Before a layer that reads the channels along an axis of its first argument."""
+        gates = [self.theta.row(self.row)[column] for column in self.columns]
+        if not torch.is_grad_enabled() and [value_of(gate) for gate in gates] == [1.0] + [0.0] * (len(gates) - 1):
+            return None  # as it is in the network itself
+        x = args[0]
+        weights = torch.stack(gates)
+        keeps = self.keeps[name] = self.keeps[name].to(weights)
+        mask = (weights @ keeps).to(x.dtype)
+        mask = mask.view(-1, *[1] * (-1 - axis))
+        product = x * mask
+        if x.device.type != "cpu" or not bool(mask.all()):
+            product = torch.where(mask == 0, torch.zeros((), dtype=x.dtype, device=x.device), product)
+        return (product, *args[1:])
 
 
 def _twice(

@@ -24,7 +24,7 @@ class _Mix(torch.autograd.Function):
         n = len(given) // 2
         out = None
         for x, scale in zip(given[:n], given[n:], strict=True):
-            number = _number(scale)
+            number = value_of(scale)
             if number is None or out is None:
                 part = _scaled(x, scale, number)
                 out = part if out is None else out + part
@@ -47,14 +47,14 @@ class _Mix(torch.autograd.Function):
         found: list[Tensor | None] = [None]
         for scale, needed in zip(slopes, needs[:n], strict=True):
             # A second derivative depends on the scale even where its value does not matter to the first.
-            number = None if needed and torch.is_grad_enabled() else _number(scale) if needed else 0
+            number = None if needed and torch.is_grad_enabled() else value_of(scale) if needed else 0
             found.append(gradient if number == 1 else gradient * scale if number != 0 else None)
         for x, scale, needed in zip(tensors, scales, needs[n:], strict=True):
             found.append(_inner(gradient, x, scale) if needed else None)
         return tuple(found)
 
 
-def _number(scale: Tensor) -> float | None:
+def value_of(scale: Tensor) -> float | None:
     """The value of a scale where it costs nothing to know it; None where a device would have to be waited for."""
     if scale.device.type != "cpu":
         return None
@@ -75,7 +75,7 @@ def _inner(gradient: Tensor, x: Tensor, scale: Tensor) -> Tensor:
     """The gradient of a scale: the inner product over finite elements, summed in at least float32."""
     wide = torch.promote_types(scale.dtype, torch.float32)
     product = (gradient * x).to(wide)
-    number = _number(total := product.sum())
+    number = value_of(total := product.sum())
     if number is None or not math.isfinite(number):
         total = torch.where(torch.isfinite(x), product, torch.zeros_like(product)).sum()
     return total.to(scale.dtype)
@@ -90,7 +90,7 @@ def mix(terms: Sequence[tuple[Tensor, Tensor]], slope: Tensor | None = None) -> 
         slope: in the backward pass, the first one's gate.
     """
     like = terms[0][0].dtype
-    if not torch.is_grad_enabled() and [_number(gate) for _, gate in terms] == [1.0] + [0.0] * (len(terms) - 1):
+    if not torch.is_grad_enabled() and [value_of(gate) for _, gate in terms] == [1.0] + [0.0] * (len(terms) - 1):
         return terms[0][0]  # as it is in the network itself
     slope = None if slope is None else slope.detach().to(like)
     return _Mix.apply(slope, *(x.to(like) for x, _ in terms), *(gate.to(like) for _, gate in terms))

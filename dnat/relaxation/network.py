@@ -1,5 +1,6 @@
 """The network with theta on its edges."""
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +12,12 @@ from ..candidates import begin, candidate
 from ..edges import IDENTITY, NONE, ORIGINAL, Edge
 from ..errors import UsageError
 from ..naming import unknown
+from ..narrowing import Orders, by_weights
 from ..networks.cells import operation
 from ..operations import CellOperation, NullEdge
 from ..seeds import Stream, numpy_generator, torch_seed
 from ..tracing import copied
-from .hooks import EdgeHooks
+from .hooks import EdgeHooks, WidthHooks
 from .theta import CHOICES, Theta
 
 IDENTITY_NAME = "identity_operation"
@@ -33,11 +35,19 @@ class RelaxedNetwork(nn.Module):
         network: the hooked copy.
         edges: the edges, in order.
         groups: name of the group of each row of theta.
+        orders: of the channels of widths, see `dnat.narrowing`.
         architecture: the `Theta` module.
     """
 
     def __init__(
-        self, network: nn.Module, edges: tuple[Edge, ...], mode: str, gate: str, *, warm_start: bool = True
+        self,
+        network: nn.Module,
+        edges: tuple[Edge, ...],
+        mode: str,
+        gate: str,
+        *,
+        warm_start: bool = True,
+        orders: Orders | None = None,
     ) -> None:
         super().__init__()
         if mode not in ("full", "cell"):
@@ -46,13 +56,20 @@ class RelaxedNetwork(nn.Module):
         self.edges = edges
         self.mode = mode
         self.groups = tuple(dict.fromkeys(e.key if mode == "full" else e.group for e in edges))
-        names = dict.fromkeys(name for e in edges for name, _ in e.others)
+        names = dict.fromkeys(name for e in edges for name in e.beside)
         rows = [self.choices_of(group) for group in self.groups]
-        self.architecture = Theta(rows, gate, (*CHOICES, *names))
+        widths = [self.members(group)[0].place is not None for group in self.groups]
+        self.architecture = Theta(rows, gate, (*CHOICES, *names), widths)
+        given = orders or {}
+        missing = [e for e in edges if e.place and e.key not in given]
+        self.orders = {**by_weights(network, missing), **given}
         self.theta_key = "architecture.theta" if "theta" in network.state_dict() else "theta"
         self._handles: list[RemovableHandle] = []
         for edge in edges:
-            self._attach(edge, warm_start)
+            if edge.place:
+                self._narrow(edge)
+            else:
+                self._attach(edge, warm_start)
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
 
@@ -69,6 +86,13 @@ class RelaxedNetwork(nn.Module):
         if exit is not entry:
             self._handles.append(entry.register_forward_hook(hooks.between, with_kwargs=True))
         self._handles.append(exit.register_forward_hook(hooks.leave, with_kwargs=True))
+
+    def _narrow(self, edge: Edge) -> None:
+        assert edge.place
+        hooks = WidthHooks(self.architecture, self.row(edge), edge, self.orders[edge.key])
+        for name, axis in zip(edge.place.readers, edge.place.axes, strict=True):
+            reader = self.network.get_submodule(name.rpartition(".")[0])
+            self._handles.append(reader.register_forward_pre_hook(functools.partial(hooks.enter, name, axis)))
 
     def sample(self, seed: int, step: int) -> None:
         """Let one other operation of each group take part in a step, all alike likely; `sample_all` undoes it.
@@ -190,6 +214,7 @@ def relax(
     seed: int = 0,
     *,
     warm_start: bool = True,
+    orders: Orders | None = None,
 ) -> RelaxedNetwork:
     """Put theta on the edges of a copy of a network.
 
@@ -200,6 +225,7 @@ def relax(
         gate: "raw" or "sigmoid"; see the module.
         seed: for the initial weights of operations that are added.
         warm_start: whether other operations begin close to the originals; see `dnat.candidates`.
+        orders: of the channels of widths, those that matter most first; by default `narrowing.by_weights`.
 
     Raises:
         ValueError: no edges, an edge that the network does not have, or an unknown mode or gate.
@@ -216,7 +242,7 @@ def relax(
     devices = sorted({p.device.index for p in network.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(torch_seed(seed, Stream.CANDIDATES))
-        relaxed = RelaxedNetwork(twin, edges, mode, gate, warm_start=warm_start)
+        relaxed = RelaxedNetwork(twin, edges, mode, gate, warm_start=warm_start, orders=orders)
     like = next((p for p in network.parameters() if p.is_floating_point()), None)
     if like is not None:
         for edge in edges:

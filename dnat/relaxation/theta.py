@@ -31,9 +31,17 @@ class Theta(nn.Module):
         rows: the choices of each group.
         gate: "raw" or "sigmoid"; see the module.
         columns: all choices; see `CHOICES`.
+        widths: whether a group's other choices are widths: its original's gate is always open then, and all its
+            other choices take part in every step, since they cost nothing.
     """
 
-    def __init__(self, rows: Sequence[Sequence[str]], gate: str, columns: tuple[str, ...] = CHOICES) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Sequence[str]],
+        gate: str,
+        columns: tuple[str, ...] = CHOICES,
+        widths: Sequence[bool] | None = None,
+    ) -> None:
         super().__init__()
         if gate not in ("raw", "sigmoid"):
             raise unknown("gate", gate, ["raw", "sigmoid"])
@@ -43,6 +51,8 @@ class Theta(nn.Module):
         offered = torch.tensor([[name in row for name in columns[len(CHOICES) :]] for row in rows])
         self.register_buffer("offered", offered, persistent=False)
         self.offered: Tensor
+        self.register_buffer("widths", torch.tensor(widths or [False] * len(rows))[:, None], persistent=False)
+        self.widths: Tensor
         # How far other operations are from the originals, as `learned` found it; 1 before it was measured.
         shape = offered.shape if offered.numel() else (0,)
         self.register_buffer("distance", torch.ones(shape), persistent=bool(offered.numel()))
@@ -151,7 +161,16 @@ class Theta(nn.Module):
         return torch.cat([gates[:, : len(CHOICES) - 1], slot * (1 - mixture), slot * others], 1)
 
     def open_gates(self) -> Tensor:
-        """g(theta)."""
+        """g(theta); 1 of the original of a width, which has no other scale than its channels'."""
+        return self._opened(self._bare_gates())
+
+    def _opened(self, gates: Tensor) -> Tensor:
+        if len(self.columns) == len(CHOICES):
+            return gates
+        original = torch.arange(gates.shape[1], device=gates.device) == CHOICES.index(ORIGINAL)
+        return torch.where(self.widths & original, torch.ones((), dtype=gates.dtype, device=gates.device), gates)
+
+    def _bare_gates(self) -> Tensor:
         if self.gate == "raw":
             return self.theta
         half = torch.full_like(self.theta, STEEPNESS / 2)
@@ -167,7 +186,7 @@ class Theta(nn.Module):
         if shares is not None:
             assert self.sampled is not None
             taken = torch.arange(shares.shape[1]) == torch.tensor(self.sampled)[:, None]
-            gates = self._weighed(shares * taken.to(shares.device))
+            gates = self._weighed(shares * (taken.to(shares.device) | self.widths))
         flat, n = gates.flatten().unbind(), len(self.columns)
         return [flat[i * n : (i + 1) * n] for i in range(len(self.theta))]
 

@@ -1,0 +1,223 @@
+"""How a network becomes narrower: which channels stay, and what is cut with those that go.
+
+The channels of a width are ordered once, and a narrower self keeps the first of them: widths are nested, so that all
+of them share the original's weights. What a width leaves out is cut from every weight, bias, norm and buffer that
+`dnat.channels` found to belong to it, and the numbers that modules hold of their own sizes follow.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .channels import Place
+from .edges import ORIGINAL, Edge
+from .rewriting import submodule
+from .tracing import Program, copied, fixed_randomness, in_mode, tensors_of
+
+Orders = Mapping[str, Sequence[int]]
+"""{key of a width: its channels, those that matter most first}."""
+
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads", "nhead", "num_head")
+"""Under these names modules hold how many heads they have."""
+
+ALL_HEADS = ("all_head_size", "attn_dim", "inner_dim", "inner_size", "attention_dim")
+"""Under these names they hold how many channels all heads have together."""
+
+TOLERANCE = 1e-3
+"""How far a narrow network may be from the original with zeros in the place of what was cut, as a share."""
+
+
+def by_weights(network: nn.Module, edges: Iterable[Edge]) -> dict[str, tuple[int, ...]]:
+    """An order of channels that needs no images: by the product of the norms of what makes and what reads each.
+
+    Where a norm with weights stands between, its weight counts in place of what makes the channel, whose size the
+    norm undoes.
+    """
+    state = _state(network)
+    found = {}
+    for edge in edges:
+        if edge.place:
+            scores = _made(edge, state) * read_norms(edge.place, state)
+            found[edge.key] = ranked(scores)
+    return found
+
+
+def ranked(scores: Tensor) -> tuple[int, ...]:
+    """Places of the scores, the largest first; of equals the first."""
+    return tuple(scores.argsort(descending=True, stable=True).tolist())
+
+
+def read_norms(place: Place, state: Mapping[str, Tensor]) -> Tensor:
+    """For each channel (class) the sum of the squares of all weights that read it."""
+    return _squares(place, state, place.readers)
+
+
+def _made(edge: Edge, state: Mapping[str, Tensor]) -> Tensor:
+    assert edge.place
+    modules = edge.program.modules
+    norms = []
+    for name, _, _ in edge.place.cuts:
+        path, _, own = name.rpartition(".")
+        if own == "weight" and path in modules and modules[path].kind == "norm":
+            norms.append(name)
+    return _squares(edge.place, state, norms[-1:] or edge.place.makers)
+
+
+def _squares(place: Place, state: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
+    found = torch.zeros(place.classes, dtype=torch.float64)
+    for name, dim, row in place.cuts:
+        if name in names:
+            squares = state[name].detach().double().cpu().square().movedim(dim, 0).reshape(len(row), -1).sum(1)
+            found.index_add_(0, torch.tensor(row), squares)
+    return found
+
+
+def _state(network: nn.Module) -> dict[str, Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def staying(edge: Edge, choice: str, order: Sequence[int]) -> list[int]:
+    """The channels (classes) that a choice keeps, ascending."""
+    return sorted(order[: edge.kept(choice)])
+
+
+def slices(edge: Edge, stays: Iterable[int]) -> dict[str, tuple[int, Tensor]]:
+    """{name of a parameter or buffer: (dimension, indices that stay)}."""
+    assert edge.place
+    kept = set(stays)
+    return {
+        name: (dim, torch.tensor([i for i, number in enumerate(row) if number in kept]))
+        for name, dim, row in edge.place.cuts
+    }
+
+
+def cut(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
+    """A tensor's slices, in its memory layout."""
+    made = tensor.detach().index_select(dim, index.to(tensor.device))
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        made = made.contiguous(memory_format=torch.channels_last)
+    return made
+
+
+def narrow(network: nn.Module, edge: Edge, stays: Sequence[int]) -> None:
+    """Cut all that goes with the channels that do not stay out of a network; what is not there any more is passed by.
+
+    Args:
+        network: is changed.
+        edge: a width.
+        stays: from `staying`.
+    """
+    place = edge.place
+    assert place
+    changed: dict[nn.Module, None] = {}
+    for name, (dim, index) in slices(edge, stays).items():
+        path, _, own = name.rpartition(".")
+        module = submodule(network, path)
+        if module is None or not isinstance(getattr(module, own, None), Tensor):
+            continue
+        old = getattr(module, own)
+        made = cut(old, dim, index)
+        setattr(module, own, nn.Parameter(made, old.requires_grad) if isinstance(old, nn.Parameter) else made)
+        changed[module] = None
+    for module in changed:
+        _resize(module)
+    _behead(network, place, len(stays))
+
+
+def _resize(module: nn.Module) -> None:
+    """Let the numbers that a module holds of its sizes be those of its tensors."""
+    anything: Any = module
+    weight = getattr(module, "weight", None)
+    if isinstance(module, nn.modules.conv._ConvNd):
+        assert isinstance(weight, Tensor)
+        if module.groups > 1:
+            module.groups = module.groups * weight.shape[0] // module.out_channels
+        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif hasattr(module, "nf") and isinstance(weight, Tensor):  # a linear layer of transformers
+        anything.nx, anything.nf = weight.shape
+    for name in ("num_features", "num_parameters"):
+        if isinstance(getattr(module, name, None), int):
+            own = next(t for t in [*module.parameters(recurse=False), *module.buffers(recurse=False)] if t.dim())
+            setattr(module, name, len(own))
+
+
+def _behead(network: nn.Module, place: Place, stays: int) -> None:
+    """Where channels go by heads, the module around tells how many there are."""
+    each = next(len(row) for name, _, row in place.cuts if name == place.readers[0]) // place.classes
+    if each == 1:
+        return
+    paths = [name.split(".") for name in (*place.makers, *place.readers)]
+    around = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        around.append(parts[0])
+    for path in {".".join(around), *(name.rpartition(".")[0].rpartition(".")[0] for name in place.makers)}:
+        module = submodule(network, path)
+        for names, before, after in ((HEADS, place.classes, stays), (ALL_HEADS, place.classes * each, stays * each)):
+            for name in names:
+                if module is not None and getattr(module, name, None) == before:
+                    setattr(module, name, after)
+
+
+def narrowable(program: Program, edges: Iterable[Edge]) -> tuple[Edge, ...]:
+    """Edges without the widths that could not be made: all are tried together on a copy of the network, and only
+    where that computes something else than zeros in their place, fewer at a time."""
+    edges, trials = tuple(edges), program.trials
+    new = [e for e in edges if e.place and len(e.choices) > 1 and (e.key, "width") not in trials]
+    trials |= {(edge.key, "width"): why for edge, why in _obstacles(program, new).items()}
+    found = []
+    for edge in edges:
+        why = trials.get((edge.key, "width"), "")
+        if why:
+            refused = (*edge.refused, *((choice, why) for choice in edge.choices[1:]))
+            edge = replace(edge, choices=(ORIGINAL,), refused=refused)
+        found.append(edge)
+    return tuple(found)
+
+
+def _obstacles(program: Program, edges: Sequence[Edge]) -> dict[Edge, str]:
+    if not edges:
+        return {}
+    why = _obstacle(program, edges)
+    if not why or len(edges) == 1:
+        return dict.fromkeys(edges, why)
+    half = len(edges) // 2
+    return _obstacles(program, edges[:half]) | _obstacles(program, edges[half:])
+
+
+def _obstacle(program: Program, edges: Sequence[Edge]) -> str:
+    """Why widths cannot shrink, tried at about a half; empty if they can."""
+    small, large = copied(program.network), copied(program.network)
+    state = _state(large)
+    with torch.no_grad():
+        for edge in edges:
+            assert edge.place
+            stays = staying(edge, edge.choices[len(edge.choices) // 2], range(edge.place.classes))
+            goes = set(range(edge.place.classes)) - set(stays)
+            for name, (dim, index) in slices(edge, goes).items():
+                if name in edge.place.readers:
+                    state[name].index_fill_(dim, index.to(state[name].device), 0.0)
+            narrow(small, edge, stays)
+    args, kwargs = program.examples[0]
+    made = []
+    for network in (large, small):
+        try:
+            with torch.no_grad(), in_mode(network, False), fixed_randomness():
+                made.append(tensors_of(network(*args, **kwargs)))
+        except Exception as error:  # whatever a user's forward does when a size is not what it expects
+            return f"other code counts on its size: {str(error).splitlines()[0] if str(error) else error!r}"
+    alike = len(made[0]) == len(made[1]) and all(map(_near, *made))
+    return "" if alike else "other code reads the channels"
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or not a.is_floating_point():
+        return a.shape == b.shape and torch.equal(a, b)
+    size = float(torch.nan_to_num(a.abs()).max()) if a.numel() else 0.0
+    return torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * max(size, 1e-30), equal_nan=True)

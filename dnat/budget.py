@@ -376,9 +376,7 @@ class _Model:
                 found.setdefault(group, {})[choice] = table
         return found
 
-    def _together(
-        self, groups: tuple[str, ...], choices: Sequence[Sequence[str]]
-    ) -> dict[tuple[str, ...], int]:
+    def _together(self, groups: tuple[str, ...], choices: Sequence[Sequence[str]]) -> dict[tuple[str, ...], int]:
         """A variable for each combination of choices of some groups, 1 where all of them are made."""
         if len(groups) == 1:
             return {(c,): self.choices[groups[0], c] for c in choices[0] if c != ORIGINAL}

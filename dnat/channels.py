@@ -246,7 +246,9 @@ class _Labels:
         self._dense(x, weight, bias, result, axis=-1, reads=0)
 
     def _convolution(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        named = dict(zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False))
+        named = dict(
+            zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False)
+        )
         named |= kwargs
         axis = -1 - int(name[4])
         if named.get("groups", 1) == 1:
@@ -530,7 +532,9 @@ class _Labels:
         if len(members) < 2 or uneven or again or not makers or not readers:
             return None
         trace = self.program.traces[0]
-        operations = {i for i, op in enumerate(trace.operations) if not values.isdisjoint((*op.inputs, *op.outputs))}
+        operations = {
+            i for i, op in enumerate(trace.operations) if not values.isdisjoint((*op.inputs, *op.outputs))
+        }
         axes = tuple(self.axes[name] for name in readers)
         return Place(len(members), cuts, makers, readers, axes, frozenset(operations), frozenset(values))
 
@@ -577,5 +581,7 @@ def _pairs(some: Tensor, others: Tensor) -> np.ndarray:
         if a == b == 0 and some.shape[dim] > 1:
             some, others = some.narrow(dim, 0, 1), others.narrow(dim, 0, 1)
     apart = some != others
-    both = torch.unique((some[apart] + 1 << 32) + others[apart] + 1).numpy()  # as one number: torch sorts rows slowly
+    both = torch.unique(
+        (some[apart] + 1 << 32) + others[apart] + 1
+    ).numpy()  # as one number: torch sorts rows slowly
     return np.stack([(both >> 32) - 1, (both & 0xFFFFFFFF) - 1], 1)

@@ -26,6 +26,7 @@ from .seeds import check_seed
 
 Mode = Literal["full", "cell"]
 Gate = Literal["raw", "sigmoid"]
+Space = Literal["dnat", "nat++", "width", "dnat,width", "nat++,width"]
 
 MOST_THREADS = 1024
 """More threads than any machine that we know of has cores: torch dies of some, or asks for all memory."""
@@ -91,6 +92,7 @@ _FROM_PRESET: Any = None
 PRESETS: dict[str, dict[str, Any]] = {
     # Kim & Lee 2020 to the letter where the paper speaks, and DARTS's habits where it is silent.
     "paper": {
+        "space": "dnat",
         "epochs": 600,
         "lr": 0.025,
         "warm_up": 0.0,
@@ -110,6 +112,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # What we found to work better; docs/log.md has the figures behind each value.
     "improved": {
+        "space": "dnat",
         "epochs": 200,
         "lr": 0.025,
         "warm_up": 0.0,
@@ -131,6 +134,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 PRESETS["fine-tune"] = PRESETS["improved"] | {
+    "space": "dnat,width",
     # For a network that is trained already. Within a budget its answers decide before anything is trained, and all
     # epochs are for recovery; docs/log.md has the tables from which the rate and the weights follow.
     "epochs": 60,
@@ -256,9 +260,10 @@ class Config:
     """Seed of every random stream of the run."""
     mode: Mode = "full"
     """"full": every edge its own theta; "cell": edges at the same place of repeated blocks share one."""
-    space: Literal["dnat", "nat++"] = "dnat"
+    space: Space = _FROM_PRESET
     """Which choices an edge has: original, identity, none; in "nat++" convolutions, and operations of searched
-    cells, may also become cheaper ones."""
+    cells, may also become cheaper ones. "width": the channels between layers may become fewer, in eighths; alone, or
+    with one of the others ("dnat,width")."""
     transitions: dict[str, Any] | None = None
     """In the space "nat++", a table of your own in place of NAT++'s: {"conv_3x3": ["conv_1x1"], ...}."""
     edges: tuple[str, ...] | None = None
@@ -426,6 +431,8 @@ class Config:
         """Fill in what was not given."""
         if self.judge is None and (not self.is_limited or self.choices is not None or self.architecture_epochs):
             object.__setattr__(self, "judge", "theta")  # there is nothing to judge within, or theta is asked for
+        if self.space is None and self.judge == "theta" and self.choices is None:
+            object.__setattr__(self, "space", "dnat")  # what widths are worth is measured, or not at all
         for name, value in PRESETS[self.preset].items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)
@@ -458,9 +465,16 @@ class Config:
         return self.judge == "answers" or self.choices is not None
 
     @property
-    def moves(self) -> str | dict[str, Any]:
-        """What `find_edges` is to offer: the space, or the table that stands in its place."""
-        return self.space if self.transitions is None else self.transitions
+    def moves(self) -> str | list[str | dict[str, Any]]:
+        """What `find_edges` is to offer: the space, with a table in nat++'s place where there is one."""
+        if self.transitions is None:
+            return self.space
+        return [self.transitions if name == "nat++" else name for name in self.space.split(",")]
+
+    @property
+    def names_operations(self) -> bool:
+        """Whether edges may become other operations: those of NAT++, or of a table."""
+        return "nat++" in self.space.split(",")
 
 
 SEARCHING = ("nat", "nat++", "random", "lstm", "max-gcn", "nao")
@@ -585,6 +599,12 @@ class Job:
             values |= {"method": method_name, "mode": mode}
         if values.get("weights") is not None:
             values.setdefault("preset", "fine-tune")
+        if values.get("method") in SEARCHING:
+            if "width" in str(values.get("space")):
+                raise UsageError(
+                    f"method {values['method']!r} knows no widths: leave out space {values['space']!r}"
+                )
+            values.setdefault("space", "dnat")
         config = Config(**{k: v for k, v in values.items() if k in method})
         return cls(config=config, **{k: v for k, v in values.items() if k in own})
 
@@ -727,7 +747,7 @@ def _with_epochs(search: Search, training: int, share: int) -> Search:
 
 
 def _check_budgets(config: Config) -> None:
-    if config.latency_budget is not None and config.space != "dnat":
+    if config.latency_budget is not None and config.names_operations:
         raise UsageError(f"space {config.space!r} knows multiply-adds alone: give a budget, not a latency_budget")
     if config.budget is not None:
         parse_amount(config.budget)
@@ -738,7 +758,7 @@ def _check_budgets(config: Config) -> None:
 
 
 def _check_moves(config: Config) -> None:
-    if config.transitions is not None and config.space == "dnat":
+    if config.transitions is not None and not config.names_operations:
         raise UsageError("a table of transitions needs space 'nat++'")
     if config.choices is not None:
         _check_choices(config)

@@ -159,7 +159,10 @@ def _behead(network: nn.Module, place: Place, stays: int) -> None:
         around.append(parts[0])
     for path in {".".join(around), *(name.rpartition(".")[0].rpartition(".")[0] for name in place.makers)}:
         module = submodule(network, path)
-        for names, before, after in ((HEADS, place.classes, stays), (ALL_HEADS, place.classes * each, stays * each)):
+        for names, before, after in (
+            (HEADS, place.classes, stays),
+            (ALL_HEADS, place.classes * each, stays * each),
+        ):
             for name in names:
                 if module is not None and getattr(module, name, None) == before:
                     setattr(module, name, after)

@@ -1,12 +1,13 @@
 """Before anything is trained: what may change in a network, and whether the budget can be kept."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from .budget import Costs, Groups, InfeasibleError, cheapest
+from .budget import Costs, Groups, InfeasibleError, Parts, cheapest
 from .config import Amount, Config, parse_amount
 from .cost import operation_seconds
 from .distributed import from_first
@@ -24,9 +25,9 @@ from .edges import (
 )
 from .errors import UsageError
 from .naming import unknown
-from .narrowing import narrowable
+from .narrowing import narrow, narrowable, staying
 from .rewriting import rewritable
-from .tracing import Program
+from .tracing import Example, Program, copied
 
 
 def find_edges(
@@ -72,6 +73,47 @@ def find_edges(
 
 
 @dataclass(frozen=True)
+class Times:
+    """What operations take, in seconds, as measured: of the network, and of it with all widths at each step.
+
+    Attributes:
+        whole: of each operation of the program.
+        narrow: {choice of widths: the same of the network in which all that may be are so narrow}.
+    """
+
+    whole: list[float]
+    narrow: dict[str, list[float]]
+
+    def parts(self, edges: Sequence[Edge]) -> Parts:
+        """What of each operation remains with a choice of a width; where several widths work on it, each has an
+        equal part in that."""
+        found: dict[tuple[Edge, str], dict[int, float]] = {}
+        for choice, seconds in self.narrow.items():
+            widths = [(e, e.place) for e in edges if e.place and choice in e.choices]
+            sharing = Counter(number for _, place in widths for number in place.operations)
+            for edge, place in widths:
+                found[edge, choice] = {
+                    i: (seconds[i] / self.whole[i]) ** (1 / sharing[i])
+                    for i in sorted(place.operations)
+                    if self.whole[i]
+                }
+        return found
+
+
+def times(network: nn.Module, batch: Example, program: Program, edges: Sequence[Edge]) -> Times:
+    """Measure what operations take, and what they take where widths are narrower; see `cost.operation_seconds`."""
+    whole = operation_seconds(network, batch, program)
+    narrow_: dict[str, list[float]] = {}
+    for choice in dict.fromkeys(c for e in edges if e.place for c in e.choices[1:]):
+        small = copied(network)
+        for edge in edges:
+            if edge.place and choice in edge.choices:
+                narrow(small, edge, staying(edge, choice, range(edge.place.classes)))
+        narrow_[choice] = operation_seconds(small, batch, program)
+    return Times(whole, narrow_)
+
+
+@dataclass(frozen=True)
 class Plan:
     """What may change, and what it may cost.
 
@@ -80,14 +122,14 @@ class Plan:
         fixed: what cannot change, with the reasons.
         costs: what choices cost: multiply-adds, or with a latency budget seconds.
         limit: what the result may cost, in the same unit; None without a budget.
-        seconds: of each operation of the program; None without a latency budget.
+        times: of the operations of the program; None without a latency budget.
     """
 
     edges: tuple[Edge, ...]
     fixed: tuple[Edge, ...]
     costs: Costs
     limit: float | None
-    seconds: list[float] | None
+    times: Times | None
 
 
 def make_plan(
@@ -95,7 +137,7 @@ def make_plan(
     program: Program,
     example: Tensor,
     config: Config,
-    seconds: list[float] | None = None,
+    known: Times | None = None,
 ) -> Plan:
     """Find what may change, and whether the budget can be kept.
 
@@ -103,7 +145,7 @@ def make_plan(
         network, program: the network, and what it does.
         example: a batch for it.
         config: the method's settings.
-        seconds: of each operation, where a latency budget counts and they were measured before.
+        known: times of operations, where a latency budget counts and they were measured before.
 
     Raises:
         ValueError: nothing may change, a pattern of `config.edges` is that of nothing that may, or no legal set of
@@ -125,20 +167,21 @@ def make_plan(
             "operations of searched cells and no plain 2d convolutions larger than 1x1; use space 'dnat'"
         )
     asked: Amount | None = None
+    taken: Times | None = None
     if config.latency_budget is not None:
         asked = parse_amount(config.latency_budget, seconds=True)
         batch = example[:1].expand(config.latency_batch, *example.shape[1:]).contiguous()
-        seconds = seconds or from_first(lambda: operation_seconds(network, batch, program))
+        taken = known or from_first(lambda: times(network, batch, program, edges))
     elif config.budget is not None:
         asked = parse_amount(config.budget)
-    costs = Costs(edges, seconds)
+    costs = Costs(edges, taken.whole, taken.parts(edges)) if taken else Costs(edges)
     limit = asked.of(costs.total) if asked else None
     if limit is not None and limit < costs.total:
         groups: dict[str, list[Edge]] = {}
         for edge in edges:
             groups.setdefault(edge.key if config.mode == "full" else edge.group, []).append(edge)
         check_limit(groups, costs, limit)
-    return Plan(edges, tuple(edge for edge in found if len(edge.choices) < 2), costs, limit, seconds)
+    return Plan(edges, tuple(edge for edge in found if len(edge.choices) < 2), costs, limit, taken)
 
 
 def _no_such_edge(pattern: str, program: Program, config: Config) -> UsageError:

@@ -28,9 +28,10 @@ from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge
 from .errors import UsageError, WrongTypeError, users_code
 from .measurement import SENSITIVITY, digest_of, measured
+from .narrowing import cut, slices, staying
 from .networks import Genotype, build, fitting
 from .networks.weights import state_of
-from .planning import Plan, make_plan
+from .planning import Plan, Times, make_plan
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
 from .seeds import Stream, torch_seed
@@ -41,6 +42,8 @@ from .sensitivity import (
     batch_size,
     divided,
     least_damage,
+    norm_batches,
+    order_channels,
     retake_statistics,
     shown_images,
 )
@@ -505,10 +508,9 @@ class _Run:
     def _plan(self, original: nn.Module, program: Program, example: Tensor) -> Plan:
         """The plan; times of operations are measured once in a run and kept with it."""
         known = from_first(lambda: self.records.read_json(LATENCIES) if self.records else None)
-        seconds = known["seconds"] if known else None
-        plan = make_plan(original, program, example, self.config, seconds)
-        if self.records and plan.seconds and not known:
-            self.records.write_json(LATENCIES, {"seconds": plan.seconds})
+        plan = make_plan(original, program, example, self.config, Times(**known) if known else None)
+        if self.records and plan.times and not known:
+            self.records.write_json(LATENCIES, asdict(plan.times))
         return plan
 
     def _warn_of_short_stage(self) -> None:
@@ -542,6 +544,8 @@ class _Run:
             network = relax(
                 original, self.plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start
             )
+            if any(edge.place for edge in self.plan.edges):
+                order_channels(network, norm_batches(self.data, config.seed))
         trainer = self._trainer(network, Progress())
         if state:
             self._restore(trainer, state)
@@ -619,6 +623,12 @@ class _Run:
         price = Costs(self.plan.edges)
         trainer = self._trainer(made.network, old.progress)
         momentum = _momentum(old)
+        for edge in relaxed.edges:
+            if edge.place and edge.key in made.choices:
+                stays = staying(edge, made.choices[edge.key], relaxed.orders[edge.key])
+                for name, (dim, index) in slices(edge, stays).items():
+                    if name in momentum:
+                        momentum[name] = cut(momentum[name], dim, index)
         for name, parameter in trainer.weights.named_parameters():
             if name in momentum:
                 trainer.optimizer.state[parameter]["momentum_buffer"] = momentum[name]
@@ -700,26 +710,26 @@ class _Run:
             try:
                 decisions = deciding(limit, ruled_out)
             except InfeasibleError:
-                if last is None or plan.seconds is None:
+                if last is None or plan.times is None:
                     raise
                 break
             wanted = {d.edge.key: d.choice for d in decisions}
             made = discretization(relaxed, wanted, example)
             real = float(cost(made.network, example, batch=len(example)).madds)
-            if plan.seconds is not None:
+            if plan.times is not None:
                 real = latency(made.network, self.data.example(self.config.latency_batch)).seconds
             last = decisions, made
             if plan.limit is None or real <= plan.limit:
                 return decisions, made, []
             assert limit is not None
             missed = [*made.undone, *made.partial]
-            if missed and plan.seconds is None:  # what could not be carried out must not be counted on
+            if missed and plan.times is None:  # what could not be carried out must not be counted on
                 ruled_out |= {key: wanted[key] for key in missed}
             else:
                 limit *= min(plan.limit / real, 0.995)
         assert last is not None
         assert plan.limit is not None
-        if plan.seconds is None:
+        if plan.times is None:
             raise InfeasibleError(f"no network within {plan.limit:.6g} multiply-adds could be made")
         decisions, made = last
         return decisions, made, [f"the time budget of {plan.limit * 1e3:.2f} ms was not reached"]

@@ -119,9 +119,9 @@ def regrow(network: nn.Module, genotype: Genotype, config: Config) -> nn.Module:
 def configured(method: str, config: Config) -> Config:
     """The settings as a method takes them: NAT++ has moves of its own, and as released its own epochs."""
     config = config.for_method(method)
-    if method == "nat++" and config.space == "dnat":
-        config = replace(config, space="nat++")
-    return config
+    if method == "nat++" or config.names_operations:
+        return replace(config, space="nat++")
+    return replace(config, space="dnat")  # they know no widths
 
 
 def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> GenotypeSpace | EdgeSpace:
@@ -137,8 +137,8 @@ def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> G
     if config.edges is not None:
         raise UsageError("a search on genotypes changes any edge: leave 'edges' out, or take search.graph='edges'")
     table = None
-    if config.space != "dnat":
-        table = transitions(config.space) if config.transitions is None else read_transitions(config.transitions)
+    if config.names_operations:
+        table = transitions("nat++") if config.transitions is None else read_transitions(config.transitions)
     return GenotypeSpace(network, table, config, example.shape[1:], data.num_classes)
 
 

@@ -16,7 +16,6 @@ from .edge import IDENTITY, NONE, ORIGINAL, Edge, in_order, problems
 from .places import candidate_edges
 from .widths import ENDING, width_edges
 
-
 Table = Mapping[str, Sequence[str]]
 Space = str | Table | Sequence[str | Table]
 """What edges may become: "dnat", "nat++", "width", several of them ("dnat,width"), or a table in nat++'s place."""

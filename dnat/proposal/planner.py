@@ -11,13 +11,13 @@ from torch import nn
 
 from ..budget import Costs, Groups, InfeasibleError, by_edge, cheapest
 from ..config import Config, shown
-from ..cost import Cost, cost, latency, operation_seconds
+from ..cost import Cost, cost, latency
 from ..data import Data
 from ..discretization import Discretization, discretization
 from ..edges import Edge
 from ..errors import UsageError, WrongTypeError, users_code
 from ..measurement import batches_in, digest_of, measured
-from ..planning import make_plan
+from ..planning import make_plan, times
 from ..relaxation import relax
 from ..seeds import check_seed
 from ..sensitivity import (
@@ -27,6 +27,8 @@ from ..sensitivity import (
     batch_size,
     divided,
     least_damage,
+    norm_batches,
+    order_channels,
     shown_images,
 )
 from ..tracing import Example, Program, copied, trace
@@ -120,9 +122,9 @@ class _Place:
         """Measure the network's time for a batch of so many images, and the part that each operation has in it."""
         self.batch = batch
         shown_ = self.timed_example()
-        seconds = operation_seconds(self.network, shown_, self.program)
+        taken = times(self.network, shown_, self.program, self.edges)
         self.seconds = latency(self.network, shown_).seconds
-        self.amounts["seconds"] = _Amounts(Costs(self.edges, seconds))
+        self.amounts["seconds"] = _Amounts(Costs(self.edges, taken.whole, taken.parts(self.edges)))
 
     def timed_example(self) -> Example:
         """The batch whose time is measured."""
@@ -304,6 +306,8 @@ class Planner:
         self.batches = [
             part for batch in so_many(batches, most) for part in divided(on_device(batch, device), size)
         ]
+        shown_first = norm_batches(data, seed) if isinstance(data, Data) else self.batches
+        order_channels(self.place.relaxed, [on_device(batch, device) for batch in shown_first])
         weights = weights_digest(self.place.network)
         self.digest = digest_of(self.place.relaxed, weights, seed, self.batches)
 

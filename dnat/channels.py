@@ -2,14 +2,15 @@
 
 Each output channel of each dense layer has a label, and labels are carried through the run beside the values.
 What works channel by channel (norms, activations, pools, depthwise convolutions) hands them on; views and
-transposes move them as they move the values; a product of two labelled values, such as a gate, or queries and keys,
-makes their labels one; so does all that mixes channels without weights that could be cut (softmax, layer norm). A
-dense layer reads labels and gives new ones. So no class of a layer or network needs to be known.
+transposes move them as they move the values; a product of two labelled values, such as a gate, or queries and
+keys, makes their labels one; so does all that mixes channels without weights that could be cut (softmax, layer
+norm). A dense layer reads labels and gives new ones. So no class of a layer or network needs to be known.
 
-Channels whose labels have become one form a class: they stay or go together (a head of attention with its queries,
-keys and values; the two halves of a gated unit; a group of a grouped convolution). A `Place` is all classes that the
-same layers make and the same layers read. What is summed with other layers' channels, a residual stream, keeps its
-width, and so does all that anything else reads: outputs, and functions of which it is not known what they do.
+Channels whose labels have become one form a class: they stay or go together (a head of attention with its
+queries, keys and values; the two halves of a gated unit; a group of a grouped convolution). A `Place` is all
+classes that the same layers make and the same layers read. What is summed with other layers' channels, a residual
+stream, keeps its width, and so does all that anything else reads: outputs, and functions of which it is not known
+what they do.
 """
 
 from collections import defaultdict
@@ -25,11 +26,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .tracing import Program, observed
 
 POINTWISE = frozenset(
-    """relu relu6 leaky_relu prelu elu selu celu gelu silu mish tanh hardtanh hardswish hardsigmoid sigmoid softsign
-    softplus logsigmoid tanhshrink threshold rrelu hardshrink softshrink dropout dropout1d dropout2d dropout3d
-    alpha_dropout feature_dropout add iadd sub isub rsub mul imul multiply div divide true_divide truediv itruediv
-    pow neg abs exp log sqrt rsqrt square clamp clip minimum maximum where lerp sin cos erf reciprocal
-    nan_to_num masked_fill""".split()  # noqa: SIM905
+    """relu relu6 leaky_relu prelu elu selu celu gelu silu mish tanh hardtanh hardswish hardsigmoid sigmoid
+    softsign softplus logsigmoid tanhshrink threshold rrelu hardshrink softshrink dropout dropout1d
+    dropout2d dropout3d alpha_dropout feature_dropout add iadd sub isub rsub mul imul multiply div
+    divide true_divide truediv itruediv pow neg abs exp log sqrt rsqrt square clamp clip minimum maximum
+    where lerp sin cos erf reciprocal nan_to_num masked_fill""".split()  # noqa: SIM905
 )
 """Functions of one or several tensors that broadcast and work element by element."""
 
@@ -431,9 +432,9 @@ class _Labels:
         first = known[0]
         for other in known[1:]:
             for one, two in _pairs(first, other).tolist():
-                if one != two and self.classes.root(one) != self.classes.root(two):
-                    if self.classes.makers[one] != self.classes.makers[two]:
-                        self.classes.fixed.update((one, two))
+                apart = NOTHING not in (one, two) and self.classes.root(one) != self.classes.root(two)
+                if apart and self.classes.makers[one] != self.classes.makers[two]:
+                    self.classes.fixed.update((one, two))
 
     def _joined(self, known: Sequence[Tensor]) -> Tensor:
         """The labels of what several labelled tensors of one shape make together."""

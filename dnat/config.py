@@ -262,8 +262,8 @@ class Config:
     """"full": every edge its own theta; "cell": edges at the same place of repeated blocks share one."""
     space: Space = _FROM_PRESET
     """Which choices an edge has: original, identity, none; in "nat++" convolutions, and operations of searched
-    cells, may also become cheaper ones. "width": the channels between layers may become fewer, in eighths; alone, or
-    with one of the others ("dnat,width")."""
+    cells, may also become cheaper ones. "width": the channels between layers may become fewer, in eighths; alone,
+    or with one of the others ("dnat,width"). By default the preset's, and "dnat" where theta is the judge."""
     transitions: dict[str, Any] | None = None
     """In the space "nat++", a table of your own in place of NAT++'s: {"conv_3x3": ["conv_1x1"], ...}."""
     edges: tuple[str, ...] | None = None
@@ -470,6 +470,11 @@ class Config:
         if self.transitions is None:
             return self.space
         return [self.transitions if name == "nat++" else name for name in self.space.split(",")]
+
+    @property
+    def operation_moves(self) -> str | dict[str, Any]:
+        """The same without widths."""
+        return self.transitions or ("nat++" if self.names_operations else "dnat")
 
     @property
     def names_operations(self) -> bool:

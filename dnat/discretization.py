@@ -177,7 +177,7 @@ Added = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class _Given:
-    """What choices are made in: the network, trained operations that may stand in it, the order of its channels."""
+    """What choices are made in: the network, trained operations that may stand in it, its channels in order."""
 
     plain: nn.Module
     added: Added

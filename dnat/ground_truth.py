@@ -458,7 +458,7 @@ def compare_with_table(
             network = _network(space, start, config.seed, options)
             after = _read(space, start, method(network, data, setting), network, price)
             allowed = 0.0 if config.budget is None else parse_amount(config.budget).of(before.madds)
-            outcomes.append(_outcome(space, before, after, accuracies, price, config.moves, allowed))
+            outcomes.append(_outcome(space, before, after, accuracies, price, config.operation_moves, allowed))
         except (_UnreadableError, InfeasibleError) as error:
             outcomes.append(Outcome(before, problem=str(error)))
     return tuple(outcomes)
@@ -498,16 +498,20 @@ def _settings(config: Config, space: str, start: str) -> Config:
             raise UsageError(
                 f"nasbench_macro needs mode 'full', not {config.mode!r}: each layer changes by itself"
             )
-        if config.space != "dnat":
+        if config.names_operations:
             raise UsageError(
                 f"nasbench_macro needs space 'dnat', not {config.space!r}: layers have no other moves"
             )
         return config
     config = replace(config, mode="cell")
-    if config.space == "dnat":
+    if not config.names_operations:
         return config
     present = {_FIELD[int(d)] for d in start}
-    table = {name: list(targets) for name, targets in _others(config.moves).items() if targets and name in present}
+    table = {
+        name: list(targets)
+        for name, targets in _others(config.operation_moves).items()
+        if targets and name in present
+    }
     return replace(config, transitions=table) if table else replace(config, space="dnat", transitions=None)
 
 

@@ -1,8 +1,8 @@
 """How a network becomes narrower: which channels stay, and what is cut with those that go.
 
-The channels of a width are ordered once, and a narrower self keeps the first of them: widths are nested, so that all
-of them share the original's weights. What a width leaves out is cut from every weight, bias, norm and buffer that
-`dnat.channels` found to belong to it, and the numbers that modules hold of their own sizes follow.
+The channels of a width are ordered once, and a narrower self keeps the first of them: widths are nested, so that
+all of them share the original's weights. What a width leaves out is cut from every weight, bias, norm and buffer
+that `dnat.channels` found to belong to it, and the numbers that modules hold of their own sizes follow.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,7 +103,7 @@ def cut(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 def narrow(network: nn.Module, edge: Edge, stays: Sequence[int]) -> None:
-    """Cut all that goes with the channels that do not stay out of a network; what is not there any more is passed by.
+    """Cut all that goes with the channels that do not stay; what is not there any more is passed by.
 
     Args:
         network: is changed.

@@ -21,7 +21,7 @@ from .cost import Cost, Latency, cost, latency, operation_seconds
 from .data import Augmentation, Data, Preprocess, load
 from .discretization import discretize
 from .distributed import from_first, joined, world
-from .edges import Edge, in_order, units
+from .edges import Edge, Space, in_order, units
 from .errors import UsageError
 from .methods import METHODS, check_method
 from .networks import (
@@ -365,7 +365,7 @@ def survey(network: nn.Module, example: Tensor, measured_batch: int | None = Non
 
 
 def picture_rows(
-    network: nn.Module, data: Data, commitment: Commitment | None, space: str | Mapping[str, Any] = "dnat"
+    network: nn.Module, data: Data, commitment: Commitment | None, space: Space = "dnat"
 ) -> list[drawing.Row]:
     """Every operation of a network, in order, and what became of it, for the picture."""
     program = trace(network, data.example(2))

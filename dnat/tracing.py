@@ -513,10 +513,10 @@ def timed(network: nn.Module, example: Example, repeats: int) -> tuple[tuple[str
     return names, runs[1:]
 
 
-Watch: TypeAlias = Callable[
-    [Callable[..., Any], str, tuple[Any, ...], Mapping[str, Any], Any, Mapping[int, int]], None
-]
-"""Is told of an operation: function, name, arguments, what it gave, and the number of each tensor's value by its id."""
+Arguments: TypeAlias = tuple[Any, ...]
+Watch: TypeAlias = Callable[[Callable[..., Any], str, Arguments, Mapping[str, Any], Any, Mapping[int, int]], None]
+"""Is told of an operation: function, name, arguments, what it gave, and the number of each tensor's value by its
+id."""
 
 
 def observed(program: Program, watch: Watch) -> tuple[Tensor, ...]:

@@ -142,6 +142,16 @@ class _Removal:
     passed: bool
 
 
+def evenly(groups: Groups, legal: Legal, costs: Costs, limit: float) -> Choices:
+    """`narrow_set` where widths may shrink, and enough of them; else `uniform_set`.
+
+    Raises:
+        InfeasibleError: no legal set is so cheap.
+    """
+    found = None if costs.total <= limit else narrow_set(groups, legal, costs, limit)
+    return uniform_set(groups, legal, costs, limit) if found is None else found
+
+
 def uniform_set(groups: Groups, legal: Legal, costs: Costs, limit: float) -> Choices:
     """Layers removed evenly over the depth: which ones follows from the budget alone.
 
@@ -172,6 +182,33 @@ def uniform_set(groups: Groups, legal: Legal, costs: Costs, limit: float) -> Cho
         if found is not None:
             return _moved(sets, legal, removals, found, limit)
     return best(groups, {g: {c: float(c == ORIGINAL) for c in row} for g, row in legal.items()}, costs, limit)
+
+
+def narrow_set(groups: Groups, legal: Legal, costs: Costs, limit: float) -> Choices | None:
+    """All widths shrunk alike: to the largest step that keeps the limit, then some of them, spread evenly over the
+    depth, to the next larger one as long as the limit allows. None where there are no widths, or not enough.
+    """
+    sets = _Sets(groups, costs)
+    original = dict.fromkeys(legal, ORIGINAL)
+    steps = {group: list(legal[group]) for group, members in groups.items() if members[0].place}
+    longest = max(map(len, steps.values()), default=0)
+
+    def at(level: int) -> Choices:
+        return original | {
+            group: row[round(level * (len(row) - 1) / (longest - 1))] for group, row in steps.items()
+        }
+
+    level = next((n for n in range(1, longest) if sets.price(at(n)) <= limit), None)
+    if level is None:
+        return None
+    chosen, larger = at(level), at(level - 1)
+    # Multiples of the golden ratio, without their whole parts, fall evenly (Weyl 1916).
+    order = sorted(range(len(steps)), key=lambda place: place * 0.6180339887 % 1)
+    for group in (list(steps)[place] for place in order):
+        trial = {**chosen, group: larger[group]}
+        if sets.price(trial) <= limit:
+            chosen = trial
+    return chosen
 
 
 def _removals(sets: _Sets, legal: Legal) -> Iterator[_Removal]:
@@ -255,6 +292,6 @@ def _moved(sets: _Sets, legal: Legal, removals: Sequence[_Removal], chosen: Choi
 
 CHOOSERS: Mapping[str, Callable[[Groups, Legal, Costs, float, int], Choices]] = {
     "control-random": random_set,
-    "control-uniform": lambda groups, legal, costs, limit, seed: uniform_set(groups, legal, costs, limit),
+    "control-uniform": lambda groups, legal, costs, limit, seed: evenly(groups, legal, costs, limit),
 }
 """The sets that nothing was learned for, by the method's name."""

@@ -33,7 +33,8 @@ class Edge:
         others: (name, multiply-adds of one image) of the other operations that it may become.
         part: where its module is given or gives several tensors: which of those that it gives is the edge's
             output, the only one that anything reads.
-        place: of a width, the channels, and all that is cut with them. Its entry is the first layer that reads them.
+        place: of a width, the channels, and all that is cut with them. Its entry is the first layer that reads
+            them.
     """
 
     key: str

@@ -11,13 +11,12 @@ from ..errors import UsageError
 from ..naming import unknown
 from ..networks.genotypes import OPERATIONS
 from ..tracing import Program, State, Trace
-from ..transitions import cost_of, read_transitions, transitions
+from ..transitions import Table, cost_of, read_transitions, transitions
 from .edge import IDENTITY, NONE, ORIGINAL, Edge, in_order, problems
 from .places import candidate_edges
 from .widths import ENDING, width_edges
 
-Table = Mapping[str, Sequence[str]]
-Space = str | Table | Sequence[str | Table]
+Space = str | Mapping[str, Sequence[str]] | Sequence[str | Mapping[str, Sequence[str]]]
 """What edges may become: "dnat", "nat++", "width", several of them ("dnat,width"), or a table in nat++'s place."""
 
 

@@ -15,8 +15,9 @@ with s_k = g(theta_k), divided by their sum where that exceeds 1. So theta_k's g
 the loss if op_k came for op, and theta_original's what if both were gone. In a step one of them can be sampled for
 each group (`RelaxedNetwork.sample`); the others' shares are the original's then.
 
-Of a width the other choices are its narrower selves: each channel is weighed, where it is read, by what the original
-has left and by the shares of all widths that keep it. There is no second path, and theta_original counts as 1.
+Of a width the other choices are its narrower selves: each channel is weighed, where it is read, by what the
+original has left and by the shares of all widths that keep it. There is no second path, and theta_original counts
+as 1.
 
 Two forms of the gate g: "raw" is g(theta) = theta, as in the paper. "sigmoid" is the logistic function moved and
 scaled so that g(0) = 0 and g(1) = 1 exactly; it flattens beyond both ends. Theta starts at (none 0, identity 0,

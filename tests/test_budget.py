@@ -119,7 +119,9 @@ def test_the_expected_cost_is_the_mean_over_random_choices(name):
     for group, choices in legal.items():
         for choice in choices:
             alone = costs.of({e: choice for e in groups[group]})
-            kept = table.fixed + sum(s for s, killers in table.shares if (group, choice) not in killers)
+            parts = [sum(p for g, c, p in killers if (g, c) == (group, choice)) for _, killers in table.shares]
+            assert set(parts) <= {0.0, 1.0}
+            kept = table.fixed + sum(s * (1 - p) for (s, _), p in zip(table.shares, parts, strict=True))
             kept += sum(amount for g, c, amount in table.added if (g, c) == (group, choice))
             assert kept == pytest.approx(alone)
 

@@ -35,7 +35,6 @@ from .config import Config
 from .data import Data
 from .edges import ORIGINAL, Edge, replacements
 from .errors import UsageError, users_code
-from .narrowing import ranked
 from .relaxation import RelaxedNetwork
 from .seeds import Stream, numpy_generator
 from .tracing import (
@@ -118,79 +117,8 @@ def affordable_images(relaxed: RelaxedNetwork, madds: float) -> int:
 
 def retake_statistics(network: nn.Module, data: Data, config: Config) -> None:
     """Let norms record the statistics of training images as they are (`training.take_statistics`)."""
-    take_statistics(network, norm_batches(data, config.seed))
-
-
-def norm_batches(data: Data, seed: int) -> tuple[Tensor, ...]:
-    """The training images on which norms are re-estimated, and channels ordered."""
-    return shown_images(data, NORM_IMAGES, seed).split(min(SHOWN_AT_ONCE, usual_batch(data.image_size)))
-
-
-@torch.no_grad()
-def order_channels(relaxed: RelaxedNetwork, batches: Iterable[Example]) -> None:
-    """Let the widths of a relaxed network keep those channels that tell the layers behind them most.
-
-    What a channel tells is its variance (over images and pixels, with norms re-estimated) times the sum of the
-    squares of the weights that read it: what it adds to the variance of what is computed of it. A constant can be
-    learned by a bias or undone by a norm.
-
-    Args:
-        relaxed: as `relax` makes it; theta is not looked at.
-        batches: of what the network takes.
-    """
-    edges = [edge for edge in relaxed.edges if edge.place]
-    if not edges:
-        return
-    moments = _Moments(relaxed, edges)
-    choices = dict.fromkeys((edge.key for edge in relaxed.edges), ORIGINAL)
-    with _one_hot(relaxed, choices), restated(relaxed), moments:
-        for batch in batches:
-            for args, kwargs in examples_of(batch):
-                relaxed(*args, **kwargs)
-    state = dict(relaxed.network.named_parameters())
-    relaxed.reorder({edge.key: ranked(moments.told(edge, state)) for edge in edges})
-
-
-class _Moments:
-    """Within, sums up what the readers of widths are given: by reader, of each channel."""
-
-    def __init__(self, relaxed: RelaxedNetwork, edges: Iterable[Edge]) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
-        self.handles: list[Any] = []
-        places = [edge.place for edge in edges if edge.place]
-        self.readers = {
-            name: (relaxed.network.get_submodule(name.rpartition(".")[0]), axis)
-            for place in places
-            for name, axis in zip(place.readers, place.axes, strict=True)
-        }
-
-    def __enter__(self) -> None:
-        for name, (module, axis) in self.readers.items():
-            hook = functools.partial(self._note, name, axis)
-            self.handles.append(module.register_forward_pre_hook(hook, prepend=True))
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-    def _note(self, name: str, axis: int, module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = args[0].detach().to(torch.promote_types(args[0].dtype, torch.float32))
-        dims = [d for d in range(x.dim()) if d != x.dim() + axis]
-        found = torch.stack([x.sum(dims), x.square().sum(dims)]).double()
-        self.sums[name] = self.sums[name] + found if name in self.sums else found
-        self.counts[name] = self.counts.get(name, 0) + x.numel() // x.shape[axis]
-
-    def told(self, edge: Edge, state: Mapping[str, Tensor]) -> Tensor:
-        """What each channel (class) of a width tells its readers; of one that never ran nothing is known: 0."""
-        assert edge.place
-        found = torch.zeros(edge.place.classes, dtype=torch.float64)
-        for name, dim, row in edge.place.cuts:
-            if name in edge.place.readers and name in self.sums:
-                total, squares = self.sums[name].cpu() / self.counts[name]
-                weights = state[name].detach().double().cpu().square().movedim(dim, 0).reshape(len(row), -1).sum(1)
-                found.index_add_(0, torch.tensor(row), (squares - total.square()).clamp(min=0) * weights)
-        return torch.nan_to_num(found)
+    images = shown_images(data, NORM_IMAGES, config.seed)
+    take_statistics(network, images.split(min(SHOWN_AT_ONCE, usual_batch(data.image_size))))
 
 
 def batch_size(relaxed: RelaxedNetwork) -> int:

@@ -42,8 +42,6 @@ from .sensitivity import (
     batch_size,
     divided,
     least_damage,
-    norm_batches,
-    order_channels,
     retake_statistics,
     shown_images,
 )
@@ -544,8 +542,6 @@ class _Run:
             network = relax(
                 original, self.plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start
             )
-            if any(edge.place for edge in self.plan.edges):
-                order_channels(network, norm_batches(self.data, config.seed))
         trainer = self._trainer(network, Progress())
         if state:
             self._restore(trainer, state)

@@ -31,7 +31,7 @@ from ..networks.weights import read_state
 from ..planning import Plan, make_plan
 from ..records import Records
 from ..relaxation import RelaxedNetwork, relax
-from ..sensitivity import norm_batches, order_channels, retake_statistics
+from ..sensitivity import retake_statistics
 from ..tracing import copied, in_training, trace
 from ..tracking import Tracker
 from ..training import Evaluation, Progress, cutout_side, evaluate
@@ -233,11 +233,7 @@ class _Given:
     def _relaxed(self, plan: Plan) -> RelaxedNetwork:
         """As dnat would relax it: operations that are new begin with the same weights."""
         config = self.config
-        relaxed = relax(
-            self.network, plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start
-        )
-        order_channels(relaxed, norm_batches(self.data, config.seed) if any(e.place for e in plan.edges) else ())
-        return relaxed
+        return relax(self.network, plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start)
 
     def _discretized(self, plan: Plan, choices: Mapping[str, str]) -> Discretization:
         return discretization(self._relaxed(plan), choices, self._example)

@@ -27,8 +27,6 @@ from ..sensitivity import (
     batch_size,
     divided,
     least_damage,
-    norm_batches,
-    order_channels,
     shown_images,
 )
 from ..tracing import Example, Program, copied, trace
@@ -306,8 +304,6 @@ class Planner:
         self.batches = [
             part for batch in so_many(batches, most) for part in divided(on_device(batch, device), size)
         ]
-        shown_first = norm_batches(data, seed) if isinstance(data, Data) else self.batches
-        order_channels(self.place.relaxed, [on_device(batch, device) for batch in shown_first])
         weights = weights_digest(self.place.network)
         self.digest = digest_of(self.place.relaxed, weights, seed, self.batches)
 

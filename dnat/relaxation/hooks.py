@@ -138,17 +138,12 @@ class WidthHooks:
         assert edge.place
         self.theta, self.row = theta, row
         self.columns = [CHOICES.index(ORIGINAL), *(theta.columns.index(choice) for choice in edge.choices[1:])]
-        rows = {name: torch.tensor(row) for name, _, row in edge.place.cuts}
-        self.rows = {name: rows[name] for name in edge.place.readers}
-        self.kept = torch.tensor([edge.kept(choice) for choice in edge.choices])
-        self.order(order)
-
-    def order(self, order: Sequence[int]) -> None:
-        """Keep other channels from now on: those that come first."""
         rank = torch.empty(len(order), dtype=torch.long)
         rank[torch.tensor(order)] = torch.arange(len(order))
-        keeps = (rank[None, :] < self.kept[:, None]).float()
-        self.keeps = {name: keeps[:, row] for name, row in self.rows.items()}
+        kept = torch.tensor([edge.kept(choice) for choice in edge.choices])
+        keeps = (rank[None, :] < kept[:, None]).float()
+        rows = {name: torch.tensor(row) for name, _, row in edge.place.cuts}
+        self.keeps = {name: keeps[:, rows[name]] for name in edge.place.readers}
         """For each reader which of the choices keep which of its channels, (choices, channels)."""
 
     def enter(self, name: str, axis: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:

@@ -65,7 +65,6 @@ class RelaxedNetwork(nn.Module):
         self.orders = {**by_weights(network, missing), **given}
         self.theta_key = "architecture.theta" if "theta" in network.state_dict() else "theta"
         self._handles: list[RemovableHandle] = []
-        self._widths: dict[str, WidthHooks] = {}
         for edge in edges:
             if edge.place:
                 self._narrow(edge)
@@ -90,16 +89,10 @@ class RelaxedNetwork(nn.Module):
 
     def _narrow(self, edge: Edge) -> None:
         assert edge.place
-        hooks = self._widths[edge.key] = WidthHooks(self.architecture, self.row(edge), edge, self.orders[edge.key])
+        hooks = WidthHooks(self.architecture, self.row(edge), edge, self.orders[edge.key])
         for name, axis in zip(edge.place.readers, edge.place.axes, strict=True):
             reader = self.network.get_submodule(name.rpartition(".")[0])
             self._handles.append(reader.register_forward_pre_hook(functools.partial(hooks.enter, name, axis)))
-
-    def reorder(self, orders: Orders) -> None:
-        """Let widths keep other channels: those that come first in their orders."""
-        self.orders |= orders
-        for key, order in orders.items():
-            self._widths[key].order(order)
 
     def sample(self, seed: int, step: int) -> None:
         """Let one other operation of each group take part in a step, all alike likely; `sample_all` undoes it.

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from .edges import NONE, ORIGINAL, Edge, problems, replacements
+from .edges import NONE, ORIGINAL, Edge, crosses, problems, replacements
 from .errors import UsageError
 from .tracing import State
 
@@ -260,6 +260,7 @@ class _Model:
             if len(others) > 1:
                 self.rows.add([(self.choices[group, c], -1.0) for c in others], -1.0)
         self.binaries = len(self.objective)
+        self._keep_apart()
         self.price: defaultdict[int, float] = defaultdict(float)
         self.products: dict[tuple[str, ...], dict[tuple[str, ...], int]] = {}
         self.paid = costs._useless  # whatever is chosen
@@ -272,6 +273,20 @@ class _Model:
             self.rows.add(terms, (self.paid - limit) / self.scale)
         if floor:
             self.rows.add([(v, p / self.scale) for v, p in self.price.items()], (floor - self.paid) / self.scale)
+
+    def _keep_apart(self) -> None:
+        """A width does not shrink where something else takes the place of what makes or reads its channels."""
+        pairs = {
+            (group, other, choice)
+            for group, members in self.groups.items()
+            for edge in members
+            if edge.place
+            for other, choice in self.choices
+            if any(crosses(edge, e, choice) for e in self.groups[other])
+        }
+        for group, other, choice in sorted(pairs):
+            widths = [(v, -1.0) for (g, _), v in self.choices.items() if g == group]
+            self.rows.add([*widths, (self.choices[other, choice], -1.0)], -1.0)
 
     def _variable(self, worth: float = 0.0) -> int:
         self.objective.append(worth)
@@ -467,15 +482,14 @@ class _Model:
             found = self._solution()
             if found is None:
                 return None
-            if self._is_beyond(self.costs.of(by_edge(self.groups, found))):
-                # By the solver's tolerance: this very set is cut off.
-                self._cut(list(found.items()))
-                continue
             conflicts = self._conflicts(found)
-            if not conflicts:
-                return found
             for conflict in conflicts:
                 self._cut(conflict)
+            if conflicts:  # what a set costs that cannot be made means nothing
+                continue
+            if not self._is_beyond(self.costs.of(by_edge(self.groups, found))):
+                return found
+            self._cut(list(found.items()))  # by the solver's tolerance: this very set
 
     def _is_beyond(self, cost: float) -> bool:
         return cost < self.floor * (1 - 1e-9) or (self.limit is not None and cost > self.limit * (1 + 1e-12))

@@ -196,7 +196,7 @@ def problems(choices: Mapping[Edge, str]) -> list[str]:
             zero, same = replacements(trace, choices)
             found.update(dict.fromkeys(trace.problems(zero, same)))
             found.update(dict.fromkeys(_reductions_of_nothing(trace, choices, zero, same)))
-        found.update(dict.fromkeys(_crossings(program.traces[0], choices)))
+    found.update(dict.fromkeys(_crossings(choices)))
     return list(found)
 
 
@@ -215,20 +215,25 @@ def _reductions_of_nothing(
                 yield f"{edge.key}: its {what} would be given nothing"
 
 
-def _crossings(trace: Trace, choices: Mapping[Edge, str]) -> Iterator[str]:
+def _crossings(choices: Mapping[Edge, str]) -> Iterator[str]:
     """Narrowed channels of which something else takes the place of a layer that makes or reads them."""
-    narrowed = [(e, e.place) for e, choice in choices.items() if e.place and choice != ORIGINAL]
-    if not narrowed:
-        return
-    zero, same = replacements(trace, choices)
-    needed = trace.needed(zero, same)[0]
-    own = {out for e, c in choices.items() if _has_weights(e, c) for _, out in e.values(trace)}
-    for edge, place in narrowed:
-        for out, start in same.items():
-            inside = (start in place.values) + (out in place.values)
-            if out in needed and (inside == 1 or (inside and out in own)):
-                yield f"{edge.key}: what makes or reads its channels has changed"
-                break
+    narrowed = [edge for edge, choice in choices.items() if edge.place and choice != ORIGINAL]
+    for edge in narrowed:
+        for other, choice in choices.items():
+            if crosses(edge, other, choice):
+                yield f"{edge.key}: {choice} at {other.key} takes the place of what makes or reads its channels"
+
+
+def crosses(width: Edge, edge: Edge, choice: str) -> bool:
+    """Whether a choice puts something else where a width's channels are made, read, or worked on with weights."""
+    if edge.place or choice in (ORIGINAL, NONE):
+        return False
+    assert width.place
+    for start, out in edge.values(width.program.traces[0]):
+        inside = (start in width.place.values) + (out in width.place.values)
+        if inside == 1 or (inside and _has_weights(edge, choice)):
+            return True
+    return False
 
 
 def _has_weights(edge: Edge, choice: str) -> bool:

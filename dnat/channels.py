@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .tracing import Program, observed
 
 POINTWISE = frozenset(
-    """relu relu6 leaky_relu prelu elu selu celu gelu silu mish tanh hardtanh hardswish hardsigmoid sigmoid
+    """relu relu6 leaky_relu elu selu celu gelu silu mish tanh hardtanh hardswish hardsigmoid sigmoid
     softsign softplus logsigmoid tanhshrink threshold rrelu hardshrink softshrink dropout dropout1d
     dropout2d dropout3d alpha_dropout feature_dropout add iadd sub isub rsub mul imul multiply div
     divide true_divide truediv itruediv pow neg abs exp log sqrt rsqrt square clamp clip minimum maximum
@@ -158,6 +158,7 @@ class _Labels:
             "instance_norm": self._norm,
             "layer_norm": self._layer_norm,
             "rms_norm": self._layer_norm,
+            "prelu": self._prelu,
             "pad": self._pad,
             "matmul": self._matmul,
             "bmm": self._matmul,
@@ -303,6 +304,16 @@ class _Labels:
                 if id(tensor) not in self.names:
                     raise _UnknownError
                 self._cut(self.names[id(tensor)], 0, vector)
+        self._put(result, known)
+
+    def _prelu(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:
+        """A slope for each channel, or one for all."""
+        x, slopes = args
+        known = self._of(x)
+        if known is None or id(slopes) not in self.names:
+            raise _UnknownError
+        if slopes.numel() > 1:
+            self._cut(self.names[id(slopes)], 0, self._vector(known, 1))
         self._put(result, known)
 
     def _layer_norm(self, func: Any, name: str, args: Any, kwargs: Any, result: Tensor) -> None:

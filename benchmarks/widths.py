@@ -2,10 +2,10 @@
 
     python benchmarks/widths.py --weights W --data-root DIR         ResNet20 at 0.65, 0.5 and 0.35, three seeds
 
-All are trained by the recipe of the preset fine-tune (six epochs of 5,000 images, bf16) with the same images, and
-differ in what is taken. Every run is kept, a line for each, in benchmarks/results/; what is there is not run again.
-Beside multiply-adds stands the time for one image and for 64, as a share of the original's: the median of many
-runs of both in turn, in the time of their thread. Prints accuracies by seed, their mean and deviation.
+All are trained by the recipe of the preset fine-tune (six epochs of 5,000 images, bf16), with the same images,
+and differ in what is taken. Every run is kept, a line for each, in benchmarks/results/; what is there is not run
+again. Beside multiply-adds stands the time for one image and for 64, as a share of the original's: the median of
+many runs of both in turn, in the time of their thread. Prints accuracies by seed, their mean and deviation.
 """
 
 import argparse

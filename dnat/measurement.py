@@ -25,6 +25,9 @@ from .relaxation import RelaxedNetwork
 from .sensitivity import Distances, Judge, Sensitivity
 from .tracing import tensors_of
 
+COMPARED = "norms re-estimated in both"
+"""How answers are compared; part of the digest, since files from elsewhere may hold other distances."""
+
 SENSITIVITY = "sensitivity.json"
 """The file in a run's directory."""
 
@@ -39,7 +42,7 @@ def digest_of(relaxed: RelaxedNetwork, weights: str, seed: int, batches: Iterabl
         batches: what is shown.
     """
     rows = [(group, relaxed.choices_of(group)) for group in relaxed.groups]
-    settings = [relaxed.edges[0].program.fingerprint, relaxed.mode, rows, seed, weights]
+    settings = [COMPARED, relaxed.edges[0].program.fingerprint, relaxed.mode, rows, seed, weights]
     digest = hashlib.sha256(str(settings).encode())
     for batch in batches:
         for tensor in tensors_of(batch):

@@ -380,8 +380,7 @@ def picture_rows(
 
     def row(edge: Edge) -> drawing.Row:
         report, choice = reports.get(edge.key), _choice(reports, edge)
-        images = len(edge.shape_in) in (1, 3)  # else its channels are not what is shown of its shape
-        return drawing.Row(
+        found = drawing.Row(
             key=edge.key,
             kind=edge.kind if edge.key in edges else "fixed",
             operation=edge.operation,
@@ -391,8 +390,11 @@ def picture_rows(
             choice=choice,
             theta=report.gates if report else None,
             removed=choice == ORIGINAL and edge.kind not in ("skip", "width") and edge.entry in removed,
-            left=_fewer(edge, *left[edge.entry]) if images and edge.entry in left and not edge.place else None,
         )
+        if edge.place or edge.entry not in left:
+            return found
+        before, after = (round(n * share) for n, share in zip(found.channels, left[edge.entry], strict=True))
+        return replace(found, left=(before, after))
 
     return [row(edge) for edge in in_order(everything.values())]
 
@@ -416,10 +418,6 @@ def _left(choices: Mapping[Edge, str]) -> dict[str, tuple[Fraction, Fraction]]:
                 gives if name in edge.place.readers else share,
             )
     return found
-
-
-def _fewer(edge: Edge, given: Fraction, gives: Fraction) -> tuple[int, int]:
-    return round(edge.shape_in[0] * given), round(edge.shape_out[0] * gives)
 
 
 _PLACE = re.compile(r"(normal|reduce|cell):(\d+)\.(\d+)")

@@ -80,6 +80,12 @@ class Row:
         return "fixed" if self.kind == "fixed" else self.choice
 
     @property
+    def channels(self) -> tuple[int, int]:
+        """Channels that it is given and that it gives: a linear layer has them last."""
+        place = -1 if self.operation == "linear" else 0
+        return self.shape_in[place], self.shape_out[place]
+
+    @property
     def entry(self) -> str:
         """The path of the operation's first module, or of that which makes the channels."""
         return self.key.partition(">")[0].removesuffix(":width")
@@ -357,8 +363,9 @@ def _second_line(row: Row, state: str, changed: bool) -> str:
         return state
     if changed and state == "other":
         return f"→ {short_name(row.choice)}"
-    before, after = (changed and row.left) or (row.shape_in[0], row.shape_out[0])
-    return f"{before} → {after}" + (f" @{row.shape_out[-1]}" if len(row.shape_out) == 3 else "")
+    before, after = (changed and row.left) or row.channels
+    images = len(row.shape_out) == 3 and row.operation != "linear"
+    return f"{before} → {after}" + (f" @{row.shape_out[-1]}" if images else "")
 
 
 def _operation(row: Row) -> str:

@@ -1,5 +1,6 @@
 """What is said of choices: how many edges change and how, and what is left of a width."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,15 @@ class Tally:
         parts += [f"{self.replaced} replaced"] if self.replaced else []
         parts += [f"{self.added} added"] if self.added else []
         return ", ".join([*parts, f"{self.narrowed} of {self.widths} widths narrowed"])
+
+
+def is_share(choice: str | None) -> bool:
+    """Whether a choice is what a width keeps.
+
+    >>> is_share("5/8"), is_share("none"), is_share(None)
+    (True, False, False)
+    """
+    return bool(choice and re.fullmatch(r"\d+/\d+", choice))
 
 
 def channels_of(operation: str) -> int:

@@ -146,10 +146,8 @@ def _told(report: Report, with_published: bool, layout: str) -> dict[str, Any]:
         "gate_classes": {choice_class(c) for g in gating for p in g.panels for c, _ in p.lines},
         "pictures": pictures,
         "no_pictures": no_pictures,
-        "choices": [(group, _shown(c)) for group in groups for c in choices(group)],
-        "narrowing": any(
-            is_share(c) for g in groups for made in choices(g) for r in made.rows.values() for c in r
-        ),
+        "choices": [(group, _shown(c)) for group, c in made],
+        "narrowing": any(is_share(choice) for _, c in made for row in c.rows.values() for choice in row),
         "settings": settings(report),
         "environments": environments(report),
         "recipes": given,

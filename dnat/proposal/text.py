@@ -166,7 +166,7 @@ def _operations(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]
 
 
 def _widths(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]]) -> list[str]:
-    rows = [("channels", *SHARES, "4/8 saves", *(p.budget for p in plan.proposals), "width")]
+    rows = [("channels", *SHARES, "saves", *(p.budget for p in plan.proposals), "width")]
     for group, members in groups.items():
         damages, half = members[0].damages, _keeping(members, "4/8")
         rows.append(
@@ -179,7 +179,7 @@ def _widths(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]]) -
             )
         )
     what = "share" if plan.mode == "cell" else "channels"
-    return [f"damage of keeping so much of a width, alone, and the {what} at each budget:", *columns(rows)]
+    return [f"damage of so much of a width, alone; what half of it saves; {what} left:", *columns(rows)]
 
 
 def _channels(members: Sequence["Tried"]) -> str:

@@ -38,6 +38,11 @@ def cli() -> None:
     """
 
 
+_SPACES = (
+    "Choices of an edge: dnat; nat++ (cheaper operations, too); dnat,width or nat++,width (narrower layers, too)"
+)
+
+
 def _job_options(command: Callable[..., None]) -> Callable[..., None]:
     """The flags that are settings: each overrides --set, which overrides the file, which overrides defaults."""
     options = [
@@ -51,7 +56,7 @@ def _job_options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--mode", help="full: every edge its own theta; cell: repeated blocks share theta."),
         click.option("--preset", help="improved (default); paper: Kim & Lee 2020 to the letter; fine-tune."),
-        click.option("--space", help="Choices of an edge: dnat; nat++ adds cheaper operations."),
+        click.option("--space", help=f"{_SPACES} (default: the preset's)."),
         click.option("--budget", help="Most multiply-adds of the result: 0.7 of the original's, or 120M."),
         click.option("--latency-budget", help="Longest time of the result, measured here: 0.7 or 5ms."),
         click.option("--weights", help="Trained weights: a file, or torchvision's name; the preset is fine-tune."),
@@ -296,7 +301,7 @@ def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
         screen.print(text, highlight=False)
     if commitment:
         for edge in commitment["edges"]:
-            if edge["reason"]:
+            if edge["reason"] and edge.get("by") != "answers":  # theirs is what the table says
                 screen.print(f"note: {edge['key']}: {edge['reason']}", highlight=False, markup=False)
         for note in commitment["notes"]:
             screen.print(f"note: {note}", highlight=False, markup=False)
@@ -543,7 +548,7 @@ def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool) -> None
     "--image-size", type=_PIXELS, help="Side of the images in pixels (default: the data's, or the network's)."
 )
 @click.option("--set", "pairs", multiple=True, metavar="KEY=VALUE", help="network.OPTION=VALUE; repeatable.")
-@click.option("--space", default="dnat", show_default=True, help="Choices of an edge: dnat or nat++.")
+@click.option("--space", default="dnat", show_default=True, help=f"{_SPACES}.")
 @click.option("--all", "everything", is_flag=True, help="List what cannot change, too, with the reasons.")
 @click.option("--measure", is_flag=True, help="Measure here how long the network takes, and each edge's part.")
 @click.option(
@@ -562,6 +567,7 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
     dnat edges --network torchvision:mobilenet_v2 --image-size 96 --measure
     dnat edges --network torchvision:vgg16_bn --all
     dnat edges --network resnet20 --space nat++
+    dnat edges --network resnet20 --space dnat,width
     dnat edges --network my_code:make_network --data digits
     """
     from .config import Config, Job
@@ -598,7 +604,7 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
 @click.option(
     "--images", type=click.IntRange(1, 1 << 20), help="Images to show (default: 64 to 1,000, for a few minutes)."
 )
-@click.option("--space", help="Choices of an edge: dnat (default); nat++ adds cheaper operations.")
+@click.option("--space", help=f"{_SPACES} (default: the preset's).")
 @click.option("--mode", help="full (default): each edge by itself; cell: repeated blocks change alike.")
 @click.option("--seed", type=int, help="Which images are shown (default: 0).")
 @click.option("--device", help="auto (default), cpu, cuda, cuda:1, mps.")
@@ -622,12 +628,18 @@ def plan_(
     dnat plan --network torchvision:resnet50 --weights DEFAULT --data imagenet --budget 3G --measure --out r50.json
     dnat transform --network resnet20 --weights trained.safetensors --data cifar10 --plan plan.json
     """
-    from .config import Job
+    from dataclasses import replace
+
+    from .config import PRESETS, Job
 
     budgets = [*_listed(flags.pop("budget")), *(f"{text} time" for text in _listed(flags.pop("latency_budget")))]
     how = {name: flags.pop(name) for name in ("images", "measure", "download")}
-    job = Job.from_flat(given_settings(None, pairs, flags))
+    given = given_settings(None, pairs, flags)
+    job = Job.from_flat(given)
     _refuse_budgets(job.config)
+    if "space" not in given:  # what the preset takes within a budget, which is no setting here
+        space = PRESETS[job.config.preset]["space"]
+        job = replace(job, config=replace(job.config, space=space))
     if picture:
         from .drawing import check_picture
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .cost import Cost, Latency, cost, latency, operation_seconds
 from .data import Augmentation, Data, Preprocess, load
 from .discretization import discretize
 from .distributed import from_first, joined, world
-from .edges import Edge, Space, in_order, units
+from .edges import ORIGINAL, Edge, Space, in_order, units
 from .errors import UsageError
 from .methods import METHODS, check_method
 from .networks import (
@@ -44,7 +45,7 @@ from .records import Records, holds_other, read_job
 from .tracing import trace
 from .tracking import Tracker
 from .training import Progress
-from .transform import Commitment, Transformation
+from .transform import Commitment, EdgeReport, Transformation
 
 
 def load_data(job: Job, *, download: bool = False, notify: Callable[[str], None] = lambda text: None) -> Data:
@@ -375,11 +376,11 @@ def picture_rows(
     everything = {e.key: e for e in others} | edges
     reports = {e.key: e for e in commitment.edges} if commitment else {}
     removed = set(commitment.removed) if commitment else set()
+    left = _left({edge: _choice(reports, edge) for edge in edges.values() if edge.place})
 
     def row(edge: Edge) -> drawing.Row:
-        report = reports.get(edge.key)
-        choice = report.choice if report else "original"
-        return drawing.Row(
+        report, choice = reports.get(edge.key), _choice(reports, edge)
+        found = drawing.Row(
             key=edge.key,
             kind=edge.kind if edge.key in edges else "fixed",
             operation=edge.operation,
@@ -388,10 +389,35 @@ def picture_rows(
             madds=edge.madds,
             choice=choice,
             theta=report.gates if report else None,
-            removed=choice == "original" and edge.kind != "skip" and edge.entry in removed,
+            removed=choice == ORIGINAL and edge.kind not in ("skip", "width") and edge.entry in removed,
         )
+        if edge.place or edge.entry not in left:
+            return found
+        before, after = (round(n * share) for n, share in zip(found.channels, left[edge.entry], strict=True))
+        return replace(found, left=(before, after))
 
     return [row(edge) for edge in in_order(everything.values())]
+
+
+def _choice(reports: Mapping[str, EdgeReport], edge: Edge) -> str:
+    return reports[edge.key].choice if edge.key in reports else ORIGINAL
+
+
+def _left(choices: Mapping[Edge, str]) -> dict[str, tuple[Fraction, Fraction]]:
+    """{path of a layer: the shares of what it is given and of what it gives that stay}, of narrowed widths."""
+    found: dict[str, tuple[Fraction, Fraction]] = {}
+    for edge, choice in choices.items():
+        assert edge.place
+        share = Fraction(edge.kept(choice), edge.place.classes)
+        for name in dict.fromkeys(name for name, _, _ in edge.place.cuts) if share < 1 else ():
+            path = name.rpartition(".")[0]
+            given, gives = found.get(path, (Fraction(1), Fraction(1)))
+            # What neither makes nor reads the channels, such as a depthwise convolution, hands them on.
+            found[path] = (
+                given if name in edge.place.makers or name.endswith(".bias") else share,
+                gives if name in edge.place.readers else share,
+            )
+    return found
 
 
 _PLACE = re.compile(r"(normal|reduce|cell):(\d+)\.(\d+)")

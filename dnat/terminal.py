@@ -15,7 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from .data import DataSet
-from .edges import IDENTITY, NONE
+from .edges import IDENTITY, NONE, Edge, Tally, narrowed
 from .networks import Definition, Size
 from .prediction import Prediction
 from .runs import Survey
@@ -96,9 +96,9 @@ class TerminalTracker(Tracker):
         """Say what a step of the architecture stage takes."""
         self.console.print(str(burden), highlight=False)
 
-    def committed(self, changed: int, edges: int) -> None:
+    def committed(self, tally: Tally) -> None:
         """Say that the choices are made."""
-        self.console.print(f"the choices are made: {changed} of {edges} edges change", highlight=False)
+        self.console.print(f"the choices are made: {tally}", highlight=False)
 
     def finish(self) -> None:
         """Take the bar away."""
@@ -172,9 +172,11 @@ def survey_tables(name: str, survey: Survey, everything: bool, image: tuple[int,
     """What may change in a network for images (C, H, W), and if asked what may not and why."""
     found = survey.edges
     groups = len({e.group for e in found})
+    widths = sum(e.kind == "width" for e in found)
+    among = f" ({widths if widths < len(found) else 'all'} of them widths)" if widths else ""
     time = f"; {survey.latency}" if survey.latency else ""
     counted = f"images of {'x'.join(map(str, image))}"
-    table = Table(title=f"{name}, {counted}: {len(found)} edges, {groups} groups in cell mode{time}")
+    table = Table(title=f"{name}, {counted}: {len(found)} edges{among}, {groups} groups in cell mode{time}")
     numbers = ("MAdds", "saves", *(["saves time"] if survey.seconds else []))
     for column in ("edge", "kind", "operation", "shape", "may become", *numbers):
         # An edge's key is what one copies from here: it is folded, never cut.
@@ -185,6 +187,7 @@ def survey_tables(name: str, survey: Survey, everything: bool, image: tuple[int,
         others = tuple(name for name, _ in edge.others)
         of_list = [lists.setdefault(others, f"others {len(lists) + 1}")] if others else []
         choices = ", ".join([*of_list, *(c for c in edge.choices[1:] if c not in others)])
+        choices = _shares(edge) if edge.kind == "width" else choices
         shape = " > ".join(dict.fromkeys("x".join(map(str, s)) for s in (edge.shape_in, edge.shape_out)))
         row = [escape(edge.key), edge.kind, escape(edge.operation), shape, choices]
         row += [f"{edge.madds:,}", f"{survey.saved[edge.key]:,.0f}"]
@@ -198,12 +201,24 @@ def survey_tables(name: str, survey: Survey, everything: bool, image: tuple[int,
     if not everything:
         return [table]
     rest = Table(title=f"{len(survey.fixed)} operations and blocks cannot change")
+    widths = any(edge.kind == "width" for edge in survey.fixed)
     for column in ("operation or block", "what", "why not identity", "why not none"):
         rest.add_column(column, overflow="fold")
+    if widths:
+        rest.add_column("why not narrower", overflow="fold")
     for edge in survey.fixed:
         why = dict(edge.refused)
-        rest.add_row(escape(edge.key), escape(edge.operation), why.get(IDENTITY, ""), why.get(NONE, ""))
+        whys = [why.get(IDENTITY, ""), why.get(NONE, ""), ""]
+        if edge.kind == "width":
+            whys = ["", "", next((w for choice, w in edge.refused if choice not in (IDENTITY, NONE)), "")]
+        rest.add_row(escape(edge.key), escape(edge.operation), *map(escape, whys[: 3 if widths else 2]))
     return [table, rest] if found else [rest]
+
+
+def _shares(edge: Edge) -> str:
+    """What a width may shrink to: the shares, and how many channels (or heads) each is."""
+    ends = list(dict.fromkeys((edge.choices[1], edge.choices[-1])))
+    return f"{' to '.join(ends)} ({' to '.join(str(edge.kept(choice)) for choice in ends)})"
 
 
 def networks_table(title: str, found: Mapping[str, Size], sources: Mapping[str, str]) -> Table:
@@ -290,7 +305,7 @@ def result_table(record: dict[str, Any]) -> Table:
 def changes_table(edges: list[dict[str, Any]]) -> Table:
     """The edges that changed, and what the choices were worth; `edges` as in architecture.json."""
     changed = [e for e in edges if e["choice"] != "original"]
-    table = Table(title=f"{len(changed)} of {len(edges)} edges changed", caption=_LEGEND, caption_justify="left")
+    table = Table(title=str(Tally.of_reports(edges)), caption=_LEGEND, caption_justify="left")
     told = any(e.get("by") for e in changed)
     words = ("edge", "operation", "becomes", *(["chosen by"] if told else []))
     for name in (*words, "worth", "original's", "margin", "MAdds saved"):
@@ -301,14 +316,27 @@ def changes_table(edges: list[dict[str, Any]]) -> Table:
         table.add_row(
             escape(edge["key"]),
             escape(edge["operation"]),
-            edge["choice"],
+            _becomes(edge),
             *([edge.get("by", "")] if told else []),
-            f"{gates[edge['choice']]:.3f}",
-            f"{original:.3f}",
-            f"{edge['margin']:.3f}",
+            *map(_worth, (gates[edge["choice"]], original, edge["margin"])),
             f"{edge['saved']:,}",
         )
     return table
+
+
+def _becomes(edge: Mapping[str, Any]) -> str:
+    """What an edge becomes; a width with the share by which the choice is known."""
+    if edge.get("kind") != "width":
+        return str(edge["choice"])
+    return f"{narrowed(edge['operation'], edge['choice'])} ({edge['choice']})"
+
+
+def _worth(value: float) -> str:
+    """
+    >>> _worth(0.98765), _worth(-0.0)
+    ('0.988', '0.000')
+    """
+    return f"{value:.3f}".replace("-0.000", "0.000")
 
 
 _LEGEND = (

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .config import CONTROLS, SEARCHING, WHERE, Job
+from .edges import Tally
 from .records import atomic_write, read_rows
 from .training import Burden, Progress
 
@@ -68,8 +69,8 @@ class Tracker:
     def judged(self, done: int, of: int) -> None:
         """So many architectures have been judged at the end of a search."""
 
-    def committed(self, changed: int, edges: int) -> None:
-        """The choices are made: so many of the edges changed."""
+    def committed(self, tally: Tally) -> None:
+        """The choices are made: so many of the edges changed, in each way."""
 
     def result(self, record: Mapping[str, Any]) -> None:
         """The run is done; the record is the one that stands in record.json."""
@@ -117,10 +118,10 @@ class Trackers(Tracker):
         for tracker in self.trackers:
             tracker.judged(done, of)
 
-    def committed(self, changed: int, edges: int) -> None:
+    def committed(self, tally: Tally) -> None:
         """Tell all."""
         for tracker in self.trackers:
-            tracker.committed(changed, edges)
+            tracker.committed(tally)
 
     def result(self, record: Mapping[str, Any]) -> None:
         """Tell all."""
@@ -385,7 +386,7 @@ def _values(row: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     values: dict[str, Any] = {prefix + k: v for k, v in row.items() if k not in ("gates", "columns")}
     if row.get("gates"):
         for column, gates in zip(row["columns"], zip(*row["gates"], strict=True), strict=True):
-            values[f"gates/{column}"] = wandb.Histogram(list(gates), num_bins=32)
+            values[f"gates/{_plain(column)}"] = wandb.Histogram(list(gates), num_bins=32)
     return values
 
 
@@ -425,8 +426,17 @@ def _choices(edges: list[dict[str, Any]]) -> dict[str, Any]:
         table.add_data(*front, edge["margin"], edge["madds"], edge["saved"], edge["reason"])
         if len(edges) <= FEW_EDGES:
             place = re.sub(r"\W", "_", edge["key"])
-            values |= {f"choices/{place}/{choice}": gate for choice, gate in (gates | others).items()}
+            values |= {f"choices/{place}/{_plain(choice)}": gate for choice, gate in (gates | others).items()}
     return values
+
+
+def _plain(choice: str) -> str:
+    """A choice in a name of W&B's, where "/" begins a section.
+
+    >>> _plain("identity"), _plain("5/8")
+    ('identity', '5_of_8')
+    """
+    return choice.replace("/", "_of_")
 
 
 def _summary(record: Mapping[str, Any], edges: list[dict[str, Any]]) -> dict[str, Any]:
@@ -439,5 +449,7 @@ def _summary(record: Mapping[str, Any], edges: list[dict[str, Any]]) -> dict[str
     summary |= {f"latency_{when}": found["seconds"] for when, found in record["latency"].items()}
     summary |= {f"seconds_{stage}": taken for stage, taken in record["seconds"].items()}
     if edges:
-        summary |= {"edges": len(edges), "edges_changed": sum(e["choice"] != "original" for e in edges)}
+        tally = Tally.of_reports(edges)
+        summary |= {"edges": tally.edges, "edges_changed": tally.changed}
+        summary |= {"widths": tally.widths, "widths_narrowed": tally.narrowed} if tally.widths else {}
     return summary

@@ -25,7 +25,7 @@ from .cost import Cost, Latency, cost, latency
 from .data import Data, load
 from .discretization import Discretization, discretization
 from .distributed import anyone, from_first, gathered, world
-from .edges import ORIGINAL, Edge
+from .edges import ORIGINAL, Edge, Tally
 from .errors import UsageError, WrongTypeError, users_code
 from .measurement import SENSITIVITY, digest_of, measured
 from .narrowing import cut, slices, staying
@@ -659,8 +659,7 @@ class _Run:
         )
         self.trainer = trainer
         old.progress.seconds["architecture"] += time.monotonic() - started
-        changed = sum(c != ORIGINAL for c in made.choices.values())
-        self.tracker.committed(changed, len(made.choices))
+        self.tracker.committed(Tally.of((edge.kind, edge.choice) for edge in reports))
 
     def _settle_when_due(self) -> None:
         """Make the choices when theta's steps are done, if they are to settle before they come into force."""

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 import dnat
 from dnat import cli as module
 from dnat.cli import cli, exit_code
+from dnat.edges import Tally
+from dnat.terminal import TerminalTracker, changes_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--network", "resnet8", "--set", "network.width=4", "--set", "threads=1", "--train-limit", "200"]
@@ -270,6 +273,10 @@ def test_lists():
             ["edges", "--network", "resnet8", "--space", "nat++"],
             ["others 2, identity, none", "others 1: sep_conv_3x3, dil_conv_3x3, conv_1x1\n"],
         ),
+        (
+            ["edges", "--network", "resnet8", "--space", "dnat,width"],
+            ["7 edges (3 of them widths)", "layer1.0.conv1:width", "7/8 to 1/8 (14 to 2)"],
+        ),
     ):
         result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
         for word in words:
@@ -359,6 +366,56 @@ def test_edges_of_the_larger_space_fit_the_page():
     lines = result.output.splitlines()
     assert next(line for line in lines if "conv1>bn1" in line).endswith(" - │")
     assert any(line.endswith(" ms │") for line in lines)
+
+
+def test_a_width_that_cannot_shrink_says_why():
+    arguments = ["edges", "--network", "test_cli:counting", "--image-size", "8", "--space", "dnat,width", "--all"]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False, terminal_width=160)
+    assert "why not narrower" in result.output
+    assert re.search("first:width .*other code counts", result.output)
+    assert "a width is no operation" not in result.output
+
+
+class Counting(torch.nn.Module):
+    """Its code knows how many channels there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = self.first(x)
+        assert x.shape[1] == 8
+        return self.second(x.relu()).mean((2, 3))
+
+
+def counting():
+    return Counting()
+
+
+def test_what_a_run_did_is_counted_apart(capsys):
+    """Of three operations one goes and one is replaced, of two widths one is narrower."""
+    blank = {"gates": [0.0, 0.25, 0.5], "margin": -0.0, "saved": 7, "by": "theta"}
+    edges = [
+        {"key": "a", "kind": "unit", "operation": "conv_3x3", "choice": "identity"} | blank,
+        {"key": "b", "kind": "unit", "operation": "conv_3x3", "choice": "conv_1x1"} | blank,
+        {"key": "c", "kind": "unit", "operation": "conv_3x3", "choice": "original"} | blank,
+        {"key": "d:width", "kind": "width", "operation": "3 x 64 channels", "choice": "6/8"} | blank,
+        {"key": "e:width", "kind": "width", "operation": "16 channels", "choice": "original"} | blank,
+    ]
+    for edge, other in ((edges[1], "conv_1x1"), (edges[3], "6/8")):
+        edge["others"] = [[other, 0.75]]
+    screen = Console(width=140)
+    screen.print(changes_table(edges))
+    told = "1 of 3 operations removed, 1 replaced, 1 of 2 widths narrowed"
+    shown = capsys.readouterr().out
+    assert told in shown
+    assert "2 x 64 channels (6/8)" in shown
+    assert "-0.000" not in shown
+    TerminalTracker(screen, 1).committed(Tally.of_reports(edges))
+    assert capsys.readouterr().out == f"the choices are made: {told}\n"
+    TerminalTracker(screen, 1).committed(Tally.of_reports(edges[:3]))
+    assert capsys.readouterr().out == "the choices are made: 2 of 3 edges changed\n"
 
 
 def unchangeable():

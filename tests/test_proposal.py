@@ -226,6 +226,167 @@ def test_the_picture_shows_every_budget_and_every_edge(form, eight, tmp_path):
             draw_plan(result, tmp_path / wrong)
 
 
+@pytest.fixture(scope="module")
+def narrowing():
+    """The same with widths: `resnet8` has one in each of its three blocks."""
+    network = small("resnet8")
+    return network, dnat.plan(network, SHOWN, [0.7, "0.5 params"], space="dnat,width", measure=1)
+
+
+def channels_left(network, key, choice):
+    """The channels that stay, as the layer says that is made."""
+    layer = dnat.discretize(network, {key: choice}, images()).get_submodule(key.removesuffix(":width"))
+    return layer.out_channels
+
+
+@pytest.mark.parametrize("everything", [False, True])
+def test_widths_have_a_table_of_their_own(narrowing, everything):
+    network, result = narrowing
+    text = described(result, everything=everything)
+    widths = [e for e in result.edges if e.kind == "width"]
+    assert len(widths) == 3
+    keys = [e.key for e in (*result.edges, *result.fixed)]
+    for line in text.splitlines():
+        assert len(line) <= 80 or line.split()[-1] in keys or re.match(" +(identity|none|narrower): ", line), line
+    assert f"{len(result.edges)} edges may change, 3 of them widths" in text
+    head, _, rest = text.partition("damage of so much of a width")
+    table = rest.partition("\n\n")[0].splitlines()[1:]
+    assert re.sub(" +", " ", table[0]) == " channels 6/8 4/8 2/8 1/8 saves 0.7 0.5 params width"
+    shown = {line.split()[-1]: line.split() for line in table[1:]}
+    assert all(any(key in p.changed for p in result.proposals) or everything for key in shown)
+    narrowed = {key for p in result.proposals for key in p.changed if key.endswith(":width")}
+    assert narrowed
+    assert set(shown) == ({e.key for e in widths} if everything else narrowed)
+    whole = dnat.cost(network, images()).madds
+    for edge in widths:
+        if edge.key not in shown:
+            continue
+        channels, *damages = shown[edge.key][:5]
+        left = shown[edge.key][-3:-1]
+        assert channels == str(network.get_submodule(edge.key.removesuffix(":width")).out_channels)
+        for share, damage in zip(("6/8", "4/8", "2/8", "1/8"), damages, strict=True):
+            same = [c for c in edge.damages if c != "original" and _keeps(int(channels), c, share)]
+            assert damage == (f"{edge.damages[same[0]]:.3g}" if same else "-")
+        halving = next(c for c in edge.damages if c != "original" and _keeps(int(channels), c, "4/8"))
+        half = whole - made_of(network, {edge.key: halving}).madds
+        assert f"{100 * half / whole:.1f} %" in " ".join(shown[edge.key])
+        for cell, proposal in zip(left, result.proposals, strict=True):
+            choice = proposal.choices[edge.key]
+            assert cell == ("-" if choice == "original" else str(channels_left(network, edge.key, choice)))
+    # Widths are no operations, and stand in no row of theirs.
+    assert not any(":width" in line for line in head.splitlines())
+    for proposal in result.proposals:
+        row = next(line.split() for line in head.splitlines() if line.startswith(f"  {proposal.budget} "))
+        gone = sum(not key.endswith(":width") for key in proposal.changed)
+        assert row[-2:] == [f"{gone}/{len(result.edges) - 3}", f"{len(proposal.changed) - gone}/3"]
+
+
+def _keeps(channels, choice, share):
+    """Whether two shares of a few channels are as many."""
+    first, second = (max(1, round(channels * int(text[0]) / 8)) for text in (choice, share))
+    return first == second
+
+
+def test_a_space_of_widths_alone_shows_nothing_else():
+    result = dnat.plan(small("resnet8"), SHOWN, 0.8, space="width")
+    text = str(result)
+    assert "3 widths may shrink; " in text
+    assert "identity" not in text
+    assert "gone" not in text
+    assert re.search(r"^  budget .* narrower$", text, re.M)
+
+
+def test_in_cell_mode_a_group_has_a_share():
+    """Its widths may differ in size, so that no number of channels is that of all."""
+    result = dnat.plan(dnat.build("resnet20", width=4, seed=0), images(4), 0.5, space="dnat,width", mode="cell")
+    (proposal,) = result.proposals
+    rest = described(result, everything=True).partition("; share left:")[2]
+    table = {line.split()[-1]: line for line in rest.partition("\n\n")[0].splitlines()[2:]}
+    groups = {}
+    for edge in result.edges:
+        if edge.kind == "width":
+            groups.setdefault(edge.group, []).append(edge)
+    assert set(table) == set(groups)
+    assert len(groups) == 2
+    for group, members in groups.items():
+        sizes = sorted({int(e.operation.split()[0]) for e in members})
+        assert len(sizes) > 1
+        assert table[group].split()[:3] == [str(sizes[0]), "to", str(sizes[-1])]
+        choice = proposal.choices[members[0].key]
+        assert table[group].split()[-2] == ("-" if choice == "original" else choice)
+
+
+def test_the_picture_shows_how_much_of_each_width_is_kept(narrowing, tmp_path):
+    network, result = narrowing
+    first, second = (draw_plan(result, tmp_path / f"{name}.svg") for name in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
+    text = first.read_text()
+    shown = re.findall(r">([^<>]+)</text>", text)
+    assert {edge.key.partition(">")[0] for edge in result.edges} <= set(shown)
+    widths = [e for e in result.edges if e.kind == "width"]
+    bars = [_height(path) for path in re.findall(r'd="([^"]+)"[^>]*style="fill: #cc79a7"', text)]
+    # A bar of full colour for each choice that is taken, and one for each cell that is narrower.
+    parts = [
+        channels_left(network, e.key, p.changed[e.key]) / int(e.operation.split()[0])
+        for p in result.proposals
+        for e in widths
+        if e.key in p.changed
+    ]
+    taken = {(key, choice) for p in result.proposals for key, choice in p.changed.items() if ":width" in key}
+    assert len(bars) == len(parts) + len(taken)
+    cells = bars[len(taken) :]
+    assert len(set(parts)) > 1
+    whole = [_height(path) for path in re.findall(r'd="([^"]+)"[^>]*style="fill: #f9ecf3"', text)]
+    assert len(whole) == len(parts)
+    for found, part in zip(cells, parts, strict=True):
+        assert found / whole[0] == pytest.approx(part, rel=1e-3)
+    pale = len(re.findall("fill: #cc79a7; opacity: 0.35", text))
+    assert pale == sum(len(e.damages) - 1 for e in widths) - len(taken)
+
+
+def _height(path):
+    numbers = [float(n) for n in re.findall(r"-?[\d.]+", path)]
+    return max(numbers[1::2]) - min(numbers[1::2])
+
+
+def test_very_many_names_do_not_lie_on_each_other(narrowing, tmp_path):
+    result = narrowing[1]
+    times = range(60)
+
+    def named(key, i):
+        return f"stage{i}.{key}"
+
+    many = dataclasses.replace(
+        result,
+        edges=tuple(dataclasses.replace(e, key=named(e.key, i)) for i in times for e in result.edges),
+        order=tuple(named(e.key, i) for i in times for e in result.edges),
+        proposals=tuple(
+            dataclasses.replace(p, choices={named(k, i): c for i in times for k, c in p.choices.items()})
+            for p in result.proposals
+        ),
+        fixed=(),
+    )
+    text = draw_plan(many, tmp_path / "many.svg").read_text()
+    changed = {key for p in many.proposals for key in p.changed}
+    names = re.findall(r'translate\(([\d.]+) [\d.]+\) rotate\(-90\)"[^>]*>(stage\d+[^<]+)<', text)
+    assert len(names) > 50
+    assert {name for _, name in names} <= {key.partition(">")[0] for key in changed}
+    places = sorted(float(x) for x, _ in names)
+    assert min(b - a for a, b in itertools.pairwise(places)) > 6.4  # points, as large as the letters
+
+
+def test_the_command_plans_what_fine_tuning_takes_within_a_budget(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(dnat.build("resnet8", width=4).state_dict(), "w.pt")
+    words = ("plan", *TINY, "--images", 20, "--budget", "0.7")
+    for more, widths in (((), 0), (("--weights", "w.pt"), 3), (("--weights", "w.pt", "--space", "dnat"), 0)):
+        result = invoke(*words, *more, "--json")
+        assert result.exit_code == 0, result.output
+        plan = Proposals.from_json(result.stdout)
+        assert sum(e.kind == "width" for e in plan.edges) == widths
+        assert plan.space == ("dnat,width" if widths else "dnat")
+
+
 def test_the_order_is_that_in_which_the_network_runs(eight):
     network, result = copy.deepcopy(eight[0]), eight[1]
     assert set(result.order) == {e.key for e in (*result.edges, *result.fixed)}

@@ -530,6 +530,33 @@ def test_choices_are_the_architectures(report):
     assert [numbers.agreement(row) for row in full.rows.values()] == [1.0, 0.75]
 
 
+def test_shares_of_widths_are_shown_as_such(real, tmp_path):
+    """In a table of choices and in gates: not as operations, and without gates that no width has."""
+    folder = vary(real, tmp_path / "run", "dnat-full", 0, 90.0)
+    architecture = json.loads((folder / "architecture.json").read_text())
+    first = architecture["commitment"]["edges"][0]
+    first |= {"key": "layer1.0.conv1:width", "kind": "width", "operation": "16 channels", "choice": "5/8"}
+    write(folder / "architecture.json", architecture)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "gates" in row:
+            row["columns"] = ["none", "identity", "original", "5/8", "1/8"]
+            row["gates"] = [[0.0, 0.0, 0.6, 0.4, 0.0] for _ in row["gates"]]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = gather([folder])
+    made = numbers.gates(found.runs[0])
+    assert set(made[0].gates) == {"original", "5/8"}
+    assert set(made[1].gates) == {"none", "identity", "original", "5/8"}
+    shown = page(found)
+    assert '<td><span class="choice narrowed">5/8</span></td>' in shown
+    assert 'class="gate narrowed"' in shown
+    assert "</span>narrower (the share of the channels that stays)" in shown
+    assert "Of a width, the channels between two layers" in shown
+    without = page(gather([vary(real, tmp_path / "other", "dnat-full", 0, 90.0)]))
+    assert "narrower" not in without
+    assert "Of a width" not in without
+
+
 @pytest.mark.parametrize("value", [True, None, "1", float("nan"), float("inf"), [1]])
 def test_what_is_no_number_is_none(value):
     assert number(value) is None

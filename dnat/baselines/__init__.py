@@ -18,7 +18,7 @@ from ..config import Config
 from ..cost import cost, latency
 from ..data import Data
 from ..discretization import discretization
-from ..edges import IDENTITY, NONE, ORIGINAL, Edge
+from ..edges import IDENTITY, NONE, ORIGINAL, Edge, Tally
 from ..errors import UsageError
 from ..networks import Genotype
 from ..networks.cells import Cell, CellNetwork, regrown
@@ -188,7 +188,7 @@ def search_and_train(
         cost_before, before = cost(original, example, batch=len(example)), evaluate(original, here, config)
         latency_before = latency(original, here.example(config.latency_batch))
     if tracker:
-        tracker.committed(sum(c != ORIGINAL for c in commitment.choices.values()), len(commitment.choices))
+        tracker.committed(Tally.of((edge.kind, edge.choice) for edge in commitment.edges))
     trained = train(derived, data, config, records=records, tracker=tracker, stop=stop)
     return replace(
         trained,

@@ -24,7 +24,7 @@ from ..cost import Cost, cost, latency
 from ..data import Data
 from ..discretization import Discretization, discretization
 from ..distributed import from_first
-from ..edges import ORIGINAL
+from ..edges import Tally
 from ..errors import UsageError, users_code
 from ..networks import build, fitting
 from ..networks.weights import read_state
@@ -144,7 +144,7 @@ def control(
             note = f"from fresh weights, for {config.epochs} epochs, which compute what {{}} of the original do"
             commitment = replace(commitment, notes=(*commitment.notes, note.format(epochs)))
     if tracker and commitment.edges:
-        tracker.committed(sum(c != ORIGINAL for c in commitment.choices.values()), len(commitment.choices))
+        tracker.committed(Tally.of((edge.kind, edge.choice) for edge in commitment.edges))
     trained = train(small, data, config, records=records, tracker=tracker, stop=stop, teacher=original)
     return replace(
         trained,

@@ -3,11 +3,12 @@
 A picture is drawn from plain rows, so that a finished run can be drawn again from architecture.json.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..edges import Tally, narrowed, remaining_share
 from ..networks.genotypes import OPERATIONS
 from .changes import short_name
 from .parts import STYLES, check_formats, page, rounded, save, text
@@ -25,6 +26,7 @@ _LEGEND = {
     "removed": "gone along with it",
     "added": "skip connection added",
     "other": "becomes another operation",
+    "narrowed": "narrower: so many of its channels stay",
 }
 
 
@@ -41,13 +43,16 @@ class Row:
 
     Attributes:
         key: path of its entry, or "entry>exit".
-        kind: unit, block, branch, skip; fixed for an operation that has no choice.
+        kind: unit, block, branch, skip; fixed for an operation that has no choice; width for the channels that
+            one makes (`key` is "path:width"), which are no operation of their own.
         operation: name ("conv_3x3").
         shape_in, shape_out: without the batch.
         madds: multiply-adds of one image.
-        choice: original, identity or none; of a skip edge, original means that it stays absent.
+        choice: original, identity, none, another operation, or the share of a width that stays ("5/8"); of a skip
+            edge, original means that it stays absent.
         theta: gates for none, identity and original when the choice was made.
         removed: it is gone since everything that it fed is gone.
+        left: channels that it is given and that it gives afterwards, where some are fewer.
     """
 
     key: str
@@ -59,12 +64,15 @@ class Row:
     choice: str = "original"
     theta: tuple[float, float, float] | None = None
     removed: bool = False
+    left: tuple[int, int] | None = None
 
     @property
     def state(self) -> str:
         """How the row looks after the transformation."""
         if self.kind == "skip":
             return "added" if self.choice == "identity" else "absent"
+        if self.kind == "width":
+            return "original" if self.choice == "original" else "narrowed"
         if self.removed:
             return "removed"
         if self.choice not in ("original", "identity", "none"):
@@ -72,9 +80,15 @@ class Row:
         return "fixed" if self.kind == "fixed" else self.choice
 
     @property
+    def channels(self) -> tuple[int, int]:
+        """Channels that it is given and that it gives: a linear layer has them last."""
+        place = -1 if self.operation == "linear" else 0
+        return self.shape_in[place], self.shape_out[place]
+
+    @property
     def entry(self) -> str:
-        """The path of the operation's first module."""
-        return self.key.partition(">")[0]
+        """The path of the operation's first module, or of that which makes the channels."""
+        return self.key.partition(">")[0].removesuffix(":width")
 
 
 def rows_to_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
@@ -84,7 +98,7 @@ def rows_to_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
 
 def rows_from_json(tables: Iterable[dict[str, Any]]) -> list[Row]:
     """The inverse of `rows_to_json`."""
-    tuples = ("shape_in", "shape_out", "theta")
+    tuples = ("shape_in", "shape_out", "theta", "left")
     found: list[dict[str, Any]] = [
         {k: tuple(v) if k in tuples and v else v for k, v in table.items()} for table in tables
     ]
@@ -93,12 +107,16 @@ def rows_from_json(tables: Iterable[dict[str, Any]]) -> list[Row]:
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows that are drawn in one frame: operations side by side, whole branches above, skip edges below."""
+    """Rows that are drawn in one frame: operations side by side, whole branches above, skip edges below.
+
+    Widths are drawn into the operations that make their channels: {key of an operation: the width}.
+    """
 
     name: str
     units: tuple[Row, ...]
     wholes: tuple[Row, ...]
     skips: tuple[Row, ...]
+    widths: Mapping[str, Row]
 
     @property
     def slots(self) -> int:
@@ -151,16 +169,34 @@ def draw(
 
 
 def _blocks(rows: Sequence[Row]) -> list[_Block]:
+    narrowed = _narrowed(rows)
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(_block_of(row.entry), []).append(row)
+        if row.kind != "width":
+            found.setdefault(_block_of(row.entry), []).append(row)
     blocks = []
     for name, members in found.items():
         wholes = tuple(r for r in members if r.kind in ("block", "branch"))
         skips = tuple(r for r in members if r.kind == "skip")
         units = tuple(r for r in members if r not in wholes and r not in skips)
-        blocks.append(_Block(name, units, wholes, skips))
+        blocks.append(_Block(name, units, wholes, skips, narrowed))
     return blocks
+
+
+def _narrowed(rows: Sequence[Row]) -> dict[str, Row]:
+    """{key of the operation that makes a width's channels: the width}, of those that are narrower.
+
+    Channels that no operation of the picture makes stand at the next one: it reads them.
+    """
+    found: dict[str, Row] = {}
+    units = [r for r in rows if r.kind not in ("width", "skip", "block", "branch")]
+    for i, row in enumerate(rows):
+        if row.state != "narrowed":
+            continue
+        makers = [r for r in units if r.entry == row.entry] or [r for r in rows[i:] if r in units]
+        for maker in makers[:1]:
+            found[maker.key] = row
+    return found
 
 
 def _block_of(entry: str) -> str:
@@ -177,9 +213,9 @@ def _lines(blocks: Iterable[_Block]) -> list[list[_Block]]:
     most = int((WIDTH - 0.8 - 2 * _PAD + _GAP) // (_BOX + _GAP))
     pieces = []
     for block in blocks:
-        first = _Block(block.name, block.units[:most], block.wholes, block.skips)
+        first = replace(block, units=block.units[:most])
         rest = [block.units[i : i + most] for i in range(most, len(block.units), most)]
-        pieces += [first, *(_Block(block.name, units, (), ()) for units in rest)]
+        pieces += [first, *(replace(block, units=units, wholes=(), skips=()) for units in rest)]
     lines: list[list[_Block]] = [[]]
     used = 0.0
     for block in pieces:
@@ -200,14 +236,7 @@ def _skip_lanes(block: _Block) -> int:
 
 
 def _header(axes: Any, rows: Sequence[Row], title: str, before: _Cost, after: _Cost) -> None:
-    edges = [row for row in rows if row.kind != "fixed"]
-    states = [row.state for row in edges if row.choice != "original"]
-    words = f"{len(states)} of {len(edges)} edges changed: "
-    words += f"{states.count('identity')} identity, {states.count('none')} none"
-    if "other" in states:
-        words += f", {states.count('other')} other operations"
-    if "added" in states:
-        words += f", {states.count('added')} skip connections added"
+    words = _changes([row for row in rows if row.kind != "fixed"])
     cost = "      ".join(
         f"{name} {_short(a)} → {_short(b)} ({(b - a) / a:+.1%})" if a else f"{name} 0"
         for name, a, b in (
@@ -218,6 +247,21 @@ def _header(axes: Any, rows: Sequence[Row], title: str, before: _Cost, after: _C
     text(axes, 0.4, 0.35, title, size=14, weight="bold", align="left")
     text(axes, 0.4, 0.65, cost, size=10, align="left")
     text(axes, 0.4, 0.9, words, size=10, align="left", colour="#444444")
+
+
+def _changes(edges: Sequence[Row]) -> str:
+    """How many edges changed, and to what."""
+    tally = Tally.of((row.kind, row.choice) for row in edges)
+    states = [row.state for row in edges if row.choice != "original"]
+    words = f"{states.count('identity')} identity, {states.count('none')} none"
+    if "other" in states:
+        words += f", {states.count('other')} other operations"
+    if "added" in states:
+        words += f", {states.count('added')} skip connections added"
+    if not tally.widths:
+        return f"{tally}: {words}"
+    of_operations = f"{tally.changed - tally.narrowed} of {tally.operations} operations changed: {words};  "
+    return of_operations * bool(tally.operations) + f"{tally.narrowed} of {tally.widths} widths narrowed"
 
 
 def _panel(axes: Any, lines: Sequence[Sequence[_Block]], top: float, name: str, *, changed: bool) -> None:
@@ -254,7 +298,8 @@ def _block(axes: Any, block: _Block, x: float, y: float, wholes: int, *, changed
         state = row.state if changed else ("fixed" if row.kind == "fixed" else "original")
         if gone and any(_inside(row, w) for w in block.wholes):
             state = "removed"
-        _cell(axes, (left, top, _BOX, _HEIGHT), row, state, _operation(row), changed)
+        width = block.widths.get(row.key) if changed and state in ("original", "fixed") else None
+        _cell(axes, (left, top, _BOX, _HEIGHT), row, state, _operation(row), changed, width)
         if i + 1 < len(block.units):
             _arrow(axes, left + _BOX, top + _HEIGHT / 2, left + _BOX + _GAP)
     for i, row in enumerate(block.skips):
@@ -270,28 +315,47 @@ def _inside(row: Row, whole: Row) -> bool:
 
 
 def _cell(
-    axes: Any, place: tuple[float, float, float, float], row: Row, state: str, label: str, changed: bool
+    axes: Any,
+    place: tuple[float, float, float, float],
+    row: Row,
+    state: str,
+    label: str,
+    changed: bool,
+    width: Row | None = None,
 ) -> None:
     """One operation: a box with its name, below it its channels or what became of it."""
-    x, y, width, height = place
-    colour, fill, style, line = STYLES[state]
-    box = rounded(axes, x, y, width, height, colour, fill, style, line)
+    x, y, wide, height = place
+    colour, fill, style, line = STYLES["narrowed" if width else state]
+    box = rounded(axes, x, y, wide, height, colour, fill, style, line)
     box.set_gid(f"edge:{row.key}:{state}" if changed else f"before:{row.key}")
-    middle = x + width / 2
-    strong = "#222222" if state not in ("absent", "removed", "fixed") else "#888888"
+    middle = x + wide / 2
+    strong = "#222222" if width or state not in ("absent", "removed", "fixed") else "#888888"
     if height < _HEIGHT:
-        text(axes, middle, y + height / 2, label, size=7, colour=strong, limit=width * 2)
+        text(axes, middle, y + height / 2, label, size=7, colour=strong, limit=wide * 2)
         return
     if changed and state == "identity":
-        axes.plot([x, x + width], [y + height * 0.78] * 2, color=colour, lw=1.6, solid_capstyle="butt")
+        axes.plot([x, x + wide], [y + height * 0.78] * 2, color=colour, lw=1.6, solid_capstyle="butt")
     if changed and state in ("none", "removed"):
-        axes.plot([x, x + width], [y + height, y], color=colour, lw=0.9, alpha=0.35)
-    text(axes, middle, y + height * 0.3, label, size=8, colour=strong, limit=width * 2)
+        axes.plot([x, x + wide], [y + height, y], color=colour, lw=0.9, alpha=0.35)
+    text(axes, middle, y + height * 0.3, label, size=8, colour=strong, limit=wide * 2)
     if state == "identity" and changed:
         return
-    text(
-        axes, middle, y + height * 0.72, _second_line(row, state, changed), size=7, colour=strong, limit=width * 2
-    )
+    words = _channels_left(width) if width else _second_line(row, state, changed)
+    text(axes, middle, y + height * 0.72, words, size=7, colour=strong, limit=wide * 2)
+    if width:
+        _kept(axes, x, y + height, wide, width)
+
+
+def _kept(axes: Any, x: float, foot: float, wide: float, width: Row) -> None:
+    """At the foot of a box how much of its channels stays, as a part of its side."""
+    share = remaining_share(width.operation, width.choice)
+    lines = axes.plot([x, x + wide * share], [foot] * 2, color=STYLES["narrowed"][0], lw=4, solid_capstyle="butt")
+    lines[0].set_gid(f"edge:{width.key}:{width.state}")
+
+
+def _channels_left(width: Row) -> str:
+    left = narrowed(width.operation, width.choice).partition(" ")[0]
+    return f"→ {left} of {width.operation.removesuffix(' channels').replace(' x ', '×')}"
 
 
 def _second_line(row: Row, state: str, changed: bool) -> str:
@@ -299,9 +363,9 @@ def _second_line(row: Row, state: str, changed: bool) -> str:
         return state
     if changed and state == "other":
         return f"→ {short_name(row.choice)}"
-    return f"{row.shape_in[0]} → {row.shape_out[0]}" + (
-        f" @{row.shape_out[-1]}" if len(row.shape_out) == 3 else ""
-    )
+    before, after = (changed and row.left) or row.channels
+    images = len(row.shape_out) == 3 and row.operation != "linear"
+    return f"{before} → {after}" + (f" @{row.shape_out[-1]}" if images else "")
 
 
 def _operation(row: Row) -> str:

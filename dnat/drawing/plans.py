@@ -1,25 +1,32 @@
 """A picture of a plan: what each cost does to the answers, and what each choice does alone."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..edges import IDENTITY, NONE, ORIGINAL
+from ..edges import IDENTITY, NONE, ORIGINAL, remaining_share
 from ..errors import UsageError
-from ..proposal import Proposals, Tried, amount
+from ..proposal import Proposal, Proposals, Tried, amount, may_change
 from .parts import FORMATS, STYLES, save
 
 LEAST = 1e-4
 """The damage at the foot of the bars: what does less is shown as no more than a line."""
 
 MOST_LABELS = 130
-"""So many operations have their names; of more, those that are chosen somewhere."""
+"""So many edges have their names; of more, those that are chosen somewhere, as far as there is room."""
 
 _TEXT, _MUTED, _LINE = "#1b1f24", "#5c6570", "#0072b2"
-_COLOURS = {choice: STYLES[choice][0] for choice in (IDENTITY, NONE, "other")}
-_WORDS = {IDENTITY: "identity", NONE: "none", "other": "another operation (the best one)"}
-_KEPT, _FIXED = STYLES["original"][1], "#c9ced4"
+_COLOURS = {choice: STYLES[choice][0] for choice in (IDENTITY, NONE, "other", "narrowed")}
+_WORDS = {
+    IDENTITY: "identity",
+    NONE: "none",
+    "other": "another operation (the best one)",
+    "narrowed": "narrower, 7/8 to 1/8 (below: what is kept)",
+}
+_KEPT, _FIXED, _CUT = STYLES["original"][1], "#c9ced4", STYLES["narrowed"][1]
+_OF_WIDTHS = "#8f3f6d"
+"""The colour of the names of widths."""
 
 
 def draw_plan(plan: Proposals, path: str | Path) -> Path:
@@ -43,7 +50,8 @@ def draw_plan(plan: Proposals, path: str | Path) -> Path:
     places = _places(plan)
     rows = max(len(plan.proposals), 1)
     width = min(max(8.0, 1.9 + 0.155 * len(places)), 24.0)
-    heights = [2.5, 2.3, 0.2 * rows + 0.05]
+    row = 0.32 if _has_widths(plan) else 0.2
+    heights = [2.5, 2.3, row * rows + 0.05]
     with rc_context({"font.size": 8, "text.color": _TEXT, "axes.labelcolor": _TEXT, "text.parse_math": False}):
         figure = Figure(figsize=(width, sum(heights) + 2.3), dpi=150, facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
@@ -77,7 +85,7 @@ def check_picture(path: str | Path) -> str:
 
 def _title(plan: Proposals) -> str:
     return (
-        f"{plan.network}: {amount(plan.madds, 'madds')}, {len(plan.edges)} edges may change; "
+        f"{plan.network}: {amount(plan.madds, 'madds')}, {may_change(plan)}; "
         f"{plan.images} images shown, nothing trained"
     )
 
@@ -86,11 +94,16 @@ def _places(plan: Proposals) -> dict[str, Tried | None]:
     """What is shown from left to right by its key, as the network comes to it; None: it cannot change."""
     edges = {edge.key: edge for edge in plan.edges}
     # What holds something that is shown is left out: it would be there twice.
-    costly = [f.key for f in plan.fixed if f.madds]
+    costly = [f.key for f in plan.fixed if f.madds and f.kind != "width"]
     fixed = [k for k in costly if not any(other.startswith(f"{k}.") for other in (*edges, *costly))]
     order = {key: i for i, key in enumerate(plan.order)}
+    fixed = [] if all(edge.kind == "width" for edge in plan.edges) else fixed  # nothing else was asked for
     shown = sorted((*edges, *fixed), key=lambda key: order.get(key, len(order)))
     return {key: edges.get(key) for key in shown}
+
+
+def _has_widths(plan: Proposals) -> bool:
+    return any(edge.kind == "width" for edge in plan.edges)
 
 
 def _draw_curve(axes: Any, plan: Proposals) -> None:
@@ -120,10 +133,10 @@ def _draw_curve(axes: Any, plan: Proposals) -> None:
 
 
 def _draw_bars(axes: Any, plan: Proposals, places: Mapping[str, Tried | None]) -> None:
-    """For each edge the damage of identity, none and the best other operation, side by side."""
+    """For each edge the damage of identity, none and the best other operation, side by side; of a width of all."""
     made = [proposal.choices for proposal in plan.proposals]
-    kinds = list(dict.fromkeys(kind for edge in places.values() if edge for kind in _damages(edge)))
-    known = [d for edge in places.values() if edge for _, d in _damages(edge).values() if math.isfinite(d)]
+    kinds = {kind for edge in places.values() if edge for kind, _, _ in _damages(edge)}
+    known = [d for edge in places.values() if edge for _, _, d in _damages(edge) if math.isfinite(d)]
     top = max([10 * LEAST, *known]) * 1.6
     for x, (key, edge) in enumerate(places.items()):
         if edge is None:
@@ -131,14 +144,13 @@ def _draw_bars(axes: Any, plan: Proposals, places: Mapping[str, Tried | None]) -
             continue
         found = _damages(edge)
         step = 0.8 / max(len(found), 1)
-        for i, (kind, (choice, damage)) in enumerate(found.items()):
+        for i, (kind, choice, damage) in enumerate(found):
             taken = any(choices[key] == choice for choices in made)
             height = min(max(damage, LEAST * 1.15), top)
-            colour = _COLOURS[kind]
             axes.bar(
-                *(x - 0.4 + step * (i + 0.5), height - LEAST, 0.88 * step),
+                *(x - 0.4 + step * (i + 0.5), height - LEAST, (1.0 if kind == "narrowed" else 0.88) * step),
                 bottom=LEAST,
-                color=colour,
+                color=_COLOURS[kind],
                 alpha=1.0 if taken else 0.35,
                 linewidth=0,
             )
@@ -155,42 +167,69 @@ def _draw_bars(axes: Any, plan: Proposals, places: Mapping[str, Tried | None]) -
 
     handles = [Patch(color=_COLOURS[kind], label=_WORDS[kind]) for kind in _WORDS if kind in kinds]
     handles += [Patch(color=_MUTED, alpha=0.35, label="pale: taken at no budget")] if made else []
-    handles += [Patch(color=_FIXED, alpha=0.5, label="cannot change")] if None in places.values() else []
-    axes.legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1), ncols=5, frameon=False, fontsize=8)
+    fixed = "cannot change, but for widths" if _has_widths(plan) else "cannot change"
+    handles += [Patch(color=_FIXED, alpha=0.5, label=fixed)] if None in places.values() else []
+    columns = 5 if axes.figure.get_figwidth() > 11 else 3
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1)}
+    axes.legend(handles=handles, ncols=columns, frameon=False, fontsize=8, **place)
 
 
-def _damages(edge: Tried) -> dict[str, tuple[str, float]]:
-    """{kind of choice: (choice, damage)}, of other operations the one that does least."""
-    found = {c: (c, edge.damages[c]) for c in (IDENTITY, NONE) if c in edge.damages}
+def _damages(edge: Tried) -> list[tuple[str, str, float]]:
+    """(kind of choice, choice, damage) of what has a bar: of other operations the one that does least."""
+    if edge.kind == "width":
+        return [("narrowed", choice, damage) for choice, damage in edge.damages.items() if choice != ORIGINAL]
+    found = [(c, c, edge.damages[c]) for c in (IDENTITY, NONE) if c in edge.damages]
     others = {c: d for c, d in edge.damages.items() if c not in (IDENTITY, NONE, ORIGINAL)}
     if others:
         best = min(others, key=lambda c: others[c])
-        found["other"] = best, others[best]
+        found.append(("other", best, others[best]))
     return found
 
 
 def _draw_table(axes: Any, plan: Proposals, places: Mapping[str, Tried | None]) -> None:
-    """A row for each budget: what becomes of each edge."""
+    """A row for each budget: what becomes of each edge, and of a width how much is kept."""
     for y, proposal in enumerate(plan.proposals):
         for x, (key, edge) in enumerate(places.items()):
-            choice = proposal.choices[key] if edge else ""
-            colour = _COLOURS.get(choice, _COLOURS["other"]) if choice != ORIGINAL else _KEPT
-            axes.bar(x, 0.84, 0.9, bottom=y - 0.42, color=colour if edge else _FIXED, linewidth=0)
+            colour, kept = _cell(edge, proposal.choices[key]) if edge else (_FIXED, 1.0)
+            if kept < 1:
+                axes.bar(x, 0.84, 0.9, bottom=y - 0.42, color=_CUT, linewidth=0)
+            axes.bar(x, -0.84 * kept, 0.9, bottom=y + 0.42, color=colour, linewidth=0)
     _along(axes, places)
     axes.set_ylim(max(len(plan.proposals), 1) - 0.5, -0.5)
     axes.set_yticks(range(len(plan.proposals)))
     axes.set_yticklabels([f"{p.budget}: {p.madds / plan.madds:.0%} left" for p in plan.proposals], fontsize=8)
-    taken = {key for p in plan.proposals for key in p.changed}
-    named = [i for i, key in enumerate(places) if len(places) <= MOST_LABELS or key in taken]
     names = list(places)
+    named = _named(names, plan.proposals, 0.1 * len(names) / axes.figure.get_figwidth())
     axes.set_xticks(named)
     axes.set_xticklabels([names[i].partition(">")[0] for i in named], rotation=90, fontsize=6.5)
-    for label, i in zip(axes.get_xticklabels(), named, strict=True):
-        label.set_color(_TEXT if places[names[i]] else "#8a929b")
     axes.tick_params(length=0)
-    _plain(axes)
+    _plain(axes)  # before names have colours: it would undo them
+    for label, i in zip(axes.get_xticklabels(), named, strict=True):
+        edge = places[names[i]]
+        label.set_color("#8a929b" if edge is None else _OF_WIDTHS if edge.kind == "width" else _TEXT)
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def _cell(edge: Tried, choice: str) -> tuple[str, float]:
+    """The colour of a choice in the table, and how much of its cell it fills."""
+    if choice == ORIGINAL:
+        return _KEPT, 1.0
+    if edge.kind == "width":
+        return _COLOURS["narrowed"], remaining_share(edge.operation, choice)
+    return _COLOURS.get(choice, _COLOURS["other"]), 1.0
+
+
+def _named(names: Sequence[str], proposals: Sequence[Proposal], apart: float) -> list[int]:
+    """Which edges have their names below them: all, or of very many those that change, so far apart."""
+    if len(names) <= MOST_LABELS:
+        return list(range(len(names)))
+    taken = {key for p in proposals for key in p.changed}
+    found: list[int] = []
+    for i, key in enumerate(names):
+        if key in taken and (not found or i - found[-1] >= apart):
+            found.append(i)
+    return found
 
 
 def _along(axes: Any, places: Mapping[str, Tried | None]) -> None:

@@ -37,3 +37,8 @@ from .legality import possible_edges as possible_edges
 from .places import everything_else as everything_else
 from .places import units as units
 from .widths import width_edges as width_edges
+from .words import Tally as Tally
+from .words import channels_of as channels_of
+from .words import is_share as is_share
+from .words import narrowed as narrowed
+from .words import remaining_share as remaining_share

@@ -20,3 +20,4 @@ from .result import Proposal as Proposal
 from .result import Proposals as Proposals
 from .result import Tried as Tried
 from .text import described as described
+from .text import may_change as may_change

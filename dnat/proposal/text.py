@@ -1,20 +1,21 @@
-"""A plan in words: what each budget would take, a curve, and a table of what each choice does."""
+"""A plan in words: what each budget would take, a curve, and tables of what each choice does."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ..edges import IDENTITY, NONE, ORIGINAL
+from ..edges import IDENTITY, NONE, ORIGINAL, Tally, channels_of, kept_of
 from .budgets import amount, short
 
 if TYPE_CHECKING:
+    from ..transform import FixedReport
     from .result import Proposal, Proposals, Tried
-
-WIDTH = 79
-"""Columns of a line, but for those that end with a key."""
 
 MOST_FIXED = 5
 """Operations that cannot change which are shown, those that cost most."""
+
+SHARES = ("6/8", "4/8", "2/8", "1/8")
+"""Of a width so much is kept where its damage is shown."""
 
 
 def described(plan: "Proposals", *, everything: bool = False) -> str:
@@ -27,12 +28,20 @@ def described(plan: "Proposals", *, everything: bool = False) -> str:
     time = f", {amount(plan.seconds, 'seconds')} for {plan.timed} on {plan.device}" if plan.seconds else ""
     head = [
         f"{plan.network}: {amount(plan.madds, 'madds')}, {amount(plan.params, 'params')}{time}",
-        f"{len(plan.edges)} edges may change; {plan.images} images shown, nothing trained",
+        f"{may_change(plan)}; {plan.images} images shown, nothing trained",
         f"damage: {_WHAT[plan.compared]}",
         "of a set the sum, which decides; beside it that of the whole at once",
     ]
-    parts = [head, _budgets(plan), _curve(plan), _edges(plan, everything), _fixed(plan, everything)]
+    parts = [head, _budgets(plan), _curve(plan), *_edges(plan, everything), _fixed(plan, everything)]
     return "\n\n".join("\n".join(line.rstrip() for line in part) for part in parts if part)
+
+
+def may_change(plan: "Proposals") -> str:
+    """How many edges may change, and how many of them are widths."""
+    widths = sum(edge.kind == "width" for edge in plan.edges)
+    if widths and widths == len(plan.edges):
+        return f"{widths} widths may shrink"
+    return f"{len(plan.edges)} edges may change" + (f", {widths} of them widths" if widths else "")
 
 
 _WHAT = {
@@ -61,19 +70,36 @@ def columns(rows: Sequence[Sequence[str]], left: Iterable[int] = ()) -> list[str
 
 def _budgets(plan: "Proposals") -> list[str]:
     timed = any(p.seconds is not None for p in plan.proposals)
-    of = len({_place(plan, edge) for edge in plan.edges})
-    rows = [("budget", "MAdds left", "params", *(["time"] if timed else []), "damage", "whole", "changes")]
+    counts = _counts(plan)
+    rows = [("budget", "MAdds left", "params", *(["time"] if timed else []), "damage", "whole", *counts)]
     for p in plan.proposals:
-        cells = [(short(p.madds), p.madds / plan.madds), (short(p.params), p.params / max(plan.params, 1))]
+        cells = [_with_share(short(p.madds), p.madds, plan.madds)]
+        narrow = timed and "narrower" in counts  # a line has no room for all
+        cells.append(short(p.params) if narrow else _with_share(short(p.params), p.params, max(plan.params, 1)))
         if timed and p.seconds and plan.seconds:
-            cells.append((f"{p.seconds * 1e3:.3g} ms", p.seconds / plan.seconds))
-        changed = len({place for place, _ in _changes(plan, p)})
-        shares = [f"{cell} {f'{share:.0%}':>4}" for cell, share in cells]
-        rows.append((p.budget, *shares, _number(p.expected), _number(p.damage), f"{changed} of {of}"))
+            cells.append(_with_share(f"{p.seconds * 1e3:.3g} ms", p.seconds, plan.seconds))
+        changed = _counts(plan, p).values()
+        rows.append((p.budget, *cells, _number(p.expected), _number(p.damage), *changed))
     found = columns(rows, left=[0]) if plan.proposals else []
     for p in plan.proposals:
         found += [f"  {p.budget}: {note}" for note in p.notes]
     return found + [f"  {why}" for _, why in plan.refused]
+
+
+def _with_share(cell: str, value: float, of: float) -> str:
+    return f"{cell} {f'{value / of:.0%}':>4}"
+
+
+def _counts(plan: "Proposals", proposal: "Proposal | None" = None) -> dict[str, str]:
+    """{column: how much changes}; where widths may shrink, they are counted apart."""
+    choices = proposal.choices if proposal else {}
+    places = {_place(plan, edge): (edge.kind, choices.get(edge.key, ORIGINAL)) for edge in plan.edges}
+    tally = Tally.of(places.values())
+    if not tally.widths:
+        return {"changes": f"{tally.changed} of {tally.edges}"}
+    removing = all(e.kind == "width" or not (_others(e.damages) or e.kind == "skip") for e in plan.edges)
+    operations = {"gone" if removing else "changed": f"{tally.changed - tally.narrowed}/{tally.operations}"}
+    return (operations if tally.operations else {}) | {"narrower": f"{tally.narrowed}/{tally.widths}"}
 
 
 def _curve(plan: "Proposals") -> list[str]:
@@ -98,37 +124,97 @@ def _changes(plan: "Proposals", proposal: "Proposal") -> Iterator[tuple[str, str
             yield _place(plan, edge), proposal.choices[edge.key]
 
 
-def _edges(plan: "Proposals", everything: bool) -> list[str]:
-    """What each choice does alone, and what it is at each budget."""
+def _edges(plan: "Proposals", everything: bool) -> Iterator[list[str]]:
+    """What each choice does alone, and what it is at each budget: of operations, and of widths."""
     groups: dict[str, list[Tried]] = {}
     for edge in plan.edges:
         groups.setdefault(_place(plan, edge), []).append(edge)
     made = [dict(_changes(plan, p)) for p in plan.proposals]
-    listed = [g for g in groups if everything or any(g in changes for changes in made)]
-    if not listed:
-        return ["no proposal changes an edge"] if plan.proposals else []
-    several = any(set(e.damages) - {ORIGINAL, IDENTITY, NONE} for e in plan.edges)
+    if plan.proposals and not (everything or any(made)):
+        yield ["no proposal changes an edge"]
+        return
+    rest = []
+    for of_widths, name, table in ((False, "operations", _operations), (True, "widths", _widths)):
+        own = {g: members for g, members in groups.items() if (members[0].kind == "width") == of_widths}
+        listed = {g: m for g, m in own.items() if everything or any(g in changes for changes in made)}
+        rest += [f"{len(own) - len(listed)} {name}"] if len(listed) < len(own) else []
+        yield table(plan, listed, made) if listed else []
+    if rest:
+        yield [f"{' and '.join(rest)} stay at every budget: --all, or described(plan, everything=True)"]
+
+
+Groups = dict[str, list["Tried"]]
+"""Edges by what they stand for in a table: themselves, or their group."""
+
+
+def _operations(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]]) -> list[str]:
+    several = any(_others(members[0].damages) for members in groups.values())
     others = ("best other", "") if several else ()
     rows = [("identity", "none", *others, "saves", *(p.budget for p in plan.proposals), "edge")]
-    for group in listed:
-        damages = groups[group][0].damages
-        saved = {c: sum(e.saved[c] for e in groups[group]) for c in damages}
+    for group, members in groups.items():
+        damages = members[0].damages
         rows.append(
             (
                 *(_number(damages.get(choice)) for choice in (IDENTITY, NONE)),
                 *(_best_other(damages) if several else ()),
-                _percent(max(saved.values()), plan.madds),
+                _percent(max(_saved(members, choice) for choice in damages), plan.madds),
                 *(changes.get(group, "-") for changes in made),
                 group,
             )
         )
-    rest = len(groups) - len(listed)
-    more = [f"  and {rest} that stay at every budget: --all, or described(plan, everything=True)"] if rest else []
-    return ["damage of each choice alone, and what is chosen at each budget:", *columns(rows), *more]
+    return ["damage of each choice alone, and what is chosen at each budget:", *columns(rows)]
+
+
+def _widths(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]]) -> list[str]:
+    rows = [("channels", *SHARES, "saves", *(p.budget for p in plan.proposals), "width")]
+    for group, members in groups.items():
+        damages, half = members[0].damages, _keeping(members, "4/8")
+        rows.append(
+            (
+                _channels(members),
+                *(_number(damages.get(_keeping(members, share))) for share in SHARES),
+                _percent(_saved(members, half), plan.madds) if half else "-",
+                *(_left(plan, members[0], changes.get(group, ORIGINAL)) for changes in made),
+                group,
+            )
+        )
+    what = "share" if plan.mode == "cell" else "channels"
+    return [f"damage of so much of a width, alone; what half of it saves; {what} left:", *columns(rows)]
+
+
+def _channels(members: Sequence["Tried"]) -> str:
+    """How many channels a width has, or the widths of a group."""
+    found = list(dict.fromkeys(edge.operation.removesuffix(" channels") for edge in members))
+    sizes = [channels_of(edge.operation) for edge in members]
+    return found[0] if len(found) == 1 else f"{min(sizes)} to {max(sizes)}"
+
+
+def _left(plan: "Proposals", edge: "Tried", choice: str) -> str:
+    """What a choice keeps of a width: its channels, or the share where widths of several sizes change alike."""
+    if choice == ORIGINAL:
+        return "-"
+    return choice if plan.mode == "cell" else str(kept_of(channels_of(edge.operation), choice))
+
+
+def _keeping(members: Sequence["Tried"], share: str) -> str:
+    """The choice that keeps as many channels as a share does; of a few channels not every share is a choice."""
+    sizes = {channels_of(edge.operation) for edge in members}
+    for choice in members[0].damages:
+        if choice != ORIGINAL and all(kept_of(n, choice) == kept_of(n, share) for n in sizes):
+            return choice
+    return ""
+
+
+def _saved(members: Sequence["Tried"], choice: str) -> float:
+    return sum(edge.saved[choice] for edge in members)
+
+
+def _others(damages: dict[str, float]) -> dict[str, float]:
+    return {c: d for c, d in damages.items() if c not in (ORIGINAL, IDENTITY, NONE)}
 
 
 def _best_other(damages: dict[str, float]) -> tuple[str, str]:
-    others = {c: d for c, d in damages.items() if c not in (ORIGINAL, IDENTITY, NONE)}
+    others = _others(damages)
     if not others:
         return "-", ""
     name = min(others, key=lambda c: others[c])
@@ -139,15 +225,24 @@ def _fixed(plan: "Proposals", everything: bool) -> list[str]:
     """What cannot change and costs most, with the reasons."""
     # What holds something that may change is left out: it would hide what may not.
     whole = [f for f in plan.fixed if f.madds and not any(e.key.startswith(f"{f.key}.") for e in plan.edges)]
+    if all(edge.kind == "width" for edge in plan.edges):  # nothing else was asked for
+        whole = [f for f in whole if f.kind == "width"]
     listed = plan.fixed if everything else whole[:MOST_FIXED]
     if not listed:
         return []
-    lines = ["cannot change:"]
+    widths = any(edge.kind == "width" for edge in plan.edges)
+    lines = ["cannot change, but for widths:" if widths else "cannot change:"]
     for fixed in listed:
         lines.append(f"  {_percent(fixed.madds, plan.madds):>6}  {fixed.key}")
-        lines += [f"          {choice}: {why}" for choice, why in fixed.refused]
+        lines += [f"          {choice}: {why}" for choice, why in _reasons(fixed)]
     rest = len(plan.fixed) - len(listed)
     return [*lines, f"  and {rest} more"] if rest else lines
+
+
+def _reasons(fixed: "FixedReport") -> Sequence[tuple[str, str]]:
+    if fixed.kind != "width":
+        return fixed.refused
+    return [("narrower", why) for choice, why in fixed.refused if choice not in (IDENTITY, NONE)][:1]
 
 
 def _percent(value: float, of: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..edges import is_share
 from ..naming import unknown
 from ..summary import HEADERS, legend, signed_interval, spread
 from .configuration import environments, recipes, settings
@@ -120,6 +121,7 @@ def _told(report: Report, with_published: bool, layout: str) -> dict[str, Any]:
     gating, no_gating = _gating(report)
     given, no_recipes = recipes(report, MOST_RECIPES)
     sections = _sections(report, look)
+    made = [(group, c) for group in groups for c in choices(group)]
     papers = papers_tables(report, with_published=with_published) if layout != "long" else []
     return {
         "title": _title(report),
@@ -141,10 +143,11 @@ def _told(report: Report, with_published: bool, layout: str) -> dict[str, Any]:
         "many": len(groups) > 1,
         "gating": gating,
         "no_gating": no_gating,
-        "other_gates": any(choice_class(c) == "other" for g in gating for p in g.panels for c, _ in p.lines),
+        "gate_classes": {choice_class(c) for g in gating for p in g.panels for c, _ in p.lines},
         "pictures": pictures,
         "no_pictures": no_pictures,
-        "choices": [(group, _shown(c)) for group in groups for c in choices(group)],
+        "choices": [(group, _shown(c)) for group, c in made],
+        "narrowing": any(is_share(choice) for _, c in made for row in c.rows.values() for choice in row),
         "settings": settings(report),
         "environments": environments(report),
         "recipes": given,
@@ -326,4 +329,6 @@ def choice_class(choice: str | None) -> str:
     """The class of a choice in the style sheet."""
     if choice is None:
         return "absent"
-    return choice if choice in ("original", "identity", "none") else "other"
+    if choice in ("original", "identity", "none"):
+        return choice
+    return "narrowed" if is_share(choice) else "other"

@@ -80,7 +80,8 @@ class Gates:
     Attributes:
         key: of the group, or of the edge where each has its own theta.
         epochs: in order.
-        gates: {choice: its gate after each epoch}; of other operations those that ever opened.
+        gates: {choice: its gate after each epoch}; of other operations, and of a width's shares, those that ever
+            opened.
         chosen: what became of the group's edges.
     """
 
@@ -236,13 +237,15 @@ def gates(run: Run) -> list[Gates]:
     mode = run.record["job"].get("mode")
     names = [str(e.get("key" if mode == "full" else "group")) for e in edges]
     groups = list(dict.fromkeys(names))
+    widths = {name for e, name in zip(edges, names, strict=True) if e.get("kind") == "width"}
     rows = [row for row in rows if len(row["gates"]) == len(groups)]
     found = []
     for place, key in enumerate(groups):
         chosen = dict.fromkeys(str(e["choice"]) for e, name in zip(edges, names, strict=True) if name == key)
         table = _columns([(row.get("columns") or BASIC, row["gates"][place]) for row in rows])
         if rows and table:
-            kept = {c: v for c, v in table.items() if c in BASIC or max(v) > OPEN}
+            always = ("original",) if key in widths else BASIC
+            kept = {c: v for c, v in table.items() if c in always or max(v) > OPEN}
             found.append(Gates(key, tuple(float(row["epoch"]) for row in rows), kept, tuple(chosen)))
     return found
 

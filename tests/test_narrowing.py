@@ -286,3 +286,14 @@ def test_a_discretization_of_a_trained_relaxed_network_has_its_weights():
     made = discretization(relaxed, {"a:width": "6/8"}, X)
     assert made.undone == {}
     assert torch.equal(made.network.a.weight, relaxed.network.a.weight[sorted(order[:3])])
+
+
+def test_rounding_that_norms_make_large_is_no_difference():
+    """Norms over two numbers give 1 and -1, whichever of two nearly equal ones is larger."""
+    net = dnat.build("torchvision:mobilenet_v2", seed=0)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    draws = random.Random(1)
+    choices = {e.key: draws.choice(e.choices) for e in edges_of(net, "width", x)}
+    made = dnat.discretize(net, choices, x)
+    kept = {k: kept_of(net.get_submodule(k[:-6]).out_channels, c) for k, c in choices.items() if c != "original"}
+    assert {k: made.get_submodule(k[:-6]).out_channels for k in kept} == kept

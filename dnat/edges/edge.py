@@ -138,7 +138,7 @@ def widths_of(classes: int) -> tuple[str, ...]:
     """The shares of so many channels that may be kept, from the largest to the smallest.
 
     >>> widths_of(16), widths_of(3)
-    (('7/8', '6/8', '5/8', '4/8', '3/8', '2/8', '1/8'), ('5/8', '3/8'))
+    (('7/8', '6/8', '5/8', '4/8', '3/8', '2/8', '1/8'), ('6/8', '3/8'))
     """
     found: dict[int, str] = {}
     for step in range(STEPS - 1, 0, -1):

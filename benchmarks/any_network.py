@@ -11,6 +11,9 @@ sets    random sets of choices are made; the plain network equals the one-hot re
         the same there;
 saved   the multiply-adds that go when one operation becomes none, with everything that only fed it.
 
+With --space dnat,width the channels between layers may become fewer, too (`dnat.channels`), and what was cut of a
+network's buffers and gradients is compared to the same part of the relaxed one's.
+
 With --space nat++ choices are drawn from the larger space, in which a convolution may also become another
 operation (`dnat.candidates`); only such operations bring new names into the state_dict.
 
@@ -49,6 +52,7 @@ import dnat
 from dnat.budget import Costs
 from dnat.discretization import discretization
 from dnat.edges import Edge, problems, units
+from dnat.narrowing import slices, staying
 from dnat.tracing import copied
 
 DENSITIES = (0.3, 1.0, 0.1, 0.6)
@@ -375,7 +379,8 @@ def _set_of(
     report.reasons = dict(Counter(report.reasons) + Counter(found.undone.values()))
     extra = _extra(found.network, network, edges)
     assert not extra, f"new names in the state_dict: {sorted(extra)[:3]}"
-    changed = _changed(found.network, network)
+    cut = {name.rpartition(".")[0] for e, c in choices.items() if e.place for name, _, _ in e.place.cuts}
+    changed = [name for name in _changed(found.network, network) if name not in cut]
     assert not changed, f"module {changed[0]} is not what it was; {told}"
     done = {edge.key: found.choices.get(edge.key, "original") for edge in edges}
     undone = [k for k, c in told.items() if done[k] != c and k not in found.undone]
@@ -393,11 +398,12 @@ def _set_of(
     exact, rounding = True, False
     for training in (False, True):
         some, other = (observe(n, fresh, training, steady=True) for n in (found.network, oracle))
+        other = _narrowed(other, oracle, choices)
         exact &= equal(some.outputs, other.outputs)
         if unlike(some, other):
             # Norms over few values may blow up rounding; what is right agrees in float64.
             wide = [observe(copied(n).double(), in_double(fresh), training, True) for n in (found.network, oracle)]
-            problem = unlike(*wide)
+            problem = unlike(wide[0], _narrowed(wide[1], oracle, choices))
             assert not problem, f"another function in {'train' if training else 'eval'} mode: {problem}; {told}"
             rounding = True
         lost = _trained(other) & set(found.network.state_dict()) - _trained(some)
@@ -408,6 +414,18 @@ def _set_of(
     report.verified += 1
     report.exact += exact
     report.rounding += rounding
+
+
+def _narrowed(observation: Observation, relaxed: dnat.RelaxedNetwork, choices: dict[Edge, str]) -> Observation:
+    """What a relaxed network did, without what its widths leave out."""
+    tensors = [dict(observation.buffers), dict(observation.gradients)]
+    for edge, choice in choices.items():
+        parts = slices(edge, staying(edge, choice, relaxed.orders[edge.key])) if edge.place else {}
+        for name, (dim, index) in parts.items():
+            for own in tensors:
+                if name in own:
+                    own[name] = own[name].index_select(dim, index)
+    return Observation(observation.outputs, *tensors)
 
 
 def _extra(network: nn.Module, original: nn.Module, edges: Sequence[Edge]) -> set[str]:
@@ -585,7 +603,12 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--time-limit", type=float, default=1800, help="seconds a network (default: 1800)")
     parser.add_argument("--memory", type=float, default=10, help="GiB a network (default: 10)")
-    parser.add_argument("--space", choices=("dnat", "nat++"), default="dnat", help="of choices (default: dnat)")
+    parser.add_argument(
+        "--space",
+        choices=("dnat", "nat++", "width", "dnat,width", "nat++,width"),
+        default="dnat",
+        help="of choices (default: dnat)",
+    )
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in options.names:

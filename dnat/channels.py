@@ -100,10 +100,13 @@ class Place:
 
 def places(program: Program) -> tuple[Place, ...]:
     """The places of a network at which its width may change, in order of execution."""
-    labels = _Labels(program)
-    outputs = observed(program, labels.note)
-    labels.finish(outputs)
-    return tuple(labels.places()) if outputs else ()
+    if "places" not in program.found:
+        labels = _Labels(program)
+        outputs = observed(program, labels.note)
+        labels.finish(outputs)
+        program.found["places"] = tuple(labels.places()) if outputs else ()
+    found: tuple[Place, ...] = program.found["places"]
+    return found
 
 
 class _Classes:

@@ -322,6 +322,7 @@ class Program:
         fingerprint: of the first trace, stable over processes.
         network, examples: the copy that ran, and on which arguments, to try on it what can be rewritten.
         trials: {(edge key, choice): why it cannot be made, or nothing}, as far as that was tried.
+        found: what else was found out about it, by name, that takes long.
     """
 
     traces: tuple[Trace, ...] = field(repr=False)
@@ -330,6 +331,7 @@ class Program:
     network: nn.Module = field(repr=False, compare=False)
     examples: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = field(repr=False, compare=False)
     trials: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
+    found: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
         return self  # nothing changes it: a copied network can share it

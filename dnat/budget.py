@@ -12,7 +12,7 @@ by the choices). Sets that cannot be made together are cut off one conflict at a
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,7 +38,7 @@ Groups = Mapping[str, Sequence[Edge]]
 
 
 Parts = Mapping[tuple[Edge, str], Mapping[int, float]]
-"""{(edge, choice): {operation: the share of its cost that remains}}, of widths."""
+"""{(edge, choice): {place of a weight: the share of it that remains}}, of widths."""
 
 
 class InfeasibleError(UsageError):
@@ -51,12 +51,17 @@ class Costs:
     Args:
         edges: the edges that may change.
         weights: what each operation of the program's first trace costs; by default its multiply-adds.
-        parts: what of an operation's cost remains with a width's choice: {(edge, choice): {operation: share}}; by
+        parts: what of a cost remains with a width's choice: {(edge, choice): {place of the weight: share}}; by
             default the share of its channels, of all operations that work on them.
+        owners: of each weight the operation that has it, where an operation has several or none.
     """
 
     def __init__(
-        self, edges: Iterable[Edge], weights: Sequence[float] | None = None, parts: Parts | None = None
+        self,
+        edges: Iterable[Edge],
+        weights: Sequence[float] | None = None,
+        parts: Parts | None = None,
+        owners: Sequence[int] | None = None,
     ) -> None:
         self.edges = tuple(edges)
         self.trace = self.edges[0].program.traces[0]
@@ -64,14 +69,15 @@ class Costs:
         self.counted = weights is None
         """Whether costs are multiply-adds, which are known of operations that are not there yet, too."""
         self.weights = [op.madds / batch for op in self.trace.operations] if weights is None else list(weights)
-        if len(self.weights) != len(self.trace.operations):
-            raise UsageError(f"{len(self.weights)} weights for {len(self.trace.operations)} operations")
+        self.owners = list(range(len(self.trace.operations))) if owners is None else list(owners)
+        if len(self.weights) != len(self.owners):
+            raise UsageError(f"{len(self.weights)} weights for {len(self.owners)} operations")
         # Another operation has multiply-adds of its own, and so has a reduction that stands in for an identity.
         self.added = {(e, c): e.added(c) for e in self.edges for c in e.modules if self.counted and e.added(c)}
         self.parts = _shares(self.edges, self.weights) if parts is None else parts
         self.total = sum(self.weights)
         """The cost of the untouched network."""
-        self._useless = self.total - sum(self.weights[i] for i in self.trace.live())
+        self._useless = self.total - sum(self.weights[i] for i in self._of(self.trace.live()))
 
     @property
     def full(self) -> float:
@@ -87,8 +93,13 @@ class Costs:
             if choices.get(edge) == choice and any(out in values for _, out in edge.values(self.trace))
         )
         narrowed = [self.parts[edge, choice] for edge, choice in choices.items() if (edge, choice) in self.parts]
-        remaining = (self.weights[i] * math.prod(p.get(i, 1.0) for p in narrowed) for i in sorted(operations))
+        numbers = self._of(operations)
+        remaining = (self.weights[i] * math.prod(p.get(i, 1.0) for p in narrowed) for i in numbers)
         return self._useless + sum(remaining) + sum(added)
+
+    def _of(self, operations: Collection[int]) -> list[int]:
+        """The places of the weights that some operations have."""
+        return [number for number, owner in enumerate(self.owners) if owner in operations]
 
     def removed(self, choices: Mapping[Edge, str]) -> frozenset[int]:
         """The operations that these choices make unnecessary."""
@@ -108,7 +119,7 @@ class Costs:
         for group, members in groups.items():
             for choice in legal[group]:
                 if choice != ORIGINAL:
-                    for number in self.removed(dict.fromkeys(members, choice)):
+                    for number in self._of(self.removed(dict.fromkeys(members, choice))):
                         killers[number].add((group, choice, 1.0))
                     for number, share in self._narrowed(members, choice).items():
                         killers[number].add((group, choice, 1 - share))
@@ -349,7 +360,8 @@ class _Model:
                 made[value] = None
             else:
                 made[value] = self._less(wanted, [], cuts[value]) if value in cuts else wanted
-        self._pay({number: is_alive(number) for number, weight in enumerate(costs.weights) if weight})
+        weighty = (number for number, weight in enumerate(costs.weights) if weight)
+        self._pay({number: is_alive(costs.owners[number]) for number in weighty})
 
     def _pay(self, alive: Mapping[int, int | None]) -> None:
         for number, need in alive.items():

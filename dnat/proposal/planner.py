@@ -62,23 +62,38 @@ class _Amounts:
         return self.costs.of(by_edge(groups, chosen)) + self.rest
 
 
-def parameters_of_operations(network: nn.Module, program: Program) -> list[float]:
-    """The parameters of each operation of a program's first trace; those of modules that do not run are in none.
+def parameters(network: nn.Module, program: Program, edges: Sequence[Edge]) -> Costs:
+    """What sets of choices cost in parameters, of modules that run in a program's first trace.
 
     A module's own belong to the last operation of its first call, those of a module that is not called itself to
     the nearest around it that is. Each parameter counts once.
     """
     first, seen = program.traces[0], set[int]()
-    found = [0.0] * len(first.operations)
+    names: list[str] = []
+    sizes: list[float] = []
+    owners: list[int] = []
     for path, module in network.named_modules():
-        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
-        seen.update(id(p) for p in own)
+        own = [
+            (f"{path}.{n}" if path else n, p)
+            for n, p in module.named_parameters(recurse=False)
+            if id(p) not in seen
+        ]
+        seen.update(id(p) for _, p in own)
         while path and not first.calls_of(path):
             path = path.rpartition(".")[0]
         inside = first.within(first.calls_of(path)[0]) if first.calls_of(path) else frozenset()
-        if own and inside:
-            found[max(inside)] += sum(p.numel() for p in own)
-    return found
+        if inside:
+            names += [name for name, _ in own]
+            sizes += [float(p.numel()) for _, p in own]
+            owners += [max(inside)] * len(own)
+    place = {name: number for number, name in enumerate(names)}
+    parts = {
+        (edge, choice): {place[name]: edge.remaining(choice) for name, _, _ in edge.place.cuts if name in place}
+        for edge in edges
+        if edge.place
+        for choice in edge.choices[1:]
+    }
+    return Costs(edges, sizes, parts, owners)
 
 
 class _Place:
@@ -99,10 +114,10 @@ class _Place:
         self.groups = self.relaxed.by_group()
         self.rows = program.traces[0].batch
         self.before = cost(network, example, batch=self.rows)
-        weights = parameters_of_operations(network, program)
+        weights = parameters(network, program, self.edges)
         self.amounts = {
             "madds": _Amounts(found.costs),
-            "params": _Amounts(Costs(self.edges, weights), self.before.params - sum(weights)),
+            "params": _Amounts(weights, self.before.params - weights.total),
         }
         self.batch = 0
         self.seconds: float | None = None
@@ -283,7 +298,7 @@ class Planner:
         network: nn.Module,
         data: Any,
         *,
-        space: str = "dnat",
+        space: str = "dnat,width",
         mode: str = "full",
         images: int | None = None,
         seed: int = 0,
@@ -374,7 +389,7 @@ def plan(
     data: Any,
     budget: str | float | Sequence[str | float] = 0.7,
     *,
-    space: str = "dnat",
+    space: str = "dnat,width",
     mode: str = "full",
     images: int | None = None,
     seed: int = 0,
@@ -389,7 +404,7 @@ def plan(
             network takes, each a tensor, a tuple or a dict of keyword arguments; or one such batch. No labels.
         budget: one, or several: a share of the multiply-adds (0.7) or a number of them ("120M"); a time ("5ms",
             "0.7 time"), measured here; or parameters ("0.7 params", "1.2M params").
-        space: "dnat", or "nat++": what an edge may become (see `dnat.find_edges`).
+        space: what an edge may become: "dnat", "nat++", and "width" with either or alone (see `dnat.find_edges`).
         mode: "full", or "cell": edges of a group change alike.
         images: how many to show, at most; by default from 64 to 1,000, as many as take a few minutes
             (`sensitivity.affordable_images`).

@@ -77,7 +77,7 @@ def _budgets(plan: "Proposals") -> list[str]:
         narrow = timed and "narrower" in counts  # a line has no room for all
         cells.append(short(p.params) if narrow else _with_share(short(p.params), p.params, max(plan.params, 1)))
         if timed and p.seconds and plan.seconds:
-            cells.append(_with_share(f"{p.seconds * 1e3:.3g} ms", p.seconds, plan.seconds))
+            cells.append(_with_share(f"{_number(p.seconds * 1e3)} ms", p.seconds, plan.seconds))
         changed = _counts(plan, p).values()
         rows.append((p.budget, *cells, _number(p.expected), _number(p.damage), *changed))
     found = columns(rows, left=[0]) if plan.proposals else []
@@ -252,4 +252,8 @@ def _percent(value: float, of: float) -> str:
 def _number(value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{value:.3g}" if math.isfinite(value) else "inf"
+    if not math.isfinite(value):
+        return "inf"
+    if 0 < value < 1e-3:
+        return f"{value:.0e}"
+    return f"{value:.2g}" if value < 0.1 else f"{value:.3g}"  # in few letters

@@ -71,15 +71,16 @@ def columns(rows: Sequence[Sequence[str]], left: Iterable[int] = ()) -> list[str
 def _budgets(plan: "Proposals") -> list[str]:
     timed = any(p.seconds is not None for p in plan.proposals)
     counts = _counts(plan)
+    narrow = timed and "narrower" in counts  # a line has no room for all
+    digits = 2 if narrow else 3
     rows = [("budget", "MAdds left", "params", *(["time"] if timed else []), "damage", "whole", *counts)]
     for p in plan.proposals:
         cells = [_with_share(short(p.madds), p.madds, plan.madds)]
-        narrow = timed and "narrower" in counts  # a line has no room for all
         cells.append(short(p.params) if narrow else _with_share(short(p.params), p.params, max(plan.params, 1)))
         if timed and p.seconds and plan.seconds:
-            cells.append(_with_share(f"{_number(p.seconds * 1e3)} ms", p.seconds, plan.seconds))
+            cells.append(_with_share(f"{_number(p.seconds * 1e3, digits)} ms", p.seconds, plan.seconds))
         changed = _counts(plan, p).values()
-        rows.append((p.budget, *cells, _number(p.expected), _number(p.damage), *changed))
+        rows.append((p.budget, *cells, _number(p.expected, digits), _number(p.damage, digits), *changed))
     found = columns(rows, left=[0]) if plan.proposals else []
     for p in plan.proposals:
         found += [f"  {p.budget}: {note}" for note in p.notes]
@@ -249,11 +250,7 @@ def _percent(value: float, of: float) -> str:
     return f"{100 * value / of:.1f} %" if of else ""
 
 
-def _number(value: float | None) -> str:
+def _number(value: float | None, digits: int = 3) -> str:
     if value is None:
         return "-"
-    if not math.isfinite(value):
-        return "inf"
-    if 0 < value < 1e-3:
-        return f"{value:.0e}"
-    return f"{value:.2g}" if value < 0.1 else f"{value:.3g}"  # in few letters
+    return f"{value:.{digits}g}" if math.isfinite(value) else "inf"

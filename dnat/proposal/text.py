@@ -141,7 +141,7 @@ def _edges(plan: "Proposals", everything: bool) -> Iterator[list[str]]:
         rest += [f"{len(own) - len(listed)} {name}"] if len(listed) < len(own) else []
         yield table(plan, listed, made) if listed else []
     if rest:
-        yield [f"{' and '.join(rest)} stay at every budget: --all, or described(plan, everything=True)"]
+        yield [f"{' and '.join(rest)} stay: --all, or described(plan, everything=True)"]
 
 
 Groups = dict[str, list["Tried"]]

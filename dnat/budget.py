@@ -9,10 +9,15 @@ are the choices of each group of edges (binary) and whether each value is needed
 by the choices). Sets that cannot be made together are cut off one conflict at a time, as they turn up.
 """
 
+import ctypes
 import itertools
 import math
+import os
+import sys
+import tempfile
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -236,6 +241,34 @@ class _Rows:
         """A sum is a value."""
         self.add(terms, value)
         self.add([(variable, -coefficient) for variable, coefficient in terms], -value)
+
+
+CHATTER = b"HighsMipSolverData"
+"""Begins a line that HiGHS writes to the standard output of the process, whatever it is asked; it would spoil JSON."""
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Within, what C code writes to the standard output waits, and goes on without the solver's lines."""
+    sys.stdout.flush()
+    try:
+        before = os.dup(1)
+    except OSError:  # there is none
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 1)
+        try:
+            yield
+        finally:
+            if os.name == "posix":
+                ctypes.CDLL(None).fflush(None)
+            os.dup2(before, 1)
+            os.close(before)
+            file.seek(0)
+            rest = b"".join(line for line in file if not line.startswith(CHATTER))
+            while rest:
+                rest = rest[os.write(1, rest) :]
 
 
 class _Model:
@@ -526,13 +559,14 @@ class _Model:
         matrix = csr_array((value, (row, column)), shape=(len(self.rows.bounds), count))
         integrality = np.zeros(count)
         integrality[: self.binaries] = 1
-        result = milp(
-            -np.asarray(self.objective),
-            integrality=integrality,
-            bounds=Bounds(0, 1),
-            constraints=LinearConstraint(matrix, lb=self.rows.bounds),
-            options={"mip_rel_gap": 0.0} | ({"node_limit": MOST_NODES} if self.exact else {}),
-        )
+        with _without_chatter():
+            result = milp(
+                -np.asarray(self.objective),
+                integrality=integrality,
+                bounds=Bounds(0, 1),
+                constraints=LinearConstraint(matrix, lb=self.rows.bounds),
+                options={"mip_rel_gap": 0.0} | ({"node_limit": MOST_NODES} if self.exact else {}),
+            )
         if result.x is None:
             return None
         chosen = dict.fromkeys(self.scores, ORIGINAL)

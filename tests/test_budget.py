@@ -1,3 +1,4 @@
+import ctypes
 import itertools
 import random
 
@@ -192,3 +193,14 @@ def test_a_model_gives_the_same_answer_twice():
     first, rows = model.solve(), len(model.rows.bounds)
     assert model.solve() == first == best(groups, scores, costs, 0.6 * costs.total)
     assert len(model.rows.bounds) == rows
+
+
+def test_the_solver_says_nothing_of_its_own_and_nothing_else_is_lost(capfd):
+    from dnat.budget import CHATTER, _without_chatter
+
+    libc = ctypes.CDLL(None)
+    with _without_chatter():
+        libc.puts(CHATTER + b"::something")
+        libc.puts(b"of another library")
+    libc.fflush(None)
+    assert capfd.readouterr().out == "of another library\n"

@@ -244,7 +244,7 @@ class _Rows:
 
 
 CHATTER = b"HighsMipSolverData"
-"""Begins a line that HiGHS writes to the standard output of the process, whatever it is asked; it would spoil JSON."""
+"""Begins a line that HiGHS writes to the process's standard output, whatever it is asked; it would spoil JSON."""
 
 
 @contextmanager

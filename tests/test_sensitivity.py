@@ -49,14 +49,13 @@ def kl_by_hand(own, other):
 
 
 def damage_by_hand(network, choices, relaxed=None):
-    """KL of the answers of the discretized network, less what the norms alone do, mean over images."""
+    """KL of the network's answers and the discretized one's, norms re-estimated in both, mean over images."""
     made = dnat.discretize(relaxed or network, choices, images())
     rows = []
     for x in BATCHES:
-        own = network.eval()(x).detach().double().numpy()
-        untouched = answers_in_batch_mode(copy.deepcopy(network), x)
-        rows.extend(kl_by_hand(own, answers_in_batch_mode(made, x)) - kl_by_hand(own, untouched))
-    return max(np.mean(rows), 0.0)
+        own = answers_in_batch_mode(copy.deepcopy(network), x)
+        rows.extend(kl_by_hand(own, answers_in_batch_mode(made, x)))
+    return np.mean(rows)
 
 
 NAMES = [name for name in SMALL if name != "masked"]
@@ -163,7 +162,7 @@ def test_what_lies_before_an_edge_is_computed_once():
     judge = Judge(relaxed, BATCHES)
     COUNTED.clear()
     judge.alone()
-    assert len(COUNTED) == 2 * len(BATCHES)  # nothing changed, and the first choice; then it is known
+    assert len(COUNTED) == len(BATCHES)  # the first choice; then it is known
 
 
 def test_cell_mode_changes_a_group_together():
@@ -295,7 +294,7 @@ def state_of(relaxed):
     )
 
 
-@pytest.mark.parametrize("most", [math.inf, 4])
+@pytest.mark.parametrize("most", [math.inf, 3])
 def test_the_network_and_all_generators_are_left_as_they_were(most, monkeypatch):
     relaxed = relaxed_of(Fragile().train())
     relaxed.network.last.eval()
@@ -363,9 +362,8 @@ def test_a_batch_that_norms_have_no_use_for_is_refused():
     network = nn.Sequential(
         nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)
     )
-    judge = Judge(relaxed_of(network), [images(1)])
     with pytest.raises(ValueError, match="too small to re-estimate norms"):
-        judge.alone()
+        Judge(relaxed_of(network), [images(1)])
     with pytest.raises(ValueError, match="at least one batch"):
         Judge(relaxed_of(network), [])
 

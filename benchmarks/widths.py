@@ -106,7 +106,8 @@ def table(rows: Sequence[Mapping[str, Any]], budget: str) -> str:
         if of:
             accuracies = [100 * row["accuracy"] for row in of]
             shares = statistics.mean(row["share"] for row in of)
-            time_1, time_64 = (statistics.mean(row[f"time_{n}"] for row in of) for n in (1, 64))
+            timed = [row for row in of if row["time_1"]]  # of some seeds networks were not kept
+            taken = [f"{statistics.mean(row[f'time_{n}'] for row in timed):.2f}" for n in (1, 64) if timed]
             each = " ".join(f"{a:.2f}" for a in accuracies)
             lines.append(
                 f"| {name} | {each} | {spread(accuracies)} | {shares:.3f} | {time_1:.2f} / {time_64:.2f} |"

@@ -109,9 +109,7 @@ def table(rows: Sequence[Mapping[str, Any]], budget: str) -> str:
             timed = [row for row in of if row["time_1"]]  # of some seeds networks were not kept
             taken = [f"{statistics.mean(row[f'time_{n}'] for row in timed):.2f}" for n in (1, 64) if timed]
             each = " ".join(f"{a:.2f}" for a in accuracies)
-            lines.append(
-                f"| {name} | {each} | {spread(accuracies)} | {shares:.3f} | {time_1:.2f} / {time_64:.2f} |"
-            )
+            lines.append(f"| {name} | {each} | {spread(accuracies)} | {shares:.3f} | {' / '.join(taken)} |")
     return "\n".join(lines)
 
 

@@ -52,7 +52,7 @@ import dnat
 from dnat.budget import Costs
 from dnat.discretization import discretization
 from dnat.edges import Edge, problems, units
-from dnat.narrowing import slices, staying
+from dnat.narrowing import cut_along
 from dnat.tracing import copied
 
 DENSITIES = (0.3, 1.0, 0.1, 0.6)
@@ -418,14 +418,10 @@ def _set_of(
 
 def _narrowed(observation: Observation, relaxed: dnat.RelaxedNetwork, choices: dict[Edge, str]) -> Observation:
     """What a relaxed network did, without what its widths leave out."""
-    tensors = [dict(observation.buffers), dict(observation.gradients)]
-    for edge, choice in choices.items():
-        parts = slices(edge, staying(edge, choice, relaxed.orders[edge.key])) if edge.place else {}
-        for name, (dim, index) in parts.items():
-            for own in tensors:
-                if name in own:
-                    own[name] = own[name].index_select(dim, index)
-    return Observation(observation.outputs, *tensors)
+    buffers, gradients = (
+        cut_along(tensors, choices, relaxed.orders) for tensors in (observation.buffers, observation.gradients)
+    )
+    return Observation(observation.outputs, buffers, gradients)
 
 
 def _extra(network: nn.Module, original: nn.Module, edges: Sequence[Edge]) -> set[str]:

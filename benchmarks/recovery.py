@@ -15,7 +15,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,32 +96,64 @@ def one(
     return trained(smaller(first, network), network, data, config, changed)
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run what is missing; returns all rows that are asked for."""
-    network, data = given(options)
-    example = data.example(2)
-    found = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    sets: dict[tuple[str, str, int], dict[str, str]] = {}
+Row = dict[str, Any]
+
+
+def kept(options: argparse.Namespace, file: Path, make: Callable[[int, str, str], Row]) -> list[Row]:
+    """All rows that are asked for: those that a file holds, and what is missing, which is made and kept there.
+
+    Args:
+        options: from `flags`.
+        file: with a line for each row.
+        make: what is found out of (seed, budget, name of a row).
+    """
+    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     wanted = []
-    for seed, budget, name in itertools.product(options.seeds, options.budgets, options.rows or ROWS):
-        row = ROWS[name]
-        how = row.get("set", "answers")
+    for seed, budget, name in itertools.product(options.seeds, options.budgets, options.rows):
         about = {"network": options.network, "budget": budget, "row": name, "seed": seed}
         about |= {"train": options.train, "test": options.test, "epochs": options.epochs}
         known = next((r for r in found if all(r.get(k) == v for k, v in about.items())), None)
         if known is None:
-            key = (budget, how, 0 if how == "answers" else seed)
-            if key not in sets:
-                sets[key] = choices_of(network, data, *key)
-            accuracy = one(network, data, sets[key], row, seed, options.epochs)
-            left = dnat.cost(dnat.discretize(network, sets[key], example), example).madds
-            known = about | {"accuracy": round(accuracy, 4), "madds": left}
-            RESULTS.parent.mkdir(exist_ok=True)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(known) + "\n")
+            known = about | make(seed, budget, name)
+            file.parent.mkdir(exist_ok=True)
+            with file.open("a") as lines:
+                lines.write(json.dumps(known) + "\n")
             print(known, file=sys.stderr, flush=True)
         wanted.append(known)
     return wanted
+
+
+def flags(text: str | None, rows: Sequence[str], budgets: Sequence[str]) -> argparse.Namespace:
+    """The flags of a benchmark of a trained ResNet, with these rows and budgets by default."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--data-root", required=True)
+    parser.add_argument("--budgets", nargs="+", default=budgets)
+    parser.add_argument("--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help=", ".join(rows))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--train", type=int, default=5000)
+    parser.add_argument("--test", type=int, default=5000)
+    parser.add_argument("--epochs", type=int, default=6)
+    return parser.parse_args()
+
+
+def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run what is missing; returns all rows that are asked for."""
+    network, data = given(options)
+    example = data.example(2)
+    sets: dict[tuple[str, str, int], dict[str, str]] = {}
+
+    def made(seed: int, budget: str, name: str) -> Row:
+        how = ROWS[name].get("set", "answers")
+        key = (budget, how, 0 if how == "answers" else seed)
+        if key not in sets:
+            sets[key] = choices_of(network, data, *key)
+        accuracy = one(network, data, sets[key], ROWS[name], seed, options.epochs)
+        left = dnat.cost(dnat.discretize(network, sets[key], example), example).madds
+        return {"accuracy": round(accuracy, 4), "madds": left}
+
+    return kept(options, RESULTS, made)
 
 
 def table(rows: Sequence[Mapping[str, Any]], budget: str) -> str:
@@ -147,17 +179,7 @@ def spread(values: Sequence[float], sign: str = "") -> str:
 
 def main() -> None:
     """Run what is missing, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--data-root", required=True)
-    parser.add_argument("--budgets", nargs="+", default=["0.66", "0.5"])
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS), metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--train", type=int, default=5000)
-    parser.add_argument("--test", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, default=6)
-    options = parser.parse_args()
+    options = flags(__doc__, list(ROWS), ["0.66", "0.5"])
     torch.set_num_threads(1)
     rows = run(options)
     for budget in options.budgets:

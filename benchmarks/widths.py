@@ -9,10 +9,7 @@ many runs of both in turn, in the time of their thread. Prints accuracies by see
 """
 
 import argparse
-import itertools
-import json
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +17,7 @@ from typing import Any
 
 import torch
 from depth_truth import given
-from recovery import spread
+from recovery import Row, flags, kept, spread
 from torch import Tensor, nn
 
 import dnat
@@ -68,31 +65,18 @@ def times(network: nn.Module, original: nn.Module, data: Data) -> dict[str, floa
     return {f"time_{n}": round(time_share(*twins, data.example(n)), 3) for n in (1, 64)}
 
 
-def run(options: argparse.Namespace) -> list[dict[str, Any]]:
+def run(options: argparse.Namespace) -> list[Row]:
     """Run what is missing; returns all rows that are asked for."""
     network, data = given(options)
-    found = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     total = dnat.cost(network, data.example(2)).madds
-    wanted = []
-    for seed, budget, row in itertools.product(options.seeds, options.budgets, options.rows):
-        about = {"network": options.network, "budget": budget, "row": row, "seed": seed}
-        about |= {"train": options.train, "test": options.test, "epochs": options.epochs}
-        known = next((r for r in found if all(r.get(k) == v for k, v in about.items())), None)
-        if known is None:
-            result = one(network, data, budget, row, seed, options.epochs)
-            left = result.cost_after.madds
-            known = about | {
-                "accuracy": round(result.test.accuracy, 4),
-                "madds": left,
-                "share": round(left / total, 4),
-            }
-            known |= times(result.network, network, data)
-            RESULTS.parent.mkdir(exist_ok=True)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(known) + "\n")
-            print(known, file=sys.stderr, flush=True)
-        wanted.append(known)
-    return wanted
+
+    def made(seed: int, budget: str, row: str) -> Row:
+        result = one(network, data, budget, row, seed, options.epochs)
+        left = result.cost_after.madds
+        found = {"accuracy": round(result.test.accuracy, 4), "madds": left, "share": round(left / total, 4)}
+        return found | times(result.network, network, data)
+
+    return kept(options, RESULTS, made)
 
 
 def table(rows: Sequence[Mapping[str, Any]], budget: str) -> str:
@@ -115,17 +99,7 @@ def table(rows: Sequence[Mapping[str, Any]], budget: str) -> str:
 
 def main() -> None:
     """Run what is missing, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", default="resnet20")
-    parser.add_argument("--weights", required=True)
-    parser.add_argument("--data-root", required=True)
-    parser.add_argument("--budgets", nargs="+", default=["0.65", "0.5", "0.35"])
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--train", type=int, default=5000)
-    parser.add_argument("--test", type=int, default=5000)
-    parser.add_argument("--epochs", type=int, default=6)
-    options = parser.parse_args()
+    options = flags(__doc__, ROWS, ["0.65", "0.5", "0.35"])
     torch.set_num_threads(1)
     rows = run(options)
     for budget in options.budgets:

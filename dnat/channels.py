@@ -25,50 +25,53 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .tracing import Program, observed
 
-POINTWISE = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+POINTWISE = _names(
     """relu relu6 leaky_relu elu selu celu gelu silu mish tanh hardtanh hardswish hardsigmoid sigmoid
     softsign softplus logsigmoid tanhshrink threshold rrelu hardshrink softshrink dropout dropout1d
     dropout2d dropout3d alpha_dropout feature_dropout add iadd sub isub rsub mul imul multiply div
     divide true_divide truediv itruediv pow neg abs exp log sqrt rsqrt square clamp clip minimum maximum
-    where lerp sin cos erf reciprocal nan_to_num masked_fill""".split()  # noqa: SIM905
+    where lerp sin cos erf reciprocal nan_to_num masked_fill"""
 )
 """Functions of one or several tensors that broadcast and work element by element."""
 
-SUMS = frozenset("add iadd sub isub rsub where lerp minimum maximum".split())  # noqa: SIM905
+SUMS = _names("add iadd sub isub rsub where lerp minimum maximum")
 """Those of them that join what two layers made in one width: a residual stream."""
 
-SAME = frozenset(
-    "to type type_as float half bfloat16 double clone detach contiguous alias_update requires_grad".split()  # noqa: SIM905
-)
+SAME = _names("to type type_as float half bfloat16 double clone detach contiguous alias_update requires_grad")
 """Functions whose result has the elements of their first argument, where they were."""
 
-RESHAPING = frozenset("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as".split())  # noqa: SIM905
+RESHAPING = _names("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as")
 """Functions that keep all elements in their order."""
 
-MOVING = frozenset(
+MOVING = _names(
     """permute transpose t T mT movedim moveaxis swapaxes swapdims chunk split tensor_split unbind getitem narrow
     select index_select flip roll expand expand_as repeat repeat_interleave tile cat concat concatenate stack
-    pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle""".split()  # noqa: SIM905
+    pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle"""
 )
 """Functions that move elements, which they do to labels just so."""
 
-JOINING = frozenset("cat concat concatenate stack".split())  # noqa: SIM905
+JOINING = _names("cat concat concatenate stack")
 
-POOLS = frozenset(
+POOLS = _names(
     """boolean_dispatch max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool1d lp_pool2d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d
-    interpolate upsample""".split()  # noqa: SIM905
+    interpolate upsample"""
 )
 """Functions that mix pixels, all dimensions behind the first two."""
 
-ALONG = frozenset("softmax log_softmax softmin cumsum normalize".split())  # noqa: SIM905
+ALONG = _names("softmax log_softmax softmin cumsum normalize")
 """Functions that mix along one dimension and keep the shape."""
 
-REDUCING = frozenset("mean sum amax amin var std norm logsumexp nansum prod".split())  # noqa: SIM905
+REDUCING = _names("mean sum amax amin var std norm logsumexp nansum prod")
 
-MAKING = frozenset(
+MAKING = _names(
     """zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full
-    bernoulli""".split()  # noqa: SIM905
+    bernoulli"""
 )
 """Functions that take no more than a shape from what they are given."""
 
@@ -148,7 +151,6 @@ class _Labels:
         self.names: dict[int, str] = {}
         self.classes = _Classes()
         self.labels: dict[int, Tensor] = {}
-        self.given: dict[str, np.ndarray] = {}
         self.cuts: dict[tuple[str, int], np.ndarray] = {}
         self.makers: dict[str, int] = {}
         self.readers: dict[str, int] = {}
@@ -251,10 +253,8 @@ class _Labels:
         self._dense(x, weight, bias, result, axis=-1, reads=0)
 
     def _convolution(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
-        named = dict(
-            zip(("input", "weight", "bias", "stride", "padding", "dilation", "groups"), args, strict=False)
-        )
-        named |= kwargs
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        named = dict(zip(names, args, strict=False)) | kwargs
         axis = -1 - int(name[4])
         if named.get("groups", 1) == 1:
             self._dense(named["input"], named["weight"], named.get("bias"), result, axis=axis, reads=1)
@@ -271,11 +271,10 @@ class _Labels:
             self._cut(name, reads, self._vector(known, axis))
             self.readers[name], self.axes[name] = reads, axis
         makes = 1 - reads
-        if name not in self.given:
-            self.given[name] = self.classes.new(weight.shape[makes], name)
-        made = self.given[name]
-        self._cut(name, makes, made)
-        self.makers[name] = makes
+        if name not in self.makers:
+            self._cut(name, makes, self.classes.new(weight.shape[makes], name))
+            self.makers[name] = makes
+        made = self.cuts[name, makes]
         if isinstance(bias, Tensor):
             if id(bias) not in self.names:
                 raise _UnknownError
@@ -356,14 +355,13 @@ class _Labels:
         assert known is not None
         pad = args[1] if len(args) > 1 else kwargs["pad"]
         mode = args[2] if len(args) > 2 else kwargs.get("mode", "constant")
-        if mode == "constant":
-            moved = torch.nn.functional.pad(known, pad, value=NOTHING)
-            # Zeros around an image belong to its channels.
-            behind = known.dim() - len(pad) // 2
-            plain = all(n <= 0 for n in pad) or (behind > 1 and _is_constant(known, range(behind, known.dim())))
-            self._put(result, _first(known, range(behind, known.dim())).expand(result.shape) if plain else moved)
-        else:
+        padded = range(known.dim() - len(pad) // 2, known.dim())
+        if mode != "constant":
             self._put(result, torch.nn.functional.pad(known.double(), pad, mode).long())
+        elif padded.start > 1 and _is_constant(known, padded):  # zeros around an image belong to its channels
+            self._put(result, _first(known, padded).expand(result.shape))
+        else:
+            self._put(result, torch.nn.functional.pad(known, pad, value=NOTHING))
 
     def _pooled(self, func: Any, name: str, args: Any, kwargs: Any, result: Any) -> None:
         known = self._of(args[0])
@@ -495,17 +493,16 @@ class _Labels:
     def places(self) -> Iterator[Place]:
         """All places, in order of execution."""
         classes = self.classes
-        fixed = {classes.root(label) for label in classes.fixed if label != NOTHING}
         roots = {key: classes.roots(labels.tolist()) for key, labels in self.cuts.items()}
-        fixed |= self._partly(roots)
         touched: defaultdict[int, set[tuple[str, int]]] = defaultdict(set)
         for key, row in roots.items():
-            for root in set(row) - {NOTHING}:
+            for root in set(row):
                 touched[root].add(key)
+        alike = {root: frozenset(keys) for root, keys in touched.items()}
+        fixed = {NOTHING, *(classes.root(label) for label in classes.fixed), *_partly(roots.values(), alike)}
         groups: defaultdict[frozenset[tuple[str, int]], list[int]] = defaultdict(list)
-        for root in sorted(touched):
-            if root not in fixed:
-                groups[frozenset(touched[root])].append(root)
+        for root in sorted(alike.keys() - fixed):
+            groups[alike[root]].append(root)
         holders: defaultdict[int, set[int]] = defaultdict(set)
         for value, labels in self.of_value.items():
             for root in set(classes.roots(labels)):
@@ -514,21 +511,6 @@ class _Labels:
             place = self._place(keys, members, roots, set().union(*(holders[root] for root in members)))
             if place is not None:
                 yield place
-
-    def _partly(self, roots: Mapping[tuple[str, int], Sequence[int]]) -> set[int]:
-        """Classes that lie beside something else in what they are cut from."""
-        signature: defaultdict[int, set[tuple[str, int]]] = defaultdict(set)
-        for key, row in roots.items():
-            for root in set(row):
-                signature[root].add(key)
-        alike = {root: frozenset(keys) for root, keys in signature.items()}
-        found: set[int] = set()
-        for row in roots.values():
-            every = set(row)
-            first = alike[row[0]]
-            if NOTHING in every or any(alike[root] is not first and alike[root] != first for root in every):
-                found |= every
-        return found
 
     def _place(
         self,
@@ -556,6 +538,16 @@ class _Labels:
 
 class _UnknownError(Exception):
     """What a function does to channels cannot be told."""
+
+
+def _partly(rows: Iterable[Sequence[int]], alike: Mapping[int, frozenset[tuple[str, int]]]) -> set[int]:
+    """Classes that lie beside something else in what they are cut from: in other cuts, or in none."""
+    found: set[int] = set()
+    for row in rows:
+        every, first = set(row), alike[row[0]]
+        if NOTHING in every or any(alike[root] is not first and alike[root] != first for root in every):
+            found |= every
+    return found
 
 
 def _along(labels: np.ndarray, axis: int, shape: Sequence[int]) -> Tensor:
@@ -596,7 +588,6 @@ def _pairs(some: Tensor, others: Tensor) -> np.ndarray:
         if a == b == 0 and some.shape[dim] > 1:
             some, others = some.narrow(dim, 0, 1), others.narrow(dim, 0, 1)
     apart = some != others
-    both = torch.unique(
-        (some[apart] + 1 << 32) + others[apart] + 1
-    ).numpy()  # as one number: torch sorts rows slowly
+    pairs = (some[apart] + 1 << 32) + others[apart] + 1  # as one number: torch sorts rows slowly
+    both = torch.unique(pairs).numpy()
     return np.stack([(both >> 32) - 1, (both & 0xFFFFFFFF) - 1], 1)

@@ -22,9 +22,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from .edges import NONE, ORIGINAL, Edge, possible_edges, problems
 from .errors import UsageError
 from .naming import unknown
-from .narrowing import Orders, by_weights, cut, narrow, slices, staying
+from .narrowing import Orders, by_weights, cut_along, narrow, narrowed
 from .relaxation import RelaxedNetwork, module_name, relax
-from .rewriting import Inputs, Outcome, branch_places, drop, exchanged, identified, submodule
+from .rewriting import Inputs, Outcome, branch_places, close, drop, exchanged, identified, submodule
 from .tracing import Example, Program, copied, examples_of, fixed_randomness, in_mode, trace
 
 
@@ -211,7 +211,7 @@ def _build(
     """Make the choices in a copy, without checking the result; also tells which were made."""
     network = copied(given.plain)
     outcome = Outcome(dict(wanted), {}, {})
-    for edge, stays in _narrowed(given.orders, wanted):
+    for edge, stays in narrowed(wanted, given.orders):
         narrow(network, edge, stays)
     # A null edge that stays is dropped like a branch, so that nothing of dnat is left in the network.
     dropped = [e for e, c in wanted.items() if c == NONE or (e.kind == "skip" and c == ORIGINAL)]
@@ -230,11 +230,6 @@ def _build(
         network = drop(network, place, edges, outcome, inputs)
     choices = {edge.key: choice for edge, choice in outcome.choices.items() if len(edge.choices) > 1}
     return Discretization(network, choices, outcome.undone, partial=outcome.partial), outcome.choices
-
-
-def _narrowed(orders: Orders, wanted: Mapping[Edge, str]) -> list[tuple[Edge, list[int]]]:
-    """The widths that shrink, and which of their channels stay."""
-    return [(e, staying(e, c, orders[e.key])) for e, c in wanted.items() if e.place and c != ORIGINAL]
 
 
 def _passed(network: nn.Module, reference: RelaxedNetwork, edge: Edge, choice: str) -> nn.Module:
@@ -346,22 +341,16 @@ def _buffers(network: nn.Module) -> dict[str, Tensor]:
     """Buffers by name; of a relaxed network without what its widths leave out."""
     if not isinstance(network, RelaxedNetwork):
         return dict(network.named_buffers())
-    found = dict(network.network.named_buffers())
-    gates = network.architecture.gates()
-    for edge in network.edges:
-        if edge.place:
-            choice = network.architecture.columns[int(gates[network.row(edge)].argmax())]
-            for name, (dim, index) in slices(edge, staying(edge, choice, network.orders[edge.key])).items():
-                if name in found:
-                    found[name] = cut(found[name], dim, index)
-    return found
+    columns, gates = network.architecture.columns, network.architecture.gates()
+    choices = {e: columns[int(gates[network.row(e)].argmax())] for e in network.edges if e.place}
+    return cut_along(dict(network.network.named_buffers()), choices, network.orders)
 
 
 def _same(one: tuple[list[Tensor], dict[str, Tensor]], other: tuple[list[Tensor], dict[str, Tensor]]) -> bool:
     """Whether two runs gave the same, and left the same in the buffers that both have."""
     common = one[1].keys() & other[1].keys()
-    buffers = (_close([one[1][k]], [other[1][k]], _deviation(k, other[1])) for k in common)
-    return _close(one[0], other[0]) and all(buffers)
+    buffers = (close([one[1][k]], [other[1][k]], _deviation(k, other[1])) for k in common)
+    return close(one[0], other[0]) and all(buffers)
 
 
 def _deviation(name: str, buffers: Mapping[str, Tensor]) -> float:
@@ -370,20 +359,3 @@ def _deviation(name: str, buffers: Mapping[str, Tensor]) -> float:
     if not name.endswith("running_mean") or variance is None or not variance.numel():
         return 0.0
     return float(variance.max().sqrt())
-
-
-def _close(some: Sequence[Tensor], others: Sequence[Tensor], least: float = 0.0) -> bool:
-    """Whether tensors are equal to rounding, of which `least` says the size where they may be 0 themselves."""
-    if len(some) != len(others):
-        return False
-    for a, b in zip(some, others, strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            return False
-        if a.is_floating_point():
-            size = torch.nan_to_num(b.abs()).max().item() if b.numel() else 0.0
-            # Exact choices differ by rounding at most; a wrong one differs by far more than this.
-            if not torch.allclose(a, b, rtol=1e-4, atol=1e-5 * max(size, least, 1e-30), equal_nan=True):
-                return False
-        elif not torch.equal(a, b):
-            return False
-    return True

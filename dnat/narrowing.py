@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .channels import Place
 from .edges import ORIGINAL, Edge
-from .rewriting import submodule
+from .rewriting import close, submodule
 from .tracing import Program, copied, fixed_randomness, in_mode, tensors_of
 
 Orders = Mapping[str, Sequence[int]]
@@ -42,10 +42,8 @@ def by_weights(network: nn.Module, edges: Iterable[Edge]) -> dict[str, tuple[int
     found = {}
     for edge in edges:
         if edge.place:
-            scores = _squares(edge.place, state, edge.place.makers) * _squares(
-                edge.place, state, edge.place.readers
-            )
-            found[edge.key] = tuple(scores.argsort(descending=True, stable=True).tolist())
+            made, read = (_squares(edge.place, state, n) for n in (edge.place.makers, edge.place.readers))
+            found[edge.key] = tuple((made * read).argsort(descending=True, stable=True).tolist())
     return found
 
 
@@ -84,6 +82,21 @@ def cut(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
         made = made.contiguous(memory_format=torch.channels_last)
     return made
+
+
+def narrowed(choices: Mapping[Edge, str], orders: Orders) -> list[tuple[Edge, list[int]]]:
+    """The widths that shrink, and which of their channels stay."""
+    return [(e, staying(e, c, orders[e.key])) for e, c in choices.items() if e.place and c != ORIGINAL]
+
+
+def cut_along(tensors: Mapping[str, Tensor], choices: Mapping[Edge, str], orders: Orders) -> dict[str, Tensor]:
+    """What remains of tensors that belong to parameters and buffers, by their names, when widths shrink."""
+    found = dict(tensors)
+    for edge, stays in narrowed(choices, orders):
+        for name, (dim, index) in slices(edge, stays).items():
+            if name in found:
+                found[name] = cut(found[name], dim, index)
+    return found
 
 
 def narrow(network: nn.Module, edge: Edge, stays: Sequence[int]) -> None:
@@ -199,12 +212,5 @@ def _obstacle(program: Program, edges: Sequence[Edge]) -> str:
                 made.append(tensors_of(network(*args, **kwargs)))
         except Exception as error:  # whatever a user's forward does when a size is not what it expects
             return f"other code counts on its size: {str(error).splitlines()[0] if str(error) else error!r}"
-    alike = len(made[0]) == len(made[1]) and all(map(_near, *made))
+    alike = close(made[0], made[1], relative=TOLERANCE, absolute=TOLERANCE)
     return "" if alike else "other code reads the channels"
-
-
-def _near(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or not a.is_floating_point():
-        return a.shape == b.shape and torch.equal(a, b)
-    size = float(torch.nan_to_num(a.abs()).max()) if a.numel() else 0.0
-    return torch.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE * max(size, 1e-30), equal_nan=True)

@@ -47,6 +47,37 @@ def replaced(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
     return network
 
 
+def close(
+    some: Sequence[Tensor],
+    others: Sequence[Tensor],
+    least: float = 0.0,
+    *,
+    relative: float = 1e-4,
+    absolute: float = 1e-5,
+) -> bool:
+    """Whether tensors are equal to rounding.
+
+    Args:
+        some, others: the tensors.
+        least: the size by which rounding is measured where they may be 0 themselves.
+        relative, absolute: how far they may differ, as a share of each number and of the largest. Exact choices
+            differ by rounding at most; a wrong one differs by far more than this.
+    """
+    if len(some) != len(others):
+        return False
+    for a, b in zip(some, others, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return False
+        if a.is_floating_point():
+            size = torch.nan_to_num(b.abs()).max().item() if b.numel() else 0.0
+            bound = absolute * max(size, least, 1e-30)
+            if not torch.allclose(a, b, rtol=relative, atol=bound, equal_nan=True):
+                return False
+        elif not torch.equal(a, b):
+            return False
+    return True
+
+
 def submodule(network: nn.Module, path: str) -> nn.Module | None:
     """The module at a path, if there is one."""
     try:

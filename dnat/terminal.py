@@ -332,7 +332,8 @@ def _becomes(edge: Mapping[str, Any]) -> str:
 
 
 def _worth(value: float) -> str:
-    """
+    """What a choice was worth, in three digits.
+
     >>> _worth(0.98765), _worth(-0.0)
     ('0.988', '0.000')
     """

@@ -595,7 +595,7 @@ class _Recorder(TorchFunctionMode):
         # Counting takes a detour for each operation, so that nothing is counted while time is taken.
         # In train mode gradients are on, to see where the network itself switches them off.
         learning = self.network.training and not self.clock
-        counting = nullcontext() if self.clock or self.watch else self.counter
+        counting = self.counter if self.counts else nullcontext()
         with self._hooks(), torch.set_grad_enabled(learning), counting, self:
             result = self.network(*args, **kwargs)
         self._charge()
@@ -619,6 +619,11 @@ class _Recorder(TorchFunctionMode):
             nulls=frozenset(self.nulls),
             uncounted=tuple(self.counter.uncounted),
         )
+
+    @property
+    def counts(self) -> bool:
+        """Whether multiply-adds are counted: not while time is taken, or another looks on."""
+        return not (self.clock or self.watch)
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -720,8 +725,7 @@ class _Recorder(TorchFunctionMode):
         versions = [t._version for t in given]
         self._charge()
         start = self.clock() if self.clock else 0.0
-        plainly = self.clock or self.watch
-        result = func(*args, **kwargs) if plainly else self.counter.call(func, args, kwargs)
+        result = self.counter.call(func, args, kwargs) if self.counts else func(*args, **kwargs)
         taken = self.clock() - start if self.clock else 0.0
         written = [t for t, v in zip(given, versions, strict=True) if t._version != v and id(t) in self.index]
         made = [t for t in tensors_of(result) if id(t) not in self.weights]

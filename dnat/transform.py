@@ -28,7 +28,7 @@ from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge, Tally
 from .errors import UsageError, WrongTypeError, users_code
 from .measurement import SENSITIVITY, digest_of, measured
-from .narrowing import cut, slices, staying
+from .narrowing import cut_along
 from .networks import Genotype, build, fitting
 from .networks.weights import state_of
 from .planning import Plan, Times, make_plan
@@ -618,13 +618,8 @@ class _Run:
             retake_statistics(made.network, self.data, config)
         price = Costs(self.plan.edges)
         trainer = self._trainer(made.network, old.progress)
-        momentum = _momentum(old)
-        for edge in relaxed.edges:
-            if edge.place and edge.key in made.choices:
-                stays = staying(edge, made.choices[edge.key], relaxed.orders[edge.key])
-                for name, (dim, index) in slices(edge, stays).items():
-                    if name in momentum:
-                        momentum[name] = cut(momentum[name], dim, index)
+        chosen = {edge: made.choices[edge.key] for edge in relaxed.edges if edge.key in made.choices}
+        momentum = cut_along(_momentum(old), chosen, relaxed.orders)
         for name, parameter in trainer.weights.named_parameters():
             if name in momentum:
                 trainer.optimizer.state[parameter]["momentum_buffer"] = momentum[name]

@@ -28,8 +28,11 @@ def found(forward, example=(2, 3, 8, 8), **layers):
     torch.manual_seed(0)
     network = Net(forward, **layers)
     program = trace(network, torch.randn(*example), batch=example[0])
-    short = lambda names: [name.removesuffix(".weight") for name in names]  # noqa: E731
     return [(p.classes, short(p.makers), short(p.readers)) for p in places(program)]
+
+
+def short(names):
+    return [name.removesuffix(".weight") for name in names]
 
 
 def conv(a, b, k=3, **options):

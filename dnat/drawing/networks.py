@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..edges import Tally, narrowed, remaining_share
+from ..edges import ENDING, Tally, narrowed, remaining_share
 from ..networks.genotypes import OPERATIONS
 from .changes import short_name
 from .parts import STYLES, check_formats, page, rounded, save, text
@@ -88,7 +88,7 @@ class Row:
     @property
     def entry(self) -> str:
         """The path of the operation's first module, or of that which makes the channels."""
-        return self.key.partition(">")[0].removesuffix(":width")
+        return self.key.partition(">")[0].removesuffix(ENDING)
 
 
 def rows_to_json(rows: Iterable[Row]) -> list[dict[str, Any]]:

@@ -27,7 +27,6 @@ from .edge import in_order as in_order
 from .edge import kept_of as kept_of
 from .edge import problems as problems
 from .edge import replacements as replacements
-from .legality import SPACES as SPACES
 from .legality import Space as Space
 from .legality import groups_of as groups_of
 from .legality import legal_edges as legal_edges
@@ -36,7 +35,7 @@ from .legality import parts_of as parts_of
 from .legality import possible_edges as possible_edges
 from .places import everything_else as everything_else
 from .places import units as units
-from .widths import width_edges as width_edges
+from .widths import ENDING as ENDING
 from .words import Tally as Tally
 from .words import channels_of as channels_of
 from .words import is_share as is_share

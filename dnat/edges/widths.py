@@ -24,9 +24,8 @@ def _edge(program: Program, place: Place) -> Edge | None:
         return None
     first = min(readers, key=lambda path: trace.calls_of(path)[0])
     maker = place.makers[0].rpartition(".")[0]
-    made = (
-        trace.values[trace.calls[trace.calls_of(maker)[0]].outputs[0]].shape[1:] if trace.calls_of(maker) else ()
-    )
+    calls = trace.calls_of(maker)
+    made = trace.values[trace.calls[calls[0]].outputs[0]].shape[1:] if calls else ()
     each = next(len(row) for name, _, row in place.cuts if name == place.makers[0]) // place.classes
     why = "a width is no operation: it becomes narrower, and what it leaves out goes with it"
     return Edge(

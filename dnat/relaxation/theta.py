@@ -162,9 +162,7 @@ class Theta(nn.Module):
 
     def open_gates(self) -> Tensor:
         """g(theta); 1 of the original of a width, which has no other scale than its channels'."""
-        return self._opened(self._bare_gates())
-
-    def _opened(self, gates: Tensor) -> Tensor:
+        gates = self._bare_gates()
         if len(self.columns) == len(CHOICES):
             return gates
         original = torch.arange(gates.shape[1], device=gates.device) == CHOICES.index(ORIGINAL)

@@ -29,6 +29,7 @@ from torch import nn
 
 import dnat
 from dnat.budget import Costs
+from dnat.config import parse_setting
 from dnat.data import Data
 from dnat.networks import load_weights
 from dnat.planning import find_edges
@@ -73,7 +74,8 @@ def recipe(options: argparse.Namespace) -> dict[str, object]:
 def given(options: argparse.Namespace) -> tuple[nn.Module, Data]:
     """The trained network, and the images."""
     data = dnat.load("cifar10", options.data_root, train_limit=options.train, test_limit=options.test)
-    network = dnat.build(options.network, num_classes=10)
+    arguments = dict(parse_setting(text) for text in getattr(options, "arguments", ()))
+    network = dnat.build(options.network, num_classes=10, **arguments)
     load_weights(network, options.weights)
     return network.eval(), data
 

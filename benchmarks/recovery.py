@@ -127,6 +127,7 @@ def flags(text: str | None, rows: Sequence[str], budgets: Sequence[str]) -> argp
     """The flags of a benchmark of a trained ResNet, with these rows and budgets by default."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--arguments", nargs="+", default=[], metavar="NAME=VALUE", help="of its constructor")
     parser.add_argument("--weights", required=True)
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--budgets", nargs="+", default=budgets)

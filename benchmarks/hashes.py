@@ -3,8 +3,8 @@
     python benchmarks/hashes.py FILE            write their hashes, {name: hash}
     python benchmarks/hashes.py FILE --against  run them again, and tell which differ; exits with 1 if any does
 
-The runs are of all methods' families, presets and kinds of networks, on a few digits, each by the command `dnat` in
-a process of its own. A hash is over everything that the same seed must give again (accuracies, losses, costs,
+The runs are of all methods' families, presets and kinds of networks, on a few digits, each by the command `dnat`
+in a process of its own. A hash is over everything that the same seed must give again (accuracies, losses, costs,
 choices, weights). Hashes of one machine do not hold for another: make them on the same one, before and after.
 """
 

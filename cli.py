@@ -1,5 +1,5 @@
 """The command `dnat` without installing it: `python cli.py transform ...`."""
 
-from dnat.cli import main
+from dnat.lab.cli import main
 
 main()

@@ -37,7 +37,7 @@ from dnat.relaxation import RelaxedNetwork, relax
 from dnat.sensitivity import Judge, Sensitivity, affordable_images, least_damage, shown_images
 from dnat.tracing import trace
 from dnat.training import ArchitectureLoss, Progress, Trainer, effects, take_statistics
-from dnat.transform import reproducible
+from dnat.transformation import reproducible
 
 RESULTS = Path(__file__).parent / "results"
 THETA_EPOCHS = 2

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import dnat
-from dnat.cli import make_job
-from dnat.ground_truth import (
+from dnat.lab.cli import make_job
+from dnat.lab.ground_truth import (
     SPACES,
     Known,
     Outcome,
@@ -31,7 +31,7 @@ from dnat.ground_truth import (
     read_table,
     summary,
 )
-from dnat.methods import METHODS
+from dnat.lab.methods import METHODS
 from dnat.naming import unknown
 
 

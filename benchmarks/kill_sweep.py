@@ -22,10 +22,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dnat.summary import markdown, summarize
-from dnat.sweep import Standing, read
+from dnat.lab.summary import markdown, summarize
+from dnat.lab.sweep import Standing, read
 
-COMMAND = [sys.executable, "-m", "dnat.cli", "sweep"]
+COMMAND = [sys.executable, "-m", "dnat.lab.cli", "sweep"]
 
 
 def arguments(options: argparse.Namespace) -> list[str]:
@@ -91,7 +91,7 @@ def _kill_something(
 def running(place: Path) -> list[int]:
     """The processes of trials that run now, in order."""
     found = subprocess.run(
-        ["pgrep", "-f", f"dnat.cli transform .*{re.escape(str(place))}/"], capture_output=True, text=True
+        ["pgrep", "-f", f"dnat.lab.cli transform .*{re.escape(str(place))}/"], capture_output=True, text=True
     )
     return sorted(map(int, found.stdout.split()))
 

@@ -24,9 +24,9 @@ from depth_truth import given, trained
 from torch import nn
 
 import dnat
-from dnat.baselines.sets import CHOOSERS
 from dnat.budget import Costs, by_edge
 from dnat.data import Data
+from dnat.lab.baselines.sets import CHOOSERS
 from dnat.planning import find_edges
 from dnat.relaxation import relax
 from dnat.sensitivity import retake_statistics

@@ -9,8 +9,8 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from dnat.lab.runs import sized
 from dnat.networks import NETWORKS, Size, accepts
-from dnat.runs import sized
 
 FILE = Path(__file__).resolve().parent.parent / "dnat" / "networks" / "sizes.json"
 

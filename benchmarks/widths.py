@@ -21,8 +21,8 @@ from recovery import Row, flags, kept, spread
 from torch import Tensor, nn
 
 import dnat
-from dnat.baselines import control
 from dnat.data import Data
+from dnat.lab.baselines import control
 
 RESULTS = Path(__file__).parent / "results" / "widths.jsonl"
 

@@ -5,29 +5,25 @@
 The public names stand below in the order of that story. They are imported when they are first used, so that
 `dnat --help` need not wait for torch.
 
-`dnat.cost`, `dnat.transform`, `dnat.export` and `dnat.transitions` are the functions, also when the modules of
-the same names were imported: `import dnat.cost as m` gives the function. Other names of such a module are
-imported with `from dnat.cost import operation_seconds`.
+Experiments that compare methods stand in `dnat.lab`, which this package never imports.
 """
 
 import importlib
-import sys
-import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import Config as Config
-    from .cost import Cost as Cost
-    from .cost import Latency as Latency
-    from .cost import cost as cost
-    from .cost import latency as latency
+    from .costs import Cost as Cost
+    from .costs import Latency as Latency
+    from .costs import cost as cost
+    from .costs import latency as latency
     from .data import Data as Data
     from .data import load as load
     from .discretization import discretize as discretize
     from .edges import Edge as Edge
     from .errors import DnatError as DnatError
-    from .export import export as export
-    from .ground_truth import compare_with_table as compare_with_table
+    from .exports import export as export
+    from .moves import transitions as transitions
     from .networks import build as build
     from .planning import find_edges as find_edges
     from .proposal import Proposals as Proposals
@@ -39,16 +35,15 @@ if TYPE_CHECKING:
     from .tracing import Program as Program
     from .tracing import trace as trace
     from .training import evaluate as evaluate
-    from .transform import Transformation as Transformation
-    from .transform import train as train
-    from .transform import transform as transform
-    from .transitions import transitions as transitions
+    from .transformation import Transformation as Transformation
+    from .transformation import train as train
+    from .transformation import transform as transform
 
 _HOME = {
     "build": "networks",
     "load": "data",
     "Data": "data",
-    "transitions": "transitions",
+    "transitions": "moves",
     "trace": "tracing",
     "Program": "tracing",
     "find_edges": "planning",
@@ -57,19 +52,18 @@ _HOME = {
     "RelaxedNetwork": "relaxation",
     "select": "selection",
     "discretize": "discretization",
-    "cost": "cost",
-    "Cost": "cost",
-    "latency": "cost",
-    "Latency": "cost",
+    "cost": "costs",
+    "Cost": "costs",
+    "latency": "costs",
+    "Latency": "costs",
     "Config": "config",
     "plan": "proposal",
     "Proposals": "proposal",
-    "transform": "transform",
-    "train": "transform",
+    "transform": "transformation",
+    "train": "transformation",
     "evaluate": "training",
-    "export": "export",
-    "Transformation": "transform",
-    "compare_with_table": "ground_truth",
+    "export": "exports",
+    "Transformation": "transformation",
     "Records": "records",
     "DnatError": "errors",
 }
@@ -87,17 +81,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
-
-
-class _Package(types.ModuleType):
-    """Keeps `dnat.cost`, `dnat.transform`, `dnat.export` and `dnat.transitions` the functions.
-
-    Importing the modules of the same names would otherwise put the modules in their place.
-    """
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOME and isinstance(value, types.ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

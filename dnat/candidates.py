@@ -22,10 +22,10 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 
+from .moves import Table
 from .networks.initial import kaiming
 from .operations import Geometry, geometry
 from .tracing import in_mode
-from .transitions import Table
 
 
 def moves(operation: str, shape: Geometry, table: Table, pixels: int) -> tuple[tuple[str, int], ...]:

@@ -147,7 +147,7 @@ PRESETS["fine-tune"] = PRESETS["improved"] | {
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """How the methods search that dnat is compared with: NAT, NAT++, other policies, NAO; see `dnat.baselines`.
+    """How the methods search that dnat is compared with (`dnat.lab.baselines`): NAT, NAT++, other policies, NAO.
 
     The defaults are those of NAT's code where its intent is clear (docs/methods.md A2 to A8).
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .budget import Costs, Groups, InfeasibleError, Parts, cheapest
 from .config import Amount, Config, parse_amount
-from .cost import operation_seconds
+from .costs import operation_seconds
 from .distributed import from_first
 from .edges import (
     ORIGINAL,

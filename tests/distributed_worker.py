@@ -11,10 +11,10 @@ from dnat import Config, build, find_edges, relax, trace
 from dnat.config import Job
 from dnat.data import load
 from dnat.distributed import SyncedNorms, anyone, from_first, gathered, joined, sum_gradients
+from dnat.lab.runs import run
 from dnat.records import Records
-from dnat.runs import run
 from dnat.training import Interrupted, Progress, Trainer
-from dnat.transform import transform, weights_digest
+from dnat.transformation import transform, weights_digest
 
 FOLDER = Path(sys.argv[1])
 JOB = Job(

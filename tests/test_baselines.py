@@ -15,18 +15,18 @@ from test_transform import network as dropping
 from test_transform import watched
 
 import dnat
-from dnat.baselines import FOUND, LEARNERS, configured
-from dnat.baselines import search as searching
-from dnat.baselines.embedding import PAPER, fit, improved
-from dnat.baselines.search import SearchRun, divided
-from dnat.baselines.spaces import GenotypeSpace
-from dnat.cli import cli
 from dnat.config import Config, Job, Search
-from dnat.methods import METHODS, check_method
+from dnat.lab.baselines import FOUND, LEARNERS, configured
+from dnat.lab.baselines import search as searching
+from dnat.lab.baselines.embedding import PAPER, fit, improved
+from dnat.lab.baselines.search import SearchRun, divided
+from dnat.lab.baselines.spaces import GenotypeSpace
+from dnat.lab.cli import cli
+from dnat.lab.methods import METHODS, check_method
+from dnat.lab.runs import restore
 from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import is_alive, transformed
 from dnat.records import Records
-from dnat.runs import restore
 from dnat.training import Interrupted, NonFiniteError, is_dead
 
 pytestmark = pytest.mark.usefixtures("quiet")

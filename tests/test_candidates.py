@@ -12,9 +12,9 @@ from torch import nn
 
 import dnat
 from dnat.candidates import _linear, begin, candidate, cropped, moves, separable
+from dnat.moves import cost_of, read_transitions, transitions
 from dnat.networks.cells import operation
 from dnat.operations import Geometry, geometry, operation_name
-from dnat.transitions import cost_of, read_transitions, transitions
 
 TABLE = transitions("nat++")
 EXACT = {"rtol": 1e-9, "atol": 1e-9}

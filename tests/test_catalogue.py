@@ -7,9 +7,9 @@ from reference import images
 
 import dnat
 from dnat.config import Config, Job
+from dnat.lab.runs import build_network, sized
 from dnat.networks import FAMILIES, GENOTYPES, NETWORKS, definition, sizes
 from dnat.networks.cells import DropPath
-from dnat.runs import build_network, sized
 
 COUNTED = [n for n in NETWORKS if not n.endswith("_imagenet") and n != "darts"]
 COUNTED += ["darts_v2_imagenet", "mobilenet_v2_imagenet", "proxyless_gpu_imagenet", "resnet50_imagenet"]
@@ -140,8 +140,8 @@ def test_the_run_holds_the_genotype(tmp_path, monkeypatch):
     """It can be restored where the file is gone."""
     from click.testing import CliRunner
 
-    from dnat.cli import cli
-    from dnat.runs import restore
+    from dnat.lab.cli import cli
+    from dnat.lab.runs import restore
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.json").write_text(GENOTYPES["darts_v2"].genotype.to_json())
@@ -172,7 +172,7 @@ def test_the_run_holds_the_genotype(tmp_path, monkeypatch):
 def test_drawing_by_name(tmp_path, monkeypatch):
     from click.testing import CliRunner
 
-    from dnat.cli import cli
+    from dnat.lab.cli import cli
 
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(cli, ["draw", "darts", "--after", "nat_darts"], catch_exceptions=False)

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from rich.console import Console
 
 import dnat
-from dnat import cli as module
-from dnat.cli import cli, exit_code
 from dnat.edges import Tally
-from dnat.terminal import TerminalTracker, changes_table
+from dnat.lab import cli as module
+from dnat.lab.cli import cli, exit_code
+from dnat.lab.terminal import TerminalTracker, changes_table
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--network", "resnet8", "--set", "network.width=4", "--set", "threads=1", "--train-limit", "200"]
@@ -259,7 +259,7 @@ def test_every_command_has_help(name):
 
 
 def test_help_does_not_import_torch():
-    code = "import sys; from dnat.cli import cli; cli.main(['--help'], standalone_mode=False); "
+    code = "import sys; from dnat.lab.cli import cli; cli.main(['--help'], standalone_mode=False); "
     code += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 

@@ -12,19 +12,19 @@ from reference import Residual
 from torch import nn
 
 import dnat
-from dnat.baselines import Family, family_of, resized
-from dnat.baselines.channels import is_depthwise, narrowed
-from dnat.baselines.controls import CHOSEN
-from dnat.baselines.sets import random_set, uniform_set
 from dnat.budget import Costs, by_edge
-from dnat.cli import cli
 from dnat.config import CONTROLS, Config, Job
 from dnat.edges import problems
-from dnat.methods import METHODS
+from dnat.lab.baselines import Family, family_of, resized
+from dnat.lab.baselines.channels import is_depthwise, narrowed
+from dnat.lab.baselines.controls import CHOSEN
+from dnat.lab.baselines.sets import random_set, uniform_set
+from dnat.lab.cli import cli
+from dnat.lab.methods import METHODS
+from dnat.lab.runs import restore, run
+from dnat.lab.sweep import settings as sweeps
 from dnat.records import Records
-from dnat.runs import restore, run
 from dnat.sensitivity import shown_images
-from dnat.sweep import settings as sweeps
 from dnat.training import Interrupted, take_statistics
 
 X = torch.zeros(2, 3, 32, 32)
@@ -432,7 +432,7 @@ def test_controls_in_sweeps():
     # One recipe for all.
     for name in ("lr", "distillation", "feature_distillation", "epochs", "batch_size"):
         assert len({getattr(j.config, name) for j in jobs.values()}) == 1
-    assert [dnat.summary.label(jobs[m].flat()) for m in methods[2:]] == [f"{m} 0.66" for m in CONTROLS]
+    assert [dnat.lab.summary.label(jobs[m].flat()) for m in methods[2:]] == [f"{m} 0.66" for m in CONTROLS]
     with pytest.raises(ValueError, match="control-random needs the budget"):
         planned(["control-random"])
     with pytest.raises(ValueError, match="did you mean 'control-random'"):

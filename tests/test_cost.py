@@ -6,7 +6,7 @@ from reference import images, small
 from torch import nn
 
 import dnat
-from dnat.cost import latency, operation_seconds
+from dnat.costs import latency, operation_seconds
 from dnat.networks import accepts
 from dnat.operations import FactorizedReduce, NullEdge
 

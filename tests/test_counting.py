@@ -368,7 +368,7 @@ def test_a_transformer_by_hand():
 
 
 def test_table_cost_and_trace_are_one_number():
-    from dnat.runs import sized
+    from dnat.lab.runs import sized
 
     network, example = dnat.build("resnet8"), torch.zeros(2, 3, 32, 32)
     assert counts(network, example)[:2] == [sized("resnet8", {}).madds] * 2

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 import dnat
-from dnat.cli import cli
 from dnat.config import METHODS, PRESETS, Search
+from dnat.lab.cli import cli
 from dnat.networks import Genotype
 
 ROOT = Path(__file__).resolve().parent.parent

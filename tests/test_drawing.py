@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from reference import images
 
 import dnat
-from dnat.drawing import Row, draw, networks, rows_from_json, rows_to_json
 from dnat.edges import in_order, units
+from dnat.lab.drawing import Row, draw, networks, rows_from_json, rows_to_json
+from dnat.lab.runs import picture_rows
 from dnat.planning import find_edges
-from dnat.runs import picture_rows
 from dnat.training import Evaluation
-from dnat.transform import Commitment, EdgeReport
+from dnat.transformation import Commitment, EdgeReport
 
 
 def rows_of(name, size=32, choices=None, space="dnat", **options):

@@ -8,9 +8,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch
 
-from dnat.drawing import Change, draw_genotype, genotype_changes
-from dnat.drawing.changes import short_name
-from dnat.drawing.layout import lay_out
+from dnat.lab.drawing import Change, draw_genotype, genotype_changes
+from dnat.lab.drawing.changes import short_name
+from dnat.lab.drawing.layout import lay_out
 from dnat.networks.genotypes import (
     GENOTYPES,
     OPERATIONS,

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
 import dnat
-from dnat.export import Exported, export, layout, verification
-from dnat.export.construction import NotConstructibleError, construction
+from dnat.exports import Exported, export, layout, verification
+from dnat.exports.construction import NotConstructibleError, construction
 from dnat.networks import import_torchvision
 from dnat.tracing import examples_of
 
@@ -747,7 +747,7 @@ def test_views_of_one_tensor_are_stored_each(tmp_path):
 def test_files_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     made = export(small("residual"), images(), "py", tmp_path / "net", verify=False)
     before = [p.read_bytes() for p in made.files]
-    package = sys.modules["dnat.export"]
+    package = sys.modules["dnat.exports"]
     written = package.source
 
     def wrong(*args):

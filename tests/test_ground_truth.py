@@ -21,7 +21,7 @@ from dnat.budget import InfeasibleError
 from dnat.config import Search
 from dnat.discretization import discretization
 from dnat.edges import problems
-from dnat.ground_truth import (
+from dnat.lab.ground_truth import (
     Known,
     Outcome,
     Standing,
@@ -33,10 +33,10 @@ from dnat.ground_truth import (
     read_table,
     summary,
 )
-from dnat.methods import METHODS
+from dnat.lab.methods import METHODS
 from dnat.networks.nasbench import EDGES, OPERATIONS
 from dnat.training import Evaluation
-from dnat.transform import Transformation
+from dnat.transformation import Transformation
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

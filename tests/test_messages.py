@@ -16,15 +16,15 @@ from test_training import config, tiny_data
 from torch import nn
 
 import dnat
-from dnat import cli as module
 from dnat import config as settings
 from dnat import locks
 from dnat.config import Config, Job, directory_name, parse_setting, read_toml, run_name
 from dnat.errors import UserCodeError
+from dnat.lab import cli as module
+from dnat.lab.runs import network_and_images, run
+from dnat.lab.sweep import parse_seeds
 from dnat.networks import Genotype, fitting
 from dnat.records import CorruptError, LockedError, Records, check_name
-from dnat.runs import network_and_images, run
-from dnat.sweep import parse_seeds
 from dnat.training import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ WRONG = [
 
 def test_settings_are_checked_without_torch():
     """In one process in which torch cannot be imported."""
-    code = "import sys, json, io, contextlib\nsys.modules['torch'] = None\nfrom dnat import cli\n"
+    code = "import sys, json, io, contextlib\nsys.modules['torch'] = None\nfrom dnat.lab import cli\n"
     code += "for arguments in json.loads(sys.stdin.read()):\n"
     code += "    sys.argv = ['dnat', 'transform', '--network', 'resnet8', *arguments]\n    said = io.StringIO()\n"
     code += "    with contextlib.redirect_stderr(said):\n        try: cli.main()\n"
@@ -523,7 +523,7 @@ def test_a_wrapped_network_is_written_without_its_wrapper(wrap, tmp_path):
 
 
 def test_recording_leaves_the_random_numbers_alone():
-    from dnat.export.recording import _Seeded
+    from dnat.exports.recording import _Seeded
 
     np.random.seed(1)  # noqa: NPY002
     expected = np.random.rand(3)  # noqa: NPY002
@@ -549,7 +549,7 @@ def test_recording_leaves_the_random_numbers_alone():
 )
 def test_only_a_process_of_several_is_silent(environment, first):
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    code = "from dnat import cli; print(cli.FIRST)"
+    code = "from dnat.lab import cli; print(cli.FIRST)"
     found = subprocess.run(
         [sys.executable, "-c", code], env=clean | environment, cwd=ROOT, capture_output=True, text=True
     )
@@ -569,7 +569,7 @@ def test_what_a_run_meant_is_saved_whatever_becomes_of_the_presets(tmp_path, mon
 def test_times_are_taken_as_the_run_will_take_them(monkeypatch):
     """A latency budget is tried with the threads of the run, not with those that torch has by itself."""
     from dnat import planning
-    from dnat.transform import check
+    from dnat.transformation import check
 
     seen, measure = [], planning.operation_seconds
 

@@ -18,11 +18,11 @@ from dnat.candidates import separable
 from dnat.config import Config, Job, parse_amount, read_toml
 from dnat.discretization import discretization
 from dnat.edges import problems
+from dnat.lab.runs import redraw, restore, run
 from dnat.networks.cells import CellNetwork, SeparableConv
 from dnat.networks.genotypes import CellEdge, CellGenotype, Genotype
 from dnat.planning import make_plan
 from dnat.relaxation import CHOICES, FORGETTING
-from dnat.runs import redraw, restore, run
 from dnat.selection import decide
 from dnat.training import ArchitectureLoss, Interrupted, Progress, Trainer, burden, effects
 

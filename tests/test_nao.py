@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnat.baselines.embedding import RELEASED, Nao, Settings, fit, improved, pairwise_accuracy
+from dnat.lab.baselines.embedding import RELEASED, Nao, Settings, fit, improved, pairwise_accuracy
 
 SMALL = Settings(embedding=16, hidden=32, predictor_hidden=32, lr=0.01, epochs=40, batch_size=25, positions=True)
 

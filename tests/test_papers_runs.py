@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from dnat.cli import cli
+from dnat.lab.cli import cli
 
 pytestmark = pytest.mark.data
 SHORT = "--epochs 2 --architecture-epochs 1 --batch-size 32 --set threads=1"

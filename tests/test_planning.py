@@ -7,9 +7,9 @@ from test_training import config, tiny_data
 
 import dnat
 from dnat.config import Config, Job, parse_setting, read_toml
+from dnat.lab.runs import redraw, restore, run
 from dnat.planning import make_plan
 from dnat.records import Records
-from dnat.runs import redraw, restore, run
 from dnat.training import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quiet")

@@ -4,8 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dnat.baselines.graphs import Graph, messages
-from dnat.baselines.policies import (
+from dnat.config import Config, Search
+from dnat.lab.baselines.graphs import Graph, messages
+from dnat.lab.baselines.policies import (
     GraphPolicy,
     RandomPolicy,
     Reinforce,
@@ -15,11 +16,10 @@ from dnat.baselines.policies import (
     make_policy,
     policy_loss,
 )
-from dnat.baselines.spaces import NAT, GenotypeSpace
-from dnat.config import Config, Search
+from dnat.lab.baselines.spaces import NAT, GenotypeSpace
+from dnat.moves import PRIMITIVES, masked_softmax, transitions
 from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import CellEdge, CellGenotype, Genotype
-from dnat.transitions import PRIMITIVES, masked_softmax, transitions
 
 import numpy as np  # isort: skip
 

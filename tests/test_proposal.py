@@ -16,9 +16,9 @@ from torch import nn
 
 import dnat
 from dnat.budget import by_edge
-from dnat.cli import cli
-from dnat.drawing import draw_plan
 from dnat.edges import problems
+from dnat.lab.cli import cli
+from dnat.lab.drawing import draw_plan
 from dnat.proposal import Planner, Proposals, described, kept, parse_budget, tied
 from dnat.records import read_job
 

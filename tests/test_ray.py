@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from dnat.config import Job, read_toml
-from dnat.runs import run
-from dnat.sweep import Options, Sweep, run_sweep
-from dnat.sweep.cluster import Cluster, RayError, import_ray, passed_on
-from dnat.sweep.trials import Attempt
+from dnat.lab.runs import run
+from dnat.lab.sweep import Options, Sweep, run_sweep
+from dnat.lab.sweep.cluster import Cluster, RayError, import_ray, passed_on
+from dnat.lab.sweep.trials import Attempt
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,5 +112,5 @@ def test_without_ray_one_is_told_how_to_get_it(monkeypatch):
 
 
 def test_watching_a_trial_needs_no_torch():
-    code = "import sys, dnat.sweep.cluster; assert 'torch' not in sys.modules"
+    code = "import sys, dnat.lab.sweep.cluster; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

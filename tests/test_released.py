@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 import dnat
-from dnat.baselines import LEARNERS
-from dnat.baselines import search as searching
-from dnat.baselines.policies import Reinforce, judged, make_policy
-from dnat.baselines.search import SearchRun
-from dnat.baselines.spaces import GenotypeSpace
-from dnat.baselines.supernet import Supernet
 from dnat.config import Config, Search
+from dnat.lab.baselines import LEARNERS
+from dnat.lab.baselines import search as searching
+from dnat.lab.baselines.policies import Reinforce, judged, make_policy
+from dnat.lab.baselines.search import SearchRun
+from dnat.lab.baselines.spaces import GenotypeSpace
+from dnat.lab.baselines.supernet import Supernet
+from dnat.moves import transitions
 from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import CellEdge, CellGenotype, Genotype, published, transformed
-from dnat.transitions import transitions
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

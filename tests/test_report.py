@@ -20,12 +20,12 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnat.cli import cli
 from dnat.config import ALIASES, Job, read_toml
-from dnat.report import draw, gather, markdown, page
-from dnat.report import series as numbers
-from dnat.report.configuration import recipes, settings
-from dnat.report.figures import (
+from dnat.lab.cli import cli
+from dnat.lab.report import draw, gather, markdown, page
+from dnat.lab.report import series as numbers
+from dnat.lab.report.configuration import recipes, settings
+from dnat.lab.report.figures import (
     DARK,
     LIGHT,
     METHOD_COLOURS,
@@ -37,12 +37,12 @@ from dnat.report.figures import (
     strip_figure,
     tradeoff_figure,
 )
-from dnat.report.gather import number
-from dnat.report.headline import headline, sentences
-from dnat.report.page import _tile
-from dnat.report.published import PUBLISHED, published
-from dnat.report.table import papers_tables
-from dnat.runs import run
+from dnat.lab.report.gather import number
+from dnat.lab.report.headline import headline, sentences
+from dnat.lab.report.page import _tile
+from dnat.lab.report.published import PUBLISHED, published
+from dnat.lab.report.table import papers_tables
+from dnat.lab.runs import run
 
 EVIL = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>|a\\|`b` {{7*7}} &amp; ${1} ünï→\u2028"
 

@@ -11,11 +11,12 @@ from test_policies import space
 from test_training import config, tiny_data
 
 import dnat
-from dnat.baselines.judging import judge, recalibrated
-from dnat.baselines.search import divided
-from dnat.baselines.spaces import EdgeSpace, GenotypeSpace
-from dnat.baselines.supernet import Supernet
 from dnat.config import Search
+from dnat.lab.baselines.judging import judge, recalibrated
+from dnat.lab.baselines.search import divided
+from dnat.lab.baselines.spaces import EdgeSpace, GenotypeSpace
+from dnat.lab.baselines.supernet import Supernet
+from dnat.moves import legal, transitions
 from dnat.networks.cells import CellNetwork, regrown
 from dnat.networks.genotypes import (
     GENOTYPES,
@@ -31,7 +32,6 @@ from dnat.networks.genotypes import (
 from dnat.operations import NullEdge
 from dnat.planning import make_plan
 from dnat.training import Evaluation, evaluate
-from dnat.transitions import legal, transitions
 
 NAMES = ["sep_conv_3x3", "conv_1x1", "skip_connect", "null", "null", "max_pool_3x3"]
 

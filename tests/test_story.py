@@ -1,8 +1,7 @@
 """The whole story on the digits, and what holds the house together."""
 
 import ast
-import importlib
-import types
+import re
 from pathlib import Path
 
 import pytest
@@ -14,71 +13,48 @@ from dnat.data import load
 PACKAGE = Path(dnat.__file__).parent
 
 # What a module may import stands before it.
-ORDER = [
-    "__init__",
-    "errors",
-    "naming",
-    "seeds",
-    "config",
-    "distributed",
-    "locks",
-    "operations",
-    "networks",
-    "transitions",
-    "counting",
-    "tracing",
-    "channels",
-    "cost",
-    "candidates",
-    "edges",
-    "rewriting",
-    "narrowing",
-    "budget",
-    "relaxation",
-    "selection",
-    "data",
-    "answers",
-    "distillation",
-    "training",
-    "planning",
-    "sensitivity",
-    "discretization",
-    "records",
-    "tracking",
-    "measurement",
-    "export",
-    "transform",
-    "proposal",
-    "baselines",
-    "methods",
-    "ground_truth",
-    "drawing",
-    "runs",
-    "prediction",
-    "summary",
-    "sweep",
-    "report",
-    "terminal",
-    "cli",
-]
+ORDER = (
+    "__init__ errors naming seeds config distributed locks operations networks moves counting tracing channels "
+    "costs candidates edges rewriting narrowing budget relaxation selection data answers distillation training planning "
+    "sensitivity discretization records tracking measurement exports transformation proposal"
+)
+LAB = "__init__ baselines methods ground_truth drawing runs prediction summary sweep report terminal cli"
 
 
-def test_imports_point_backwards_only():
-    found = {p.stem for p in PACKAGE.glob("*.py")} | {
-        p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()
-    }
-    assert found == set(ORDER)
+def modules(folder):
+    """The modules and packages in a folder, but for the laboratory."""
+    here = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
+    return here - {"lab"}
+
+
+def imported(path, folder):
+    """What a file imports from a folder above it: the modules that stand there."""
+    depth = len(path.relative_to(folder).parts)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == depth:
+            yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+
+
+@pytest.mark.parametrize(("folder", "order"), [(PACKAGE, ORDER), (PACKAGE / "lab", LAB)])
+def test_imports_point_backwards_only(folder, order):
+    order = order.split()
+    assert modules(folder) == set(order)
+    for path in folder.rglob("*.py"):
+        place = path.relative_to(folder).parts[0].removesuffix(".py")
+        if place in ("__init__", "lab"):
+            continue
+        for name in imported(path, folder):
+            name = name if name in order else "__init__"
+            assert order.index(name) < order.index(place), f"{path}: {place} imports {name}"
+
+
+def test_dnat_never_imports_the_laboratory():
     for path in PACKAGE.rglob("*.py"):
-        place = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        inside = len(path.relative_to(PACKAGE).parts) > 1
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.ImportFrom) or place == "__init__":
-                continue
-            if node.level == (2 if inside else 1):
-                names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
-                for name in names:
-                    name = name if name in ORDER else "__init__"
-                    assert ORDER.index(name) < ORDER.index(place), f"{path}: {place} imports {name}"
+        if "lab" not in path.relative_to(PACKAGE).parts:
+            assert "lab" not in imported(path, PACKAGE), path
+            assert not re.search(
+                r"import_module\([^)]*\blab\b|from dnat\.lab|import dnat\.lab", path.read_text()
+            ), path
 
 
 def test_the_public_names_are_what_they_say():
@@ -92,13 +68,7 @@ def test_the_public_names_are_what_they_say():
     assert typed == set(dnat.__all__)
     for name in dnat.__all__:
         assert getattr(dnat, name).__doc__
-    # The modules of the same names do not get in the way, however they are imported.
-    for name in ("cost", "transform", "export", "transitions"):
-        assert isinstance(importlib.import_module(f"dnat.{name}"), types.ModuleType)
-        assert callable(getattr(dnat, name))
-        bound = {}
-        exec(f"import dnat.{name} as it", bound)
-        assert bound["it"] is getattr(dnat, name)
+        assert name not in modules(PACKAGE), "a module of that name would take its place"
     with pytest.raises(AttributeError, match="no attribute 'transfrom'"):
         _ = dnat.transfrom
 

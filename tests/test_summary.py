@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dnat.config import METHODS, Config, Job, Search
-from dnat.summary import (
+from dnat.lab.summary import (
     Comparison,
     Row,
     bootstrap_interval,
@@ -893,7 +893,7 @@ def test_the_module_needs_no_torch_of_its_own():
     import ast
     from pathlib import Path
 
-    tree = ast.parse(Path(sys.modules["dnat.summary"].__file__).read_text())
+    tree = ast.parse(Path(sys.modules["dnat.lab.summary"].__file__).read_text())
     modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     assert not modules & {"torch", "pathlib", "os", "io", "json"}

@@ -13,20 +13,31 @@ import torch
 from click.testing import CliRunner
 from rich.console import Console
 
-from dnat import sweep as sweeps
-from dnat.cli import cli, exit_code
 from dnat.config import Job, read_toml
+from dnat.lab import sweep as sweeps
+from dnat.lab.cli import cli, exit_code
+from dnat.lab.runs import run
+from dnat.lab.summary import label
+from dnat.lab.sweep import (
+    Options,
+    Standing,
+    Sweep,
+    View,
+    parse_names,
+    parse_seeds,
+    plan,
+    read,
+    remaining,
+    run_sweep,
+)
+from dnat.lab.sweep import local as local_engine
+from dnat.lab.sweep import trials as trial_module
+from dnat.lab.sweep.directory import SweepDirectory
+from dnat.lab.sweep.schedule import Live
+from dnat.lab.sweep.settings import joined, resolve, trial_name
+from dnat.lab.sweep.trials import Attempt, carry_out, is_held, judged, reason_in
+from dnat.lab.terminal import SweepScreen, sweep_table, troubles_text
 from dnat.records import LockedError, check_name
-from dnat.runs import run
-from dnat.summary import label
-from dnat.sweep import Options, Standing, Sweep, View, parse_names, parse_seeds, plan, read, remaining, run_sweep
-from dnat.sweep import local as local_engine
-from dnat.sweep import trials as trial_module
-from dnat.sweep.directory import SweepDirectory
-from dnat.sweep.schedule import Live
-from dnat.sweep.settings import joined, resolve, trial_name
-from dnat.sweep.trials import Attempt, carry_out, is_held, judged, reason_in
-from dnat.terminal import SweepScreen, sweep_table, troubles_text
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -214,7 +225,7 @@ def test_a_sweeps_file_is_its_configuration_also_without_the_genotypes_file(tmp_
 
 
 def test_threads_are_the_cores_of_a_trial_and_part_of_the_sweep(monkeypatch):
-    monkeypatch.setattr("dnat.sweep.settings.cores", lambda: 8)
+    monkeypatch.setattr("dnat.lab.sweep.settings.cores", lambda: 8)
     for jobs, threads in ((1, 8), (3, 2), (100, 1)):
         assert resolve(Sweep.from_table(table()), jobs).settings["threads"] == threads
     assert resolve(Sweep.from_table(table(threads=5)), 4).settings["threads"] == 5
@@ -476,7 +487,7 @@ def test_a_sweep_grows_but_changes_in_nothing_else(stand_in, monkeypatch):
         with pytest.raises(ValueError, match=words):
             run_sweep(other, "s")
     assert {p: p.read_bytes() for p in (stand_in / "s").rglob("*") if p.is_file()} == files
-    monkeypatch.setattr("dnat.sweep.schedule.cores", lambda: 8)
+    monkeypatch.setattr("dnat.lab.sweep.schedule.cores", lambda: 8)
     notes = []
     run_sweep(Sweep(settings={"data_root": "elsewhere"}), "s", Options(jobs=2), notify=notes.append)
     assert notes == ["threads = 1 stays for each trial, as the sweep began with it: results depend on it"]
@@ -497,7 +508,7 @@ def test_a_directory_is_for_one_sweep_at_a_time(stand_in):
     sweep = resolve(of_kinds("fine"))
     with SweepDirectory.open("s", sweep, plan(sweep)):
         assert read("s")[0].state == "pending"  # and looking does not give the lock back
-        code = "import sys; from dnat.sweep.trials import is_held; sys.exit(is_held('s'))"
+        code = "import sys; from dnat.lab.sweep.trials import is_held; sys.exit(is_held('s'))"
         assert (
             subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
             == 1

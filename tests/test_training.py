@@ -251,12 +251,12 @@ def test_partly_frozen_weights_stay():
 def test_reductions_of_few_channels_do_not_end_the_process():
     """With two threads and channels last oneDNN writes past its memory in them; see `images_last`."""
     code = """if True:
-        import dnat, dnat.methods
+        import dnat, dnat.lab.methods
         network = dnat.build("resnet8", seed=0, width=8, skips=True)
         data = dnat.load("digits", train_limit=100, test_limit=20)
         search = dnat.config.Search(epochs=2, samples=1, batch_size=25)
         config = dnat.Config(epochs=3, architecture_epochs=2, batch_size=25, threads=2, settle=0, search=search)
-        print(dnat.methods.METHODS['nat'](network, data, config).dead)
+        print(dnat.lab.methods.METHODS['nat'](network, data, config).dead)
     """
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=200

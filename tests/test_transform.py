@@ -17,17 +17,17 @@ from test_training import config, tiny_data
 from torch import nn
 
 import dnat
-import dnat.baselines
+import dnat.lab.baselines
 from dnat.budget import Costs
 from dnat.config import Job
-from dnat.cost import Latency
+from dnat.costs import Latency
 from dnat.data.images import Augmentation
 from dnat.errors import UsageError, WrongTypeError
-from dnat.methods import METHODS as EVERY_METHOD
-from dnat.methods import check_method
+from dnat.lab.methods import METHODS as EVERY_METHOD
+from dnat.lab.methods import check_method
 from dnat.records import Records
 from dnat.training import Interrupted, NonFiniteError, theta_rate, theta_steps
-from dnat.transform import Commitment, short_stage, weights_digest
+from dnat.transformation import Commitment, short_stage, weights_digest
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -117,7 +117,7 @@ def test_stopping_at_every_batch_in_turn_gives_the_same_bits(tmp_path):
 @pytest.mark.parametrize("forgotten", ["momentum", "torch_rng", "theta", "decided", "progress", "network"])
 def test_each_part_of_a_checkpoint_matters(forgotten, tmp_path, monkeypatch):
     """The control of the tests above: leave one thing out, and the bits differ."""
-    from dnat.transform import _Run
+    from dnat.transformation import _Run
 
     j = job()
     at = 2 if forgotten == "theta" else 4  # theta is trained in 3 steps, then the choices settle in 3 more
@@ -241,7 +241,7 @@ def test_momentum_of_kept_weights_goes_on():
     from dnat.discretization import discretization
     from dnat.relaxation import relax
     from dnat.training import Progress, Trainer
-    from dnat.transform import _momentum
+    from dnat.transformation import _momentum
 
     assert callable(function)
     net = network()
@@ -306,14 +306,14 @@ def test_a_time_budget_that_was_missed_is_tried_again_with_a_smaller_one(monkeyp
 
     given, whole = small("resnet8"), 2 * dnat.cost(small("resnet8"), images()).madds
     monkeypatch.setattr("dnat.planning.operation_seconds", seconds)
-    monkeypatch.setattr(sys.modules["dnat.transform"], "latency", measured)
+    monkeypatch.setattr(sys.modules["dnat.transformation"], "latency", measured)
     c = config(latency_budget=0.7, latency_batch=2, settle=0.0)
     result = dnat.transform(given, tiny_data(classes=5), c)
     assert not result.commitment.notes
     assert result.latency_after.seconds <= 0.7
     assert 0 < result.cost_after.madds < 0.7 * result.cost_before.madds
     monkeypatch.setattr(
-        sys.modules["dnat.transform"], "latency", lambda network, example: Latency(2.0, 0.0, 20, 2, "cpu")
+        sys.modules["dnat.transformation"], "latency", lambda network, example: Latency(2.0, 0.0, 20, 2, "cpu")
     )
     stubborn = dnat.transform(given, tiny_data(classes=5), c)
     assert stubborn.commitment.notes == ("the time budget of 700.00 ms was not reached",)
@@ -547,7 +547,7 @@ def broken(name, value):
 )
 @pytest.mark.parametrize("method", [*METHODS, "random"])
 def test_networks_that_cannot_be_trained_are_refused_before_anything_is(make, words, method, tmp_path):
-    call = METHODS.get(method) or functools.partial(dnat.baselines.search_and_train, method)
+    call = METHODS.get(method) or functools.partial(dnat.lab.baselines.search_and_train, method)
     with Records.open(tmp_path / "run", job()) as records, pytest.raises(UsageError, match=words):
         call(make(), tiny_data(), config(), records=records)
     assert not list((tmp_path / "run").glob("*.ckpt"))
@@ -593,7 +593,7 @@ def test_infinity_in_a_mask_is_no_fault():
 )
 @pytest.mark.parametrize("method", [*METHODS, "random"])
 def test_arguments_of_another_type_are_named(arguments, words, method):
-    call = METHODS.get(method) or functools.partial(dnat.baselines.search_and_train, method)
+    call = METHODS.get(method) or functools.partial(dnat.lab.baselines.search_and_train, method)
     with pytest.raises(WrongTypeError, match=words):
         call(**{"network": network(), "data": tiny_data(), "config": config(), **arguments})
 

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dnat
-from dnat.networks.cells import operation
-from dnat.networks.genotypes import OPERATIONS, CellEdge, CellGenotype, Genotype, published
-from dnat.transitions import (
+from dnat.moves import (
     LAYERS,
     PRIMITIVES,
     OperationCost,
@@ -24,6 +22,8 @@ from dnat.transitions import (
     read_transitions,
     transitions,
 )
+from dnat.networks.cells import operation
+from dnat.networks.genotypes import OPERATIONS, CellEdge, CellGenotype, Genotype, published
 
 # docs/methods.md B2, written out.
 NAT2 = {

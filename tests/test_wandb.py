@@ -19,11 +19,11 @@ from click.testing import CliRunner
 from wandb_server import KEY, WandbServer
 
 from dnat import tracking
-from dnat.cli import cli
 from dnat.config import Config, Job
-from dnat.report.online import build, create, upload_commands
-from dnat.runs import run
-from dnat.summary import markdown, summarize
+from dnat.lab.cli import cli
+from dnat.lab.report.online import build, create, upload_commands
+from dnat.lab.runs import run
+from dnat.lab.summary import markdown, summarize
 from dnat.tracking import WandbTracker
 from dnat.training import Interrupted
 
@@ -528,7 +528,7 @@ def test_a_real_server_takes_a_run(plain, tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from dnat.cli import main; main()",
+        "from dnat.lab.cli import main; main()",
         "resume",
         str(directory),
         "--wandb",

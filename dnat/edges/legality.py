@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 
 from ..candidates import moves
 from ..errors import UsageError
+from ..moves import Table, cost_of, read_transitions, transitions
 from ..naming import unknown
 from ..networks.genotypes import OPERATIONS
 from ..tracing import Program, State, Trace
-from ..transitions import Table, cost_of, read_transitions, transitions
 from .edge import IDENTITY, NONE, ORIGINAL, Edge, in_order, problems
 from .places import candidate_edges
 from .widths import ENDING, width_edges

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..budget import Costs, Groups, InfeasibleError, by_edge, cheapest
 from ..config import Config, shown
-from ..cost import Cost, cost, latency
+from ..costs import Cost, cost, latency
 from ..data import Data
 from ..discretization import Discretization, discretization
 from ..edges import Edge
@@ -30,7 +30,7 @@ from ..sensitivity import (
     shown_images,
 )
 from ..tracing import Example, Program, copied, trace
-from ..transform import FixedReport, weights_digest
+from ..transformation import FixedReport, weights_digest
 from .batches import first_batch, on_device, resized, so_many
 from .budgets import Budget, amount, parse_budget
 from .result import Proposal, Proposals, Tried

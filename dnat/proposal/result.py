@@ -14,7 +14,7 @@ from ..errors import UsageError
 from ..measurement import finite, infinite
 from ..sensitivity import Sensitivity
 from ..tracing import Program
-from ..transform import FixedReport
+from ..transformation import FixedReport
 from .budgets import parse_budget
 from .text import described
 

@@ -1,0 +1,1 @@
+"""The laboratory: what compares methods, and the command. `dnat` itself never imports it."""

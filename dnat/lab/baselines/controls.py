@@ -1,0 +1,298 @@
+"""Controls: what was chosen without looking at the network, or for other things than dnat's, at the same cost.
+
+    control-random    choices by chance, of the cost that the budget asks for
+    control-uniform   layers removed evenly over the depth
+    control-narrow    the same family with fewer channels, from fresh weights, for the same compute
+    control-prune     fewer channels in each block, as Torch-Pruning chooses them
+
+All are done at once, before any training, and then trained by the recipe of the other methods with the same images
+in the same order; where the recipe has a teacher, that is the network as it was given. A method that learns its
+choices should be better than these.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+
+import torch
+from torch import Tensor, nn
+
+from ...budget import Costs, InfeasibleError, by_edge
+from ...config import Config, parse_amount
+from ...costs import Cost, cost, latency
+from ...data import Data
+from ...discretization import Discretization, discretization
+from ...distributed import from_first
+from ...edges import Tally
+from ...errors import UsageError, users_code
+from ...networks import build, fitting
+from ...networks.weights import read_state
+from ...planning import Plan, make_plan
+from ...records import Records
+from ...relaxation import RelaxedNetwork, relax
+from ...sensitivity import retake_statistics
+from ...tracing import copied, in_training, trace
+from ...tracking import Tracker
+from ...training import Evaluation, Progress, cutout_side, evaluate
+from ...transformation import (
+    COMMIT_ATTEMPTS,
+    Commitment,
+    EdgeReport,
+    FixedReport,
+    Transformation,
+    check,
+    check_listeners,
+    check_training,
+    choose_device,
+    named,
+    reproducible,
+    train,
+    weights_digest,
+)
+from .channels import Family, family_of, narrowed, pruned, resized, torch_pruning
+from .reporting import edge_report
+from .search import check_identity
+from .sets import CHOOSERS
+
+CHOSEN = "control.json"
+"""The file of a run directory with what a control has chosen."""
+
+CUT = "control.safetensors"
+"""The file with the weights of the network from which channels were taken, before it was trained."""
+
+BY = {"control-random": "chance", "control-uniform": "evenly"}
+"""What decides, as reports on edges say it."""
+
+
+def check_control(
+    method: str, network: nn.Module, data: Data, config: Config, *, family: Family | None = None
+) -> None:
+    """Find out what can be known to fail, before anything is trained or written.
+
+    Raises:
+        ValueError, TypeError: see `control`.
+    """
+    check_budget(method, config)
+    check(network, data, config, transforming=method in CHOOSERS)
+    if method == "control-prune":
+        torch_pruning()
+    if method == "control-narrow":
+        example = data.example(2)
+        with torch.no_grad():
+            before = cost(copied(network).to(example.device), example, batch=len(example))
+        narrowed(_known(family), example, _limit(config, before))
+
+
+def check_budget(method: str, config: Config) -> None:
+    """Refuse settings without a budget of multiply-adds.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if config.budget is None:
+        raise UsageError(
+            f"{method} needs the budget, in multiply-adds, of what it is compared with: --budget 0.7, "
+            f"or in a sweep {method}@0.7"
+        )
+
+
+def control(
+    method: str,
+    network: nn.Module | str,
+    data: Data | str,
+    config: Config | None = None,
+    *,
+    records: Records | None = None,
+    tracker: Tracker | None = None,
+    stop: Callable[[Progress], bool] | None = None,
+    family: Family | None = None,
+) -> Transformation:
+    """Make a network smaller at once, and train what is left of it.
+
+    Args:
+        method: control-random, control-uniform, control-narrow or control-prune.
+        network, data, config, records, tracker, stop: as for `dnat.transform`; the budget must be given.
+        family: for control-narrow, how the network is made with fewer channels; not needed for a network by name.
+
+    Raises:
+        ValueError, NonFiniteError, Interrupted: as `dnat.transform`; ValueError also without a budget, for a
+            network that cannot be made narrower, and where Torch-Pruning is needed and missing.
+    """
+    check_listeners(records, tracker, stop)
+    name = network if isinstance(network, str) else None
+    network, data, config = named(network, data, config)
+    epochs = config.epochs
+    check_budget(method, config)
+    if family is None and name is not None and method == "control-narrow":
+        options = fitting(name, data.num_classes, data.channels)
+        family = family_of(name, {}, functools.partial(build, name, seed=config.seed, **options))
+    with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
+        device = choose_device(config.device)
+        original, here = in_training(copied(network).to(device)), data.to(device)
+        config = replace(config, cutout=cutout_side(config, original, here))
+        example, timed = here.example(2), here.example(config.latency_batch)
+        check_training(original, here, config, example)
+        before, cost_before = evaluate(original, here, config), cost(original, example, batch=len(example))
+        latency_before = from_first(lambda: latency(original, timed))
+        given = _Given(method, original, here, config, _limit(config, cost_before), family)
+        commitment, small = given.committed(records)
+        if method != "control-narrow":  # as dnat does where its choices are made at once
+            retake_statistics(small, here, config)
+        else:  # it has to learn all that the others begin with
+            config = replace(config, epochs=_epochs(config, cost_before, cost(small, example, batch=len(example))))
+            note = f"from fresh weights, for {config.epochs} epochs, which compute what {{}} of the original do"
+            commitment = replace(commitment, notes=(*commitment.notes, note.format(epochs)))
+    if tracker and commitment.edges:
+        tracker.committed(Tally.of((edge.kind, edge.choice) for edge in commitment.edges))
+    trained = train(small, data, config, records=records, tracker=tracker, stop=stop, teacher=original)
+    return replace(
+        trained,
+        commitment=replace(commitment, relaxed=before, compact=trained.before),
+        cost_before=cost_before,
+        before=before,
+        latency_before=latency_before,
+    )
+
+
+def _limit(config: Config, before: Cost) -> float:
+    assert config.budget is not None
+    return parse_amount(config.budget).of(before.madds)
+
+
+def _epochs(config: Config, before: Cost, after: Cost) -> int:
+    """As many as compute what the network that was given would in the epochs of the others."""
+    return max(config.epochs, round(config.epochs * before.madds / max(after.madds, 1)))
+
+
+def _known(family: Family | None) -> Family:
+    if family is None:
+        raise UsageError(
+            "control-narrow makes the network anew with fewer channels and has to know how: give the network by "
+            "name, or family=dnat.lab.baselines.Family(...)"
+        )
+    return family
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a control is given: the network on the run's device, and what its result may cost."""
+
+    method: str
+    network: nn.Module
+    data: Data
+    config: Config
+    limit: float
+    family: Family | None
+
+    def committed(self, records: Records | None) -> tuple[Commitment, nn.Module]:
+        """What is chosen, and the network that it makes; read back where it was chosen before.
+
+        Accuracies are filled in later.
+        """
+        identity = f"{weights_digest(self.network)} {self.data.identity()}"
+        known = from_first(lambda: records.read_json(CHOSEN) if records else None)
+        if known:
+            check_identity(known, identity)
+            commitment = Commitment.from_dict(known["commitment"])
+            return commitment, self._again(commitment, records)
+        commitment, small = self._chosen()
+        if records:
+            if self.method == "control-prune":
+                records.write_state(CUT, small)
+            records.write_json(CHOSEN, {"identity": identity, "commitment": asdict(commitment)})
+        return commitment, small
+
+    def _chosen(self) -> tuple[Commitment, nn.Module]:
+        if self.method == "control-narrow":
+            return self._narrowed()
+        if self.method == "control-prune":
+            return self._pruned()
+        return self._with_set()
+
+    def _again(self, commitment: Commitment, records: Records | None) -> nn.Module:
+        """The network that was made before."""
+        if self.method in CHOOSERS:
+            return self._discretized(self._plan(), commitment.choices).network
+        if self.method == "control-prune" and records:  # another version might take other channels
+            small = resized(self.network, commitment.widths)
+            small.load_state_dict(read_state(records.path(CUT)))
+            return small
+        if self.method == "control-narrow":
+            return self._anew(commitment.widths[_known(self.family).option])
+        return self._chosen()[1]
+
+    @property
+    def _example(self) -> Tensor:
+        return self.data.example(2)
+
+    def _plan(self) -> Plan:
+        example = self._example
+        return make_plan(self.network, trace(self.network, example, batch=len(example)), example, self.config)
+
+    def _relaxed(self, plan: Plan) -> RelaxedNetwork:
+        """As dnat would relax it: operations that are new begin with the same weights."""
+        config = self.config
+        return relax(self.network, plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start)
+
+    def _discretized(self, plan: Plan, choices: Mapping[str, str]) -> Discretization:
+        return discretization(self._relaxed(plan), choices, self._example)
+
+    def _with_set(self) -> tuple[Commitment, nn.Module]:
+        """Choices that can be carried out, within the limit."""
+        plan = self._plan()
+        relaxed = self._relaxed(plan)
+        groups = relaxed.by_group()
+        legal = {group: list(relaxed.choices_of(group)) for group in groups}
+        for _ in range(COMMIT_ATTEMPTS):
+            chosen = CHOOSERS[self.method](groups, legal, plan.costs, self.limit, self.config.seed)
+            wanted = {e.key: c for e, c in by_edge(groups, chosen).items()}
+            made = discretization(relaxed, wanted, self._example)
+            missed = {*made.undone, *made.partial}
+            if not missed and cost(made.network, self._example, batch=len(self._example)).madds <= self.limit:
+                return self._commitment(self._reports(plan, made), made, plan), made.network
+            if not missed:
+                break
+            # What could not be carried out must not be counted on.
+            lost = {g for g, members in groups.items() if any(e.key in missed for e in members)}
+            legal = {g: [c for c in row if g not in lost or c != chosen[g]] for g, row in legal.items()}
+        raise InfeasibleError(f"no network within {self.limit:.6g} multiply-adds could be made")
+
+    def _reports(self, plan: Plan, made: Discretization) -> tuple[EdgeReport, ...]:
+        price = Costs(plan.edges)
+        return tuple(
+            edge_report(
+                edge,
+                edge.group,
+                made.choices[edge.key],
+                {made.choices[edge.key]: 1.0},
+                saved=round(price.total - price.of({edge: made.choices[edge.key]})),
+                reason="",
+                by=BY[self.method],
+            )
+            for edge in plan.edges
+        )
+
+    def _commitment(self, edges: tuple[EdgeReport, ...], made: Discretization, plan: Plan) -> Commitment:
+        fixed = tuple(FixedReport(e.key, e.kind, e.operation, e.madds, e.refused) for e in plan.fixed)
+        return replace(_EMPTY, edges=edges, removed=made.removed, fixed=fixed)
+
+    def _narrowed(self) -> tuple[Commitment, nn.Module]:
+        family = _known(self.family)
+        value = narrowed(family, self._example, self.limit)
+        note = f"{family.option} {value:g} in place of {family.usual:g}"
+        return replace(_EMPTY, widths={family.option: value}, notes=(note,)), self._anew(value)
+
+    def _anew(self, width: float) -> nn.Module:
+        return in_training(_known(self.family).made(width).to(self.data.train_labels.device))
+
+    def _pruned(self) -> tuple[Commitment, nn.Module]:
+        small, widths = pruned(self.network, self.data, self.config, self.limit)
+        where = "in the whole network" if self.config.pruning_global else "in each layer"
+        note = f"Torch-Pruning {version('torch-pruning')}: channels of least {self.config.pruning} {where}"
+        return replace(_EMPTY, widths=widths, notes=(note,)), small
+
+
+_EMPTY = Commitment(
+    epoch=0, relaxed=Evaluation(0.0, 0.0), compact=Evaluation(0.0, 0.0), edges=(), removed=(), notes=()
+)

@@ -1,0 +1,323 @@
+"""Run directories and sweep directories -> what a report tells of: finished runs, and those that are not.
+
+What cannot be read is never left out without a word: a run whose files are damaged stands among the unfinished
+ones with the reason, a finished run without its curves is noted.
+"""
+
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import UsageError
+from ...naming import unknown
+from ..summary import Row, Summary, Trial, summarize, trial_from
+from ..sweep import read as standings_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run.
+
+    Attributes:
+        name: of its directory.
+        directory: as it was found.
+        record: record.json.
+        trial: what a comparison needs of it.
+        metrics: the rows of metrics.jsonl, one an epoch; empty where they cannot be read.
+        architecture: architecture.json; empty where it cannot be read.
+        environment: environment.json; likewise.
+        config: the text of config.toml.
+    """
+
+    name: str
+    directory: Path
+    record: Mapping[str, Any]
+    trial: Trial
+    metrics: tuple[Mapping[str, Any], ...]
+    architecture: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    config: str
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run without a result.
+
+    Attributes:
+        name: of its directory.
+        state: "pending", "running", "interrupted", "failed" or "damaged".
+        reason: why, as far as that is known.
+        resume: what goes on with it; empty where nothing does.
+    """
+
+    name: str
+    state: str
+    reason: str
+    resume: str
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep directory: its name and the text of its sweep.toml (empty where it has none)."""
+
+    name: str
+    config: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """All runs of one network on one data set.
+
+    Attributes:
+        data, network: by name.
+        rows: of the summary, the baseline first.
+        runs: of each row's method, by seed.
+    """
+
+    data: str
+    network: str
+    rows: tuple[Row, ...]
+    runs: Mapping[str, tuple[Run, ...]]
+
+    @property
+    def title(self) -> str:
+        """The network and its data set in words."""
+        return f"{self.network} on {self.data}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report tells.
+
+    Attributes:
+        runs: the finished ones, in the order of the summary.
+        unfinished: all others, by name.
+        summary: the statistics over seeds.
+        sweeps: that the runs came from.
+        notes: what could not be read of finished runs.
+    """
+
+    runs: tuple[Run, ...]
+    unfinished: tuple[Unfinished, ...]
+    summary: Summary
+    sweeps: tuple[Sweep, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def records(self) -> tuple[Mapping[str, Any], ...]:
+        """record.json of each finished run."""
+        return tuple(run.record for run in self.runs)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """The runs by data set and network, in the order of the summary."""
+        found = []
+        for data, network in dict.fromkeys((row.data, row.network) for row in self.summary.rows):
+            rows = tuple(r for r in self.summary.rows if (r.data, r.network) == (data, network))
+            runs = {row.method: self._of(data, network, row.method) for row in rows}
+            found.append(Group(data, network, rows, runs))
+        return tuple(found)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods, in the order in which the rows have them; the baseline first."""
+        named = dict.fromkeys(row.method for row in self.summary.rows)
+        return tuple(sorted(named, key=lambda method: method != self.summary.baseline))
+
+    def _of(self, data: str, network: str, method: str) -> tuple[Run, ...]:
+        wanted = data, network, method
+        found = (r for r in self.runs if (r.trial.data, r.trial.network, r.trial.method) == wanted)
+        return tuple(sorted(found, key=lambda r: r.trial.seed))
+
+
+def gather(paths: Iterable[str | Path], baseline: str = "original") -> Report:
+    """Read run directories and sweep directories.
+
+    Args:
+        paths: of either; a directory that is named twice, or with the sweep that it is in, counts once.
+        baseline: the method, as `dnat.lab.summary.label` has it, that the others are compared with.
+
+    Raises:
+        ValueError: a path that is neither (names like it are suggested), no finished run, or two runs of the
+            same network, data, method and seed.
+    """
+    sweeps: dict[Path, Sweep] = {}
+    found: dict[Path, Run | Unfinished] = {}
+    notes: list[str] = []
+    for path in map(Path, paths):
+        if not is_sweep(path):
+            _check_run(path)
+            found.setdefault(path.resolve(), read_run(path, notes))
+            continue
+        sweeps[path.resolve()] = Sweep(path.resolve().name, _text(path / "sweep.toml"))
+        for name, told in _trials(path, notes).items():
+            if (path / name).resolve() not in found:
+                found[(path / name).resolve()] = _of_sweep(path, name, told, notes)
+    runs = [run for run in found.values() if isinstance(run, Run)]
+    unfinished = [run for run in found.values() if isinstance(run, Unfinished)]
+    if not runs:
+        raise UsageError(_no_result(unfinished))
+    _refuse_duplicates(runs)
+    summary = summarize([run.record for run in runs], baseline)
+    order = {(r.data, r.network, r.method): i for i, r in enumerate(summary.rows)}
+    runs.sort(key=lambda r: (order[r.trial.data, r.trial.network, r.trial.method], r.trial.seed))
+    return Report(
+        runs=tuple(runs),
+        unfinished=tuple(sorted(unfinished, key=lambda u: u.name)),
+        summary=summary,
+        sweeps=tuple(sweeps.values()),
+        notes=tuple(notes),
+    )
+
+
+def is_sweep(path: str | Path) -> bool:
+    """Whether a directory is that of a sweep: no run itself, but with runs in it, or a sweep's own files."""
+    path = Path(path)
+    if not path.is_dir() or (path / "config.toml").exists():
+        return False
+    return (path / "sweep.toml").exists() or any(path.glob("*/config.toml"))
+
+
+def read_run(path: Path, notes: list[str]) -> Run | Unfinished:
+    """A run from its directory; what cannot be read of a finished one is added to the notes."""
+    name = path.resolve().name
+    resume = shlex.join(["dnat", "resume", str(path)])
+    if not (path / "record.json").exists():
+        try:
+            status = _json(path / "status.json")
+        except ValueError as error:
+            return Unfinished(name, "damaged", str(error), resume)
+        state, reason = str(status.get("state", "pending")), str(status.get("reason", ""))
+        if state == "running" and not reason:
+            reason = "at work, or killed without a word"
+        return Unfinished(name, state, reason, resume)
+    try:
+        record = _json(path / "record.json")
+        trial = trial_from(record)
+    except (ValueError, TypeError) as error:
+        return Unfinished(name, "damaged", f"record.json: {error}", "")
+    return Run(
+        name=name,
+        directory=path,
+        record=record,
+        trial=trial,
+        metrics=_metrics(path, notes),
+        architecture=_noted(path, "architecture.json", notes),
+        environment=_noted(path, "environment.json", notes),
+        config=_text(path / "config.toml"),
+    )
+
+
+def _check_run(path: Path) -> None:
+    if (path / "config.toml").exists():
+        return
+    if not path.exists():
+        near = [p.name for p in path.parent.glob("*") if is_sweep(p) or (p / "config.toml").exists()]
+        if near:
+            raise unknown(f"run or sweep in {path.parent}", path.name, near)
+    raise UsageError(
+        f"{path} is neither a run directory (it has no config.toml) nor a sweep's (it has no run in it): name one "
+        "that `dnat transform` or `dnat sweep` has written"
+    )
+
+
+def _trials(sweep: Path, notes: list[str]) -> dict[str, tuple[str, str]]:
+    """{name of each trial: its state and reason, as the sweep knows them}; ("", "") of other run directories."""
+    known: dict[str, tuple[str, str]] = {p.parent.name: ("", "") for p in sweep.glob("*/config.toml")}
+    if (sweep / "sweep.toml").exists():
+        try:
+            known |= {s.name: (s.state, s.reason) for s in standings_of(sweep)}
+        except (ValueError, TypeError) as error:
+            notes.append(
+                f"{sweep.resolve().name}: sweep.toml cannot be read, so that trials may be missing: {error}"
+            )
+    return dict(sorted(known.items()))
+
+
+def _of_sweep(sweep: Path, name: str, told: tuple[str, str], notes: list[str]) -> Run | Unfinished:
+    """A trial of a sweep: its directory says whether it is done, the sweep why it is not."""
+    state, reason = told
+    made = (sweep / name / "config.toml").exists()
+    found = read_run(sweep / name, notes) if made else Unfinished(name, "pending", "", "")
+    if isinstance(found, Run) or found.state == "damaged" or not state:
+        return found
+    resume = ["dnat", "sweep", "--out", str(sweep)]
+    resume += ["--retry-failed"] if state == "failed" else []
+    return Unfinished(name, state, reason or found.reason, shlex.join(resume))
+
+
+def _no_result(unfinished: Sequence[Unfinished]) -> str:
+    if not unfinished:
+        return "there is no run to report of"
+    listed = "; ".join(f"{u.name}: {u.state}{f' ({u.reason})' * bool(u.reason)}" for u in unfinished[:5])
+    more = f"; and {len(unfinished) - 5} more" * (len(unfinished) > 5)
+    return f"none of these {len(unfinished)} runs is finished, so that there is nothing to report: {listed}{more}"
+
+
+def _refuse_duplicates(runs: Iterable[Run]) -> None:
+    first: dict[tuple[Any, ...], Run] = {}
+    for run in runs:
+        trial = run.trial
+        known = first.setdefault((trial.data, trial.network, trial.method, trial.seed), run)
+        if known is not run:
+            raise UsageError(
+                f"{known.directory} and {run.directory} both hold {trial.method} with {trial.network} on "
+                f"{trial.data} at seed {trial.seed}: leave one of them out, or report of them apart"
+            )
+
+
+def _metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
+    """Rows of metrics.jsonl that are tables with a number of an epoch."""
+    rows, bad = [], 0
+    for line in _text(path / "metrics.jsonl").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and number(row.get("epoch")) is not None:
+            rows.append(row)
+        else:
+            bad += 1
+    if bad or not rows:
+        what = f"{bad} lines of metrics.jsonl cannot be read" if bad else "there are no rows in metrics.jsonl"
+        notes.append(f"{path.resolve().name}: {what}: curves lack them")
+    return tuple(rows)
+
+
+def _noted(path: Path, name: str, notes: list[str]) -> Mapping[str, Any]:
+    try:
+        if (path / name).exists():
+            return _json(path / name)
+        reason = f"{name} is missing"
+    except ValueError as error:
+        reason = str(error)
+    notes.append(f"{path.resolve().name}: {reason}")
+    return {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A table from a JSON file; an empty one where the file is missing."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f"{path.name} holds no table")
+    return found
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def number(value: Any) -> float | None:
+    """A value from a file, if it is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

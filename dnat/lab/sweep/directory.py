@@ -1,0 +1,328 @@
+"""A sweep's directory.
+
+    .lock             held by the process that works here
+    sweep.toml        networks, methods, seeds and settings, resolved; also a file for --config
+    trials/NAME.toml  the job of each trial; also a file for `dnat transform --config`
+    trials.json       state, attempts, exit code, reason and seconds of each trial that was started
+    logs/NAME.log     what each trial printed, attempt after attempt
+    NAME/             the run directory of each trial
+
+Files of the trials themselves win over trials.json: what has a record.json is done, whoever did it.
+"""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...config import WHERE, Job, read_toml
+from ...errors import UsageError
+from ...locks import Lock, LockedError, is_held
+from ...naming import unknown
+from ...records import atomic_write, check_name
+from .settings import Sweep, Trial, grid
+from .trials import Outcome, State, trial_command
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a trial stands.
+
+    Attributes:
+        name: of its run directory, in the sweep's.
+        network, method, seed: as the sweep has them.
+        directory: the run directory.
+        state: pending, running, done, failed (only done again when asked for) or interrupted (goes on with the
+            next call).
+        attempts: how often it was started.
+        exit_code: of the last attempt; minus the signal's number if one killed it.
+        reason: why it failed or was interrupted.
+        seconds: of all attempts together.
+    """
+
+    name: str
+    network: str
+    method: str
+    seed: int
+    directory: Path
+    state: State = "pending"
+    attempts: int = 0
+    exit_code: int | None = None
+    reason: str = ""
+    seconds: float = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """The result of a trial that is done, as it stands in its record.json."""
+        return json.loads((self.directory / "record.json").read_text(encoding="utf-8"))
+
+    @property
+    def log(self) -> Path:
+        """What the trial printed."""
+        return self.directory.parent / "logs" / f"{self.name}.log"
+
+
+_KEPT = ("state", "attempts", "exit_code", "reason", "seconds")
+
+
+def read(directory: str | Path) -> tuple[Standing, ...]:
+    """How the trials of a sweep stand, whether it is running or not; nothing is written.
+
+    Raises:
+        ValueError: it is no sweep's directory; names like it are suggested.
+    """
+    directory = Path(directory)
+    sweep = read_sweep(directory)
+    return standings(directory, sweep, _entries(directory), running=is_held(directory))
+
+
+def read_sweep(directory: str | Path) -> Sweep:
+    """What a sweep's directory was made for.
+
+    Raises:
+        ValueError: it is no sweep's directory.
+    """
+    directory = Path(directory)
+    if not (directory / "sweep.toml").exists():
+        near = [p.parent.name for p in directory.parent.glob("*/sweep.toml")]
+        if near and not directory.exists():
+            raise unknown(f"sweep in {directory.parent}", directory.name, near)
+        raise UsageError(f"{directory} is not a sweep's directory: it has no sweep.toml")
+    return Sweep.from_table(read_toml(directory / "sweep.toml"))
+
+
+def standings(
+    directory: Path, sweep: Sweep, entries: Mapping[str, Mapping[str, Any]], running: bool
+) -> tuple[Standing, ...]:
+    """How trials stand by what is known of them (`entries`, as in trials.json) and by their own files."""
+    found = []
+    for name, network, method, seed in grid(sweep):
+        known = {k: v for k, v in entries.get(name, {}).items() if k in _KEPT}
+        standing = Standing(name, network, method, seed, directory / name, **known)
+        found.append(_derived(standing, running))
+    return tuple(found)
+
+
+def _derived(standing: Standing, running: bool) -> Standing:
+    """The standing by the trial's own files, where they know better."""
+    place = standing.directory
+    if (place / "record.json").exists():
+        return replace(standing, state="done", reason="")
+    if standing.state == "running" and running:
+        return standing
+    if standing.state == "done":  # somebody deleted the result
+        standing = replace(standing, state="pending", reason="its record.json is gone")
+    if not (place / "config.toml").exists():
+        return replace(standing, state="interrupted") if standing.state == "running" else standing
+    if is_held(place):
+        return replace(standing, state="running", reason="")
+    if standing.state in ("failed", "interrupted"):
+        return standing
+    # Nobody saw it end: it was started by hand, or its sweep was killed.
+    status = _json(place / "status.json") or {}
+    if status.get("state") == "failed":
+        return replace(standing, state="failed", reason=str(status.get("reason", "")))
+    return replace(standing, state="interrupted", reason=str(status.get("reason") or "its process is gone"))
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _entries(directory: Path) -> dict[str, dict[str, Any]]:
+    return _json(directory / "trials.json") or {}
+
+
+class SweepDirectory:
+    """A sweep's directory, locked for this process. Use it as a context manager.
+
+    Attributes:
+        path: the directory.
+        sweep: what it holds.
+        trials: of the sweep.
+    """
+
+    def __init__(self, path: Path, sweep: Sweep, trials: tuple[Trial, ...]) -> None:
+        self.path, self.sweep, self.trials = path, sweep, trials
+        self.entries: dict[str, dict[str, Any]] = {}
+        self._lock: Lock | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, sweep: Sweep, trials: tuple[Trial, ...]) -> "SweepDirectory":
+        """Make a sweep's directory, or open it again for the same settings and at least the same trials.
+
+        Raises:
+            ValueError: it belongs to something else, to other settings, or has trials that `sweep` lacks.
+            LockedError: another process works in it, or it cannot be written.
+        """
+        found = cls(Path(path), sweep, trials)
+        check_name(found.path.resolve().name)
+        for trial in trials:
+            check_name(trial.name)
+        found._check()
+        try:
+            found.path.mkdir(parents=True, exist_ok=True)
+            found._lock = Lock(found.path)
+            found._check()  # another process may have made it in between
+            found._write()
+        except BaseException as error:
+            found.close()
+            if isinstance(error, OSError) and not isinstance(error, LockedError):
+                raise LockedError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise
+        return found
+
+    def _check(self) -> None:
+        if not (self.path / "sweep.toml").exists():
+            if self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+                raise UsageError(
+                    f"{self.path} is not empty and not a sweep's directory: choose another one (--out)"
+                )
+            return
+        there = read_sweep(self.path)
+        for kind in ("networks", "methods", "seeds"):
+            missing = [str(v) for v in getattr(there, kind) if v not in getattr(self.sweep, kind)]
+            if missing:
+                raise UsageError(
+                    f"{self.path} also has the {kind} {', '.join(missing)}: a sweep may grow, not shrink; "
+                    "name them, too, or choose another directory (--out)"
+                )
+        refuse_others(self.path, self.trials)
+
+    def _write(self) -> None:
+        for folder in ("trials", "logs"):
+            (self.path / folder).mkdir(exist_ok=True)
+        for stray in (*self.path.glob(".*.tmp"), *self.path.glob("trials/.*.tmp"), self.stop_file):
+            stray.unlink(missing_ok=True)  # of a process that was killed
+        for trial in self.trials:
+            _write_if_new(self.job_file(trial.name), trial.job.to_toml())
+        _write_if_new(self.path / "sweep.toml", self.sweep.to_toml())
+        self.entries = _entries(self.path)
+        for name, entry in self.entries.items():
+            if entry.get("state") == "running":  # its sweep was killed: the trial's own files say how it ended
+                self.entries[name] = entry | {"state": "pending"}
+        for found in self.standings():
+            if found.name in self.entries:
+                self.entries[found.name] |= {"state": found.state, "reason": found.reason}
+        if self.entries:
+            self._save()
+
+    def __enter__(self) -> "SweepDirectory":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the directory back."""
+        if self._lock is not None:
+            self.stop_file.unlink(missing_ok=True)
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def stop_file(self) -> Path:
+        """Stands there while trials, on whatever machine, are to save and stop."""
+        return self.path / ".stop"
+
+    def job_file(self, name: str) -> Path:
+        """The file with a trial's job."""
+        return self.path / "trials" / f"{name}.toml"
+
+    def standings(self) -> tuple[Standing, ...]:
+        """How the trials stand."""
+        return standings(self.path, self.sweep, self.entries, running=True)
+
+    def begin(self, name: str) -> int:
+        """Note that a trial is started; returns which attempt it is."""
+        entry = self.entries.get(name, {})
+        attempts = int(entry.get("attempts", 0)) + 1
+        self._note(name, entry | {"state": "running", "attempts": attempts, "exit_code": None, "reason": ""})
+        return attempts
+
+    def end(self, name: str, outcome: Outcome) -> float:
+        """Note how an attempt ended; returns the seconds of all attempts."""
+        entry = self.entries[name]
+        seconds = round(entry.get("seconds", 0.0) + outcome.seconds, 3)
+        self._note(name, entry | asdict(outcome) | {"seconds": seconds})
+        return seconds
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Note that a trial is not started, since one like it was refused."""
+        self._note(name, self.entries.get(name, {}) | {"state": "failed", "exit_code": 2, "reason": reason})
+
+    def _note(self, name: str, entry: dict[str, Any]) -> None:
+        self.entries[name] = entry
+        self._save()
+
+    def _save(self) -> None:
+        atomic_write(self.path / "trials.json", (json.dumps(self.entries, indent=1) + "\n").encode())
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    """Files that stay the same keep their times."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        atomic_write(path, text.encode())
+
+
+def refuse_others(directory: Path, trials: Iterable[Trial]) -> None:
+    """Refuse trials whose jobs differ from those that stand in a sweep's directory.
+
+    Raises:
+        ValueError: with the settings that differ.
+    """
+    listed: dict[str, str] = {}
+    for trial in trials:
+        file = directory / "trials" / f"{trial.name}.toml"
+        if file.exists():
+            differing = Job.from_flat(read_toml(file)).differences(trial.job)
+            for key, (there, now) in differing.items():
+                listed.setdefault(key, f"{key} {_short(there)} (there) / {_short(now)} (now)")
+    if listed:
+        raise UsageError(
+            f"{directory} holds a sweep with other settings: {', '.join(listed.values())}; choose another "
+            "directory (--out)"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def continued(given: Sweep, directory: str | Path) -> Sweep:
+    """What is meant by a call for a directory in which a sweep stands already.
+
+    Lists that are not given stay as they are; settings, too, where none are given but where the images lie. The
+    number of CPU threads stays in any case, since sums depend on it.
+    """
+    if not (Path(directory) / "sweep.toml").exists():
+        return given
+    there = read_sweep(directory)
+    lists = {kind: getattr(given, kind) or getattr(there, kind) for kind in ("networks", "methods", "seeds")}
+    if {*given.settings} <= WHERE and not given.of_network and not given.of_method:
+        settings = there.settings | given.settings
+        return replace(given, **lists, settings=settings, of_network=there.of_network, of_method=there.of_method)
+    return replace(given, **lists, settings={"threads": there.settings["threads"]} | given.settings)
+
+
+def commands(standings: Sequence[Standing], *, download: bool = False, wandb: str | None = None) -> list[str]:
+    """One line for a shell for each of some trials; together they do what the sweep would."""
+    return [
+        shlex.join(
+            [
+                "dnat",
+                *trial_command(
+                    str(s.directory.parent / "trials" / f"{s.name}.toml"),
+                    str(s.directory),
+                    download=download,
+                    wandb=wandb,
+                ),
+            ]
+        )
+        for s in standings
+    ]

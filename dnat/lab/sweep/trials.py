@@ -1,0 +1,239 @@
+"""One trial in a process of its own: started, watched, stopped, and judged by how it ended.
+
+Every engine carries trials out by `carry_out`, so that an engine decides where a trial runs and nothing else. This
+module needs no torch: a process that only watches others should be small.
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ...locks import holder, is_held
+
+State = Literal["pending", "running", "done", "failed", "interrupted"]
+
+PARENT = "DNAT_PARENT"
+"""Environment variable with the process without which a trial stops: whatever ends a sweep ends its trials."""
+
+LOCK_SECONDS = 30.0
+"""How long a trial waits for its directory: one whose sweep was killed just now ends after its present batch."""
+
+_GOES_ON = {75, 130, -signal.SIGINT, -signal.SIGTERM, getattr(signal, "SIGKILL", 9) * -1}
+"""Exit codes after which the run goes on from its checkpoint: it was stopped, nothing is wrong with it."""
+
+_LOCKED = 73
+_NOT_REASONS = re.compile(r"dnat: this is a bug of dnat|files: |--- attempt ")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """All that is needed to start a trial, here or on another machine.
+
+    Attributes:
+        arguments: of the command `dnat`, or of `program`.
+        folder: the working directory, in which users' modules and relative paths are looked for.
+        directory: the run directory; absolute.
+        log: the file to which what the trial prints is appended; absolute.
+        number: 1 for the first attempt.
+        device: as in the trial's settings.
+        environment: variables beside those of the process that starts it; None takes one away.
+        program: what is started; by default the dnat of the process that starts it.
+    """
+
+    arguments: tuple[str, ...]
+    folder: str
+    directory: str
+    log: str
+    number: int = 1
+    device: str = "auto"
+    environment: dict[str, str | None] = field(default_factory=dict)
+    program: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended.
+
+    Attributes:
+        state: done, failed or interrupted.
+        exit_code: of the process; minus the signal's number if one killed it; None where there was no process.
+        reason: why, unless it is done.
+        seconds: how long it took.
+    """
+
+    state: State
+    exit_code: int | None = None
+    reason: str = ""
+    seconds: float = 0.0
+
+
+def trial_command(config: str, directory: str, *, download: bool = False, wandb: str | None = None) -> list[str]:
+    """The arguments of the command `dnat` that carries a trial out."""
+    arguments = ["transform", "--config", config, "--out", directory]
+    arguments += ["--download"] if download else []
+    return arguments + (["--wandb", wandb] if wandb is not None else [])
+
+
+def program() -> tuple[str, ...]:
+    """How this very dnat is started: -P keeps a folder of the same name in the working directory out of it."""
+    return sys.executable, "-P", "-m", "dnat.lab.cli"
+
+
+def carry_out(attempt: Attempt, stop: Callable[[], bool], at_once: Callable[[], bool] = lambda: False) -> Outcome:
+    """Start a trial, wait for its end and judge it.
+
+    Args:
+        attempt: what to start.
+        stop: asked several times a second whether the trial is to save and stop.
+        at_once: whether it is to be killed.
+    """
+    began = time.monotonic()
+    while True:
+        if not _wait_until(lambda: not is_held(attempt.directory), stop, LOCK_SECONDS):
+            reason = (
+                "stopped before it began" if stop() else f"its directory is in use by {holder(attempt.directory)}"
+            )
+            return Outcome("interrupted", None, reason, time.monotonic() - began)
+        outcome = _once(attempt, stop, at_once)
+        # Another process may have taken the directory while this one started.
+        late = time.monotonic() - began > LOCK_SECONDS
+        if outcome.exit_code != _LOCKED or "is in use by" not in outcome.reason or late:
+            return outcome
+
+
+def _wait_until(true: Callable[[], bool], stop: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not true():
+        if stop() or time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return not stop()
+
+
+def _once(attempt: Attempt, stop: Callable[[], bool], at_once: Callable[[], bool]) -> Outcome:
+    began = time.monotonic()
+    with open(attempt.log, "ab") as log:
+        shown = f"--- attempt {attempt.number}, {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
+        log.write(shown.encode())
+        log.flush()
+        start = log.tell()
+        process = subprocess.Popen(  # noqa: S603 (dnat itself)
+            [*(attempt.program or program()), *attempt.arguments],
+            cwd=attempt.folder,
+            env=_environment(attempt.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which tells its trials once
+        )
+        try:
+            code = _end(process, stop, at_once)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    text = _tail(attempt.log, start)
+    return judged(code, attempt.directory, text, time.monotonic() - began)
+
+
+def _environment(more: Mapping[str, str | None]) -> dict[str, str]:
+    source = Path(__file__).resolve().parents[3]
+    environment = {k: v for k, v in {**os.environ, **more}.items() if v is not None}
+    if os.name == "posix":
+        environment[PARENT] = str(os.getpid())
+    if source.name not in ("site-packages", "dist-packages"):  # there it is found in any case
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(source), environment.get("PYTHONPATH"))))
+    return environment
+
+
+def _end(process: subprocess.Popen[bytes], stop: Callable[[], bool], at_once: Callable[[], bool]) -> int:
+    asked = False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(0.2)
+        if at_once():
+            process.kill()
+        elif stop() and not asked:
+            asked = True
+            process.terminate()
+
+
+def judged(code: int, directory: str | Path, text: str, seconds: float = 0.0) -> Outcome:
+    """What an exit code and a run directory mean.
+
+    Args:
+        code: of the process; minus the signal's number if one killed it.
+        directory: the run directory. A result there is what counts: it is written last.
+        text: what the trial printed.
+        seconds: it took.
+    """
+    last = reason_in(text)
+    if (Path(directory) / "record.json").exists():
+        return Outcome("done", code, "", seconds)
+    if code == 0:
+        return Outcome("failed", code, "it ended without a result (exit code 0, no record.json)", seconds)
+    if code < 0:
+        last = f"killed by {_signal(-code)}" + (f" after: {last}" if last else "")
+    locked = code == _LOCKED and "is in use by" in last
+    state: State = "interrupted" if locked or code in _GOES_ON else "failed"
+    return Outcome(state, code, last or f"exit code {code}", seconds)
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def reason_in(text: str) -> str:
+    """The line of a log that says why it ended: the last one, or what stands above our request to report a bug.
+
+    >>> reason_in("epoch 1\\ndnat: the loss is not finite any more\\n\\n")
+    'the loss is not finite any more'
+    """
+    lines = [
+        re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]", "", line).strip() for line in text.splitlines()
+    ]
+    found = next((line for line in reversed(lines) if line and not _NOT_REASONS.match(line)), "")
+    return found.removeprefix("dnat: ").removesuffix("; the same command goes on with it")[:400]
+
+
+def _tail(path: str, start: int, most: int = 1 << 16) -> str:
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(start, end - most))
+        return file.read().decode("utf-8", errors="replace")
+
+
+def progress(directory: str | Path) -> tuple[str, int, float | None] | None:
+    """Stage, epochs done and test accuracy (0 to 1; in a search on training images) of a run; None at first.
+
+    Rows are read from the end of metrics.jsonl, or of search.jsonl while there are no metrics.
+    """
+    for name, accuracy in (("metrics.jsonl", "test_accuracy"), ("search.jsonl", "train_accuracy")):
+        for row in _rows_from_the_end(Path(directory) / name):
+            if "epoch" in row:
+                return str(row.get("stage", "search")), int(row["epoch"]), row.get(accuracy)
+    return None
+
+
+def _rows_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        lines = _tail(str(path), 0).splitlines()
+    except OSError:
+        return
+    for line in reversed(lines):
+        with contextlib.suppress(ValueError):  # cut off at the front, or not written to its end yet
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield row

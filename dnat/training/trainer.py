@@ -73,7 +73,7 @@ class Trainer:
         self.batches = data.steps(config.batch_size)
         self.steps = self.batches * config.epochs
         self.teacher = Teacher(teacher, self.weights, config) if teacher else None
-        self.clipped = _clipped(self.weights, stage)
+        self.clipped = clipped(self.weights, stage)
         self.device = data.device
         self.channels_last = images_last(self.network, config, self.device)
         if config.channels_last and not self.channels_last:
@@ -225,7 +225,7 @@ class Trainer:
         return Evaluation(loss / count, metrics)
 
 
-def _clipped(weights: nn.Module, stage: ArchitectureStage | None) -> list[list[nn.Parameter]]:
+def clipped(weights: nn.Module, stage: ArchitectureStage | None) -> list[list[nn.Parameter]]:
     """The parameters whose gradients are clipped together.
 
     What other operations learn must not shorten the network's own steps.

@@ -17,7 +17,7 @@ ORDER = (
     "__init__ errors naming seeds config distributed locks operations networks moves counting tracing channels "
     "costs candidates edges rewriting narrowing budget relaxation selection data answers tasks distillation "
     "training planning sensitivity discretization session records tracking measurement exports results decision "
-    "optimizers attachment loop state transformation proposal"
+    "optimizers attachment integrations loop state transformation proposal"
 )
 LAB = "__init__ baselines methods ground_truth drawing runs prediction summary sweep report terminal cli"
 

@@ -432,7 +432,7 @@ def test_controls_in_sweeps():
     # One recipe for all.
     for name in ("lr", "distillation", "feature_distillation", "epochs", "batch_size"):
         assert len({getattr(j.config, name) for j in jobs.values()}) == 1
-    assert [dnat.lab.summary.label(jobs[m].flat()) for m in methods[2:]] == [f"{m} 0.66" for m in CONTROLS]
+    assert [dnat.lab.labels.label(jobs[m].flat()) for m in methods[2:]] == [f"{m} 0.66" for m in CONTROLS]
     with pytest.raises(ValueError, match="control-random needs the budget"):
         planned(["control-random"])
     with pytest.raises(ValueError, match="did you mean 'control-random'"):

@@ -18,7 +18,10 @@ ORDER = (
     "costs candidates edges rewriting narrowing budget relaxation selection data answers distillation training "
     "planning sensitivity discretization records tracking measurement exports transformation proposal"
 )
-LAB = "__init__ baselines methods ground_truth drawing runs prediction summary sweep report terminal cli"
+LAB = (
+    "__init__ formatting fields labels baselines methods ground_truth drawing runs prediction summary sweep "
+    "report terminal cli"
+)
 
 
 def modules(folder):

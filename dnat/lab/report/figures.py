@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..formatting import duration
 from .gather import Group
-from .headline import duration
 from .series import (
     SEED_CURVES,
     Axis,

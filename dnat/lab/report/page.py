@@ -13,11 +13,12 @@ from typing import Any
 from ... import __version__
 from ...edges import is_share
 from ...naming import unknown
-from ..summary import HEADERS, legend, signed_interval, spread
+from ..formatting import duration, signed_interval, spread
+from ..summary.tables import HEADERS, legend
 from .configuration import environments, recipes, settings
 from .figures import DARK, LIGHT, Figure, Look, cost_figure, curve_figure, strip_figure, tradeoff_figure
 from .gather import Report, Run
-from .headline import Headline, duration, headline, is_equal, sentences, verdict
+from .headline import Headline, headline, is_equal, sentences, verdict
 from .series import SEED_CURVES, Choices, Gates, agreement, choices, gates
 from .table import LAYOUTS, long_lines, papers_legend, papers_tables
 

@@ -16,9 +16,10 @@ from ...naming import unknown
 from ..formatting import duration, signed_interval, spread
 from ..summary.tables import HEADERS, legend
 from .configuration import environments, recipes, settings
-from .figures import DARK, LIGHT, Figure, Look, cost_figure, curve_figure, strip_figure, tradeoff_figure
+from .figures import Figure, cost_figure, curve_figure, strip_figure, tradeoff_figure
 from .gather import Report, Run
 from .headline import Headline, headline, is_equal, sentences, verdict
+from .looks import DARK, LIGHT, Look
 from .series import SEED_CURVES, Choices, Gates, agreement, choices, gates
 from .table import LAYOUTS, long_lines, papers_legend, papers_tables
 

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..drawing.parts import check_formats, save
-from .figures import LIGHT, Look, label_places, shortened, spread_apart
 from .gather import Group, Report
+from .looks import LIGHT, Look, shortened
+from .placing import label_places, spread_apart
 from .series import SEED_CURVES, axes, curves, floor, interval_of, mean_curve, mean_spots, pareto, spots, thinned
 
 _MARKERS = {

@@ -18,7 +18,7 @@ from scipy import stats
 from dnat.config import METHODS, Config, Job, Search
 from dnat.lab.labels import label
 from dnat.lab.summary import Comparison, Row, markdown, summarize, trial_from
-from dnat.lab.summary.statistics import bootstrap_interval, holm, sign_flip, t_interval, wilcoxon
+from dnat.lab.summary.statistics import bootstrap_interval, holm, paired_t, sign_flip, t_interval, wilcoxon
 
 # NAT on ResNet20 and CIFAR-10, five runs, as the DNAT paper's second table has them.
 NAT_RESNET20 = (10.0, 75.14, 91.05, 10.0, 92.68)
@@ -267,6 +267,12 @@ def test_wilcoxon_of_nothing_but_zeros():
     assert wilcoxon([0.0, 0.0]) == 1.0
     with pytest.raises(ValueError, match="at least 1"):
         wilcoxon([])
+
+
+@pytest.mark.parametrize("differences", LISTS)
+def test_paired_t_is_scipys(differences):
+    assert paired_t(differences) == close(stats.ttest_1samp(differences, 0).pvalue)
+    assert paired_t([1.5, 1.5, 1.5]) is None
 
 
 def closure(p_values):

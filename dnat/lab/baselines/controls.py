@@ -50,7 +50,7 @@ from ...transformation import (
     train,
     weights_digest,
 )
-from .channels import Family, family_of, narrowed, pruned, resized, torch_pruning
+from .channels import Family, family_of, pruned, resized, torch_pruning, widest
 from .reporting import edge_report
 from .search import check_identity
 from .sets import CHOOSERS
@@ -81,7 +81,7 @@ def check_control(
         example = data.example(2)
         with torch.no_grad():
             before = cost(copied(network).to(example.device), example, batch=len(example))
-        narrowed(_known(family), example, _limit(config, before))
+        widest(_known(family), example, _limit(config, before))
 
 
 def check_budget(method: str, config: Config) -> None:
@@ -279,7 +279,7 @@ class _Given:
 
     def _narrowed(self) -> tuple[Commitment, nn.Module]:
         family = _known(self.family)
-        value = narrowed(family, self._example, self.limit)
+        value = widest(family, self._example, self.limit)
         note = f"{family.option} {value:g} in place of {family.usual:g}"
         return replace(_EMPTY, widths={family.option: value}, notes=(note,)), self._anew(value)
 

@@ -40,8 +40,8 @@ from ...training import (
     images_last,
 )
 from ...transformation import SAVE_SECONDS
-from .embedding import PAPER, RELEASED, Nao, fit, improved
-from .embedding import Settings as NaoSettings
+from .ascent import fit, improved
+from .embedding import PAPER, RELEASED, Nao, NaoSettings
 from .judging import judge, judge_as_released
 from .policies import Reinforce, draw, generator_for, make_policy
 from .spaces import GenotypeSpace, Space

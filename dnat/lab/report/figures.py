@@ -97,9 +97,9 @@ def _mean_name(curve: Curve, of_method: Mapping[str, Sequence[Curve]]) -> str:
 
 def _curve(curve: Curve, look: Look, name: str, width: float, opacity: float) -> dict[str, Any]:
     line = {"color": look.colour(curve.method), "width": width, "dash": look.dash(curve.method)}
-    return _scatter(
-        "lines", name, curve.epochs, [round(a, 4) for a in curve.accuracies], opacity=opacity, line=line
-    ) | {"hovertemplate": "%{fullData.name}<br>epoch %{x}: %{y:.2f} %<extra></extra>"}
+    hover = "%{fullData.name}<br>epoch %{x}: %{y:.2f} %<extra></extra>"
+    y = [round(a, 4) for a in curve.accuracies]
+    return _scatter("lines", name, curve.epochs, y, opacity=opacity, line=line, hovertemplate=hover)
 
 
 def _scatter(mode: str, name: str, x: Sequence[float], y: Sequence[float], **more: Any) -> dict[str, Any]:
@@ -111,11 +111,11 @@ def _scatter(mode: str, name: str, x: Sequence[float], y: Sequence[float], **mor
 def _points(
     spots: Sequence[Spot],
     x: Sequence[float],
+    y: Sequence[float],
     look: Look,
     size: int,
     opacity: float,
     hover: str,
-    y: Sequence[float],
 ) -> dict[str, Any]:
     """Runs of one method, or its mean, as markers; dead runs as crosses."""
     method = spots[0].method
@@ -150,7 +150,7 @@ def strip_figure(group: Group, look: Look) -> Figure:
         mine = [s for s in found if s.method == method]
         heights = [place[method] + shift[s.seed] for s in mine if s.seed is not None]
         accuracies = [s.accuracy for s in mine]
-        data.append(_points(mine, accuracies, look, 9, 0.85, "%{text}: %{x:.2f} %", heights))
+        data.append(_points(mine, accuracies, heights, look, 9, 0.85, "%{text}: %{x:.2f} %"))
         mean, interval = interval_of(group, method)
         data.append(_mean_mark(method, mean, interval, place[method] - 0.32, look))
         ends += [] if interval is None else [max(interval[0], 0.0), min(interval[1], 100.0)]
@@ -219,8 +219,7 @@ def _tradeoff(group: Group, axis: Axis, look: Look) -> dict[str, Any]:
 
 def _cloud(spots: Sequence[Spot], look: Look, size: int, opacity: float, hover: str) -> dict[str, Any]:
     """Spots in the plane of cost and accuracy."""
-    accuracies = [s.accuracy for s in spots]
-    return _points(spots, [s.cost for s in spots], look, size, opacity, hover, accuracies)
+    return _points(spots, [s.cost for s in spots], [s.accuracy for s in spots], look, size, opacity, hover)
 
 
 def _leader(mean: Spot, y: float, span: Sequence[float], look: Look, on_the_left: bool) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """How methods look in all figures: their colours, markers and lines, and their names in short.
 
-Colours stand in the page's figures by name ("@text", "@m0", ...); the page paints them from `LIGHT` or `DARK`, so that
-a figure follows the page's theme. Names come from users: plotly reads a little HTML in every text, so that all of
-them go through `plain`.
+Colours stand in the page's figures by name ("@text", "@m0", ...); the page paints them from `LIGHT` or `DARK`, so
+that a figure follows the page's theme. Names come from users: plotly reads a little HTML in every text, so that
+all of them go through `plain`.
 """
 
 import html

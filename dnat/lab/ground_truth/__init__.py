@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Methods against ground truth: what became of an architecture, looked up in a table of accuracies of yours.
 
 NAS-Bench-201 and NAS-Bench-Macro publish the accuracy of every architecture of a small space. A method transforms
@@ -10,19 +11,3 @@ from .comparison import compare_with_table
 from .ranking import Known, Lookup, LookupSummary, Ranking, summary
 from .spaces import SPACES, Prices, live_form, prices, reachable, read_architecture
 from .tables import read_table
-
-__all__ = [
-    "SPACES",
-    "Known",
-    "Lookup",
-    "LookupSummary",
-    "Prices",
-    "Ranking",
-    "compare_with_table",
-    "live_form",
-    "prices",
-    "reachable",
-    "read_architecture",
-    "read_table",
-    "summary",
-]

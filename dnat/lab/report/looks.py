@@ -52,6 +52,10 @@ class Look:
         """The name of its colour."""
         return f"@m{self._place(method)[1]}"
 
+    def paint(self, method: str) -> str:
+        """Its colour on paper."""
+        return LIGHT[self.colour(method).removeprefix("@")]
+
     def symbol(self, method: str) -> str:
         """Its marker; the cross is kept for dead networks."""
         again, place = self._place(method)

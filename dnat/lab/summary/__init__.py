@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Records of finished runs -> means, intervals and tests over seeds, and a table of them.
 
 Trials of one network on one data set with one method make a row. A method is compared with the baseline on the
@@ -11,15 +12,3 @@ from .statistics import Interval
 from .summaries import Summary, summarize
 from .tables import markdown
 from .trials import Trial, settings_of, trial_from
-
-__all__ = [
-    "Comparison",
-    "Interval",
-    "Row",
-    "Summary",
-    "Trial",
-    "markdown",
-    "settings_of",
-    "summarize",
-    "trial_from",
-]

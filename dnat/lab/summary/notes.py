@@ -13,25 +13,9 @@ Pair = tuple[Trial, Mapping[str, Any]]
 """A trial and its record."""
 
 _RECIPE = (
-    "network_options",
-    "weights",
-    "image_size",
-    "train_limit",
-    "test_limit",
-    "crop",
-    "epochs",
-    "batch_size",
-    "lr",
-    "momentum",
-    "weight_decay",
-    "grad_clip",
-    "cutout",
-    "auxiliary",
-    "drop_path",
-    "amp",
-    "warm_up",
-    "distillation",
-    "feature_distillation",
+    *("network_options", "weights", "image_size", "train_limit", "test_limit", "crop", "epochs", "batch_size"),
+    *("lr", "momentum", "weight_decay", "grad_clip", "cutout", "auxiliary", "drop_path", "amp", "warm_up"),
+    *("distillation", "feature_distillation"),
 )
 """Settings that all methods of a comparison should share."""
 

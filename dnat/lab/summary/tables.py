@@ -8,17 +8,8 @@ from .statistics import MOST_FLIPS
 from .summaries import Summary
 
 HEADERS = (
-    "network",
-    "method",
-    "n",
-    "accuracy, %",
-    "difference",
-    "p (Holm)",
-    "params",
-    "MAdds",
-    "latency, ms",
-    "hours",
-    "dead",
+    *("network", "method", "n", "accuracy, %", "difference", "p (Holm)", "params", "MAdds", "latency, ms"),
+    *("hours", "dead"),
 )
 """The columns of a table: the network, and what `cells` gives."""
 

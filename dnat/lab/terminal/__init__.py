@@ -1,3 +1,4 @@
+# ruff: noqa: F401
 """Progress and results on a terminal: live bars where someone watches, plain lines elsewhere."""
 
 from .console import console, watched
@@ -5,21 +6,3 @@ from .results import changes_table, predictions_table, predictions_text, result_
 from .surveys import datasets_table, families_table, networks_table, survey_tables
 from .sweep import SweepScreen, sweep_table, troubles_text
 from .tracker import TerminalTracker
-
-__all__ = [
-    "SweepScreen",
-    "TerminalTracker",
-    "changes_table",
-    "console",
-    "datasets_table",
-    "families_table",
-    "networks_table",
-    "predictions_table",
-    "predictions_text",
-    "result_table",
-    "survey_tables",
-    "sweep_table",
-    "troubles_text",
-    "verdict",
-    "watched",
-]

@@ -20,12 +20,8 @@ def result_table(record: dict[str, Any]) -> Table:
     table = Table(title=f"{record['job']['network']} on {record['job']['data']}, seed {record['job']['seed']}")
     for name in ("", "before", "after", "change"):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row(
-        "parameters", f"{before['params']:,}", f"{after['params']:,}", change(before["params"], after["params"])
-    )
-    table.add_row(
-        "multiply-adds", f"{before['madds']:,}", f"{after['madds']:,}", change(before["madds"], after["madds"])
-    )
+    for name, key in (("parameters", "params"), ("multiply-adds", "madds")):
+        table.add_row(name, f"{before[key]:,}", f"{after[key]:,}", change(before[key], after[key]))
     if "latency" in record:
         before_ms, after_ms = (record["latency"][when]["seconds"] * 1e3 for when in ("before", "after"))
         first = record["latency"]["before"]

@@ -177,8 +177,7 @@ def summary(lookups: Iterable[Lookup]) -> LookupSummary:
         ValueError: there is none with a result.
     """
     lookups = list(lookups)
-    triples = [(o, o.after, o.ranking) for o in lookups]
-    counted = [(o, after, ranking) for o, after, ranking in triples if after and ranking]
+    counted = [(o, o.after, o.ranking) for o in lookups if o.after and o.ranking]
     if not counted:
         first = f": {lookups[0].problem}" if lookups else ""
         raise UsageError(f"none of {len(lookups)} outcomes has a result{first}")

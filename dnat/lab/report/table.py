@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ...naming import unknown
 from ..formatting import digits, escaped, markdown_list, markdown_rows, spread
+from ..summary import Row
 from ..summary import markdown as long_table
 from ..summary.tables import cells
 from .gather import Group, Report, Unfinished
@@ -72,28 +73,23 @@ def papers_tables(report: Report, *, with_published: bool = False) -> list[Paper
 
 def _ours(group: Group, methods: Sequence[str]) -> Line:
     rows = {row.method: row for row in group.rows}
-    found = []
-    for method in methods:
-        if method not in rows:
-            found.append(("-", "-"))
-            continue
-        row = rows[method]
-        hours = digits(row.training_hours)
-        if row.search_hours:
-            hours = f"{digits(row.search_hours)} + {hours}"
-        found.append((spread(row.mean, row.std), hours))
-    return Line(group.network, None, tuple(found), _best([rows[m].mean if m in rows else None for m in methods]))
+
+    def texts(row: Row) -> tuple[str, str]:
+        search = f"{digits(row.search_hours)} + " if row.search_hours else ""
+        return spread(row.mean, row.std), search + digits(row.training_hours)
+
+    shown = tuple(texts(rows[m]) if m in rows else ("-", "-") for m in methods)
+    return Line(group.network, None, shown, _best([rows[m].mean if m in rows else None for m in methods]))
 
 
 def _theirs(network: str, quoted: Sequence[Published], methods: Sequence[str], number: int) -> Line:
     known = {p.method: p for p in quoted}
-    found = []
-    for method in methods:
-        p = known.get(method)
-        hours = "-" if p is None or p.hours is None else digits(p.hours)
-        found.append(("-" if p is None else spread(p.accuracy, p.std), hours))
-    means = [known[m].accuracy if m in known else None for m in methods]
-    return Line(network, number, tuple(found), _best(means))
+
+    def texts(p: Published) -> tuple[str, str]:
+        return spread(p.accuracy, p.std), "-" if p.hours is None else digits(p.hours)
+
+    shown = tuple(texts(known[m]) if m in known else ("-", "-") for m in methods)
+    return Line(network, number, shown, _best([known[m].accuracy if m in known else None for m in methods]))
 
 
 def _best(means: Sequence[float | None]) -> tuple[int, ...]:

@@ -19,7 +19,10 @@ ORDER = (
     "training planning sensitivity discretization session records tracking measurement exports results decision "
     "optimizers attachment integrations loop state transformation proposal"
 )
-LAB = "__init__ baselines methods ground_truth drawing runs prediction summary sweep report terminal cli"
+LAB = (
+    "__init__ formatting fields labels baselines methods ground_truth drawing runs prediction summary sweep "
+    "report terminal cli"
+)
 
 
 def modules(folder):

@@ -367,7 +367,7 @@ def survey(network: nn.Module, example: Tensor, measured_batch: int | None = Non
 
 def picture_rows(
     network: nn.Module, data: Data, commitment: Commitment | None, space: Space = "dnat"
-) -> list[drawing.Row]:
+) -> list[drawing.OperationRow]:
     """Every operation of a network, in order, and what became of it, for the picture."""
     program = trace(network, data.example(2))
     edges = {e.key: e for e in find_edges(program, space)}
@@ -378,9 +378,9 @@ def picture_rows(
     removed = set(commitment.removed) if commitment else set()
     left = _left({edge: _choice(reports, edge) for edge in edges.values() if edge.place})
 
-    def row(edge: Edge) -> drawing.Row:
+    def row(edge: Edge) -> drawing.OperationRow:
         report, choice = reports.get(edge.key), _choice(reports, edge)
-        found = drawing.Row(
+        found = drawing.OperationRow(
             key=edge.key,
             kind=edge.kind if edge.key in edges else "fixed",
             operation=edge.operation,
@@ -453,7 +453,9 @@ def draw(
     """Draw a run's before/after picture into a folder; with a genotype also its cells."""
     title = f"{job.network} on {job.data}, {job.method}"
     rows = drawing.rows_from_json(architecture["rows"])
-    files = drawing.draw(rows, folder / "architecture", title=title, before=before, after=after, formats=formats)
+    files = drawing.draw_network(
+        rows, folder / "architecture", title=title, before=before, after=after, formats=formats
+    )
     found = [Genotype.from_json(json.dumps(g)) for g in architecture.get("genotypes", ())]
     if found:
         first, last = found

@@ -103,12 +103,12 @@ class Place:
 
 def places(program: Program) -> tuple[Place, ...]:
     """The places of a network at which its width may change, in order of execution."""
-    if "places" not in program.found:
+    if "places" not in program.analyses:
         labels = _Labels(program)
         outputs = observed(program, labels.note)
         labels.finish(outputs)
-        program.found["places"] = tuple(labels.places()) if outputs else ()
-    found: tuple[Place, ...] = program.found["places"]
+        program.analyses["places"] = tuple(labels.places()) if outputs else ()
+    found: tuple[Place, ...] = program.analyses["places"]
     return found
 
 

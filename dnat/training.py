@@ -29,7 +29,7 @@ from .distillation import Lesson, Teacher, watched
 from .distributed import SyncedNorms, sum_gradients, summed, world
 from .edges import NONE, ORIGINAL
 from .errors import DnatError, UsageError, WrongTypeError
-from .networks.cells import set_drop_path
+from .operations import set_drop_path
 from .relaxation import CHOICES, RelaxedNetwork
 from .seeds import Stream, torch_seed
 from .selection import BEYOND, none_threshold
@@ -312,7 +312,7 @@ class ArchitectureLoss:
     ) -> None:
         self.relaxed, self.config = relaxed, config
         theta = next(relaxed.thetas())
-        self.columns = relaxed.architecture.columns
+        self.columns = relaxed.columns
         legal = torch.zeros(*theta.shape, dtype=torch.bool)
         for row, group in enumerate(relaxed.groups):
             legal[row] = torch.tensor([choice in relaxed.choices_of(group) for choice in self.columns])
@@ -355,7 +355,7 @@ class ArchitectureLoss:
 
     def expected_cost(self) -> Tensor:
         """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
-        scores = self.relaxed.architecture.scores()
+        scores = self.relaxed.worths()
         scores = torch.where(self.none, none_threshold(self.relaxed), scores)
         scores = torch.where(self.null, self.config.skip_threshold, scores)
         chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)
@@ -402,7 +402,7 @@ class Trainer:
             self.architecture_loss = ArchitectureLoss(self.relaxed, config)
         self.steps = self.batches * config.epochs
         # What other operations learn must not shorten the network's own steps.
-        added = {id(p) for p in self.relaxed.others()} if self.relaxed else set()
+        added = {id(p) for p in self.relaxed.added_parameters()} if self.relaxed else set()
         own = [p for p in self.weights.parameters() if id(p) not in added]
         self._clipped = [p for p in (own, [p for p in self.weights.parameters() if id(p) in added]) if p]
         self.lesson: Tensor | None = None
@@ -497,10 +497,10 @@ class Trainer:
 
     def settle(self, step: int) -> bool:
         """Put the gates where they are at a step, if they settle; says whether they do."""
-        if self.relaxed is None or not self.relaxed.architecture.is_settling:
+        if self.relaxed is None or not self.relaxed.is_settling:
             return False
         first, last = theta_steps(self.config, self.batches), self.batches * self.config.architecture_epochs
-        self.relaxed.architecture.settled = min(max(step - first, 0) / max(last - first, 1), 1.0)
+        self.relaxed.settle_to(min(max(step - first, 0) / max(last - first, 1), 1.0))
         return True
 
     def _share(self, labels: Tensor) -> Tensor | float:
@@ -562,9 +562,9 @@ class Trainer:
     def _taught(self) -> AbstractContextManager[dict[tuple[int, int], list[Tensor]]]:
         """While choices are open: other operations learn what the originals compute."""
         relaxed = self.relaxed
-        if relaxed is None or not self._learns or relaxed.architecture.is_settling:
+        if relaxed is None or not self._learns or relaxed.is_settling:
             return nullcontext({})
-        return relaxed.architecture.taught()
+        return relaxed.taught()
 
     def _check_loss(self) -> None:
         if not math.isfinite(self.progress.totals[0].item()):
@@ -682,7 +682,6 @@ def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> 
     Returns:
         A row for each group in the order of theta's columns; 0 for what a group cannot become.
     """
-    architecture = relaxed.architecture
     side = cutout_side(config, relaxed.network, data)
     batches = data.train_batches(config.seed, epoch, config.batch_size, cutout=side)
     with closing(batches):
@@ -708,10 +707,10 @@ def effects(relaxed: RelaxedNetwork, data: Data, config: Config, epoch: int) -> 
         now = loss()
         if not math.isfinite(now):
             raise NonFiniteError("the loss is not finite any more: lower lr or the rate of theta")
-        for row, group in enumerate(relaxed.groups):
-            tried = dict.fromkeys(architecture.columns, 0.0)
+        for group in relaxed.groups:
+            tried = dict.fromkeys(relaxed.columns, 0.0)
             for choice in relaxed.choices_of(group):
-                with architecture.trying(row, choice):
+                with relaxed.trying(group, choice):
                     worth = now - loss()
                 tried[choice] = worth if math.isfinite(worth) else -BEYOND
             found.append(list(tried.values()))

@@ -474,7 +474,7 @@ class _Run:
             self.trainer.relaxed
             and self.trainer.progress.step == 0
             and config.architecture_epochs
-            and next(self.trainer.relaxed.others(), None) is not None
+            and next(self.trainer.relaxed.added_parameters(), None) is not None
         ):
             self.tracker.burden(burden(original, self.trainer.relaxed, self.data, config))
         self.saved_at = time.monotonic()
@@ -596,8 +596,8 @@ class _Run:
             "images_per_second": round(images / taken, 1),
         }
         if trainer.relaxed:
-            row["gates"] = trainer.relaxed.architecture.gates().tolist()
-            row["columns"] = list(trainer.relaxed.architecture.columns)
+            row["gates"] = trainer.relaxed.gates().tolist()
+            row["columns"] = list(trainer.relaxed.columns)
         self.history.append(row)
         if self.records:
             self.records.log(row)

@@ -14,7 +14,6 @@ from .arrays import NOTHING, distinct
 from .labelling import Labelling, UnknownError
 from .rules import RULES, FunctionCall
 
-
 DENSE = ("linear", "addmm", "conv1d", "conv2d", "conv3d")
 """Functions whose outputs have labels of their own, whatever they read."""
 

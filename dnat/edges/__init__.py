@@ -27,6 +27,8 @@ from .edge import in_order as in_order
 from .edge import kept_of as kept_of
 from .edge import problems as problems
 from .edge import replacements as replacements
+from .edge_set import EdgeSet as EdgeSet
+from .edge_set import common_choices as common_choices
 from .legality import Space as Space
 from .legality import groups_of as groups_of
 from .legality import legal_edges as legal_edges

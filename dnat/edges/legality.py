@@ -10,7 +10,7 @@ from ..candidates import moves
 from ..errors import UsageError
 from ..moves import Table, cost_of, read_transitions, transitions
 from ..naming import unknown
-from ..networks.genotypes import OPERATIONS
+from ..operations import OPERATIONS
 from ..tracing import Program, State, Trace
 from .edge import IDENTITY, NONE, ORIGINAL, Edge, in_order, problems
 from .places import candidate_edges

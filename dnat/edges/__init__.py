@@ -22,13 +22,13 @@ from .edge import IDENTITY as IDENTITY
 from .edge import NONE as NONE
 from .edge import ORIGINAL as ORIGINAL
 from .edge import Edge as Edge
+from .edge import EdgeSet as EdgeSet
+from .edge import common_choices as common_choices
 from .edge import crosses as crosses
 from .edge import in_order as in_order
 from .edge import kept_of as kept_of
 from .edge import problems as problems
 from .edge import replacements as replacements
-from .edge_set import EdgeSet as EdgeSet
-from .edge_set import common_choices as common_choices
 from .legality import Space as Space
 from .legality import groups_of as groups_of
 from .legality import legal_edges as legal_edges

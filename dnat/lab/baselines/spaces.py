@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ...config import Amount, Config
-from ...edges import ORIGINAL, Edge
+from ...edges import ORIGINAL, Edge, EdgeSet
 from ...errors import UsageError
 from ...moves import PRIMITIVES, Table, mask_of
 from ...networks.cells import CellNetwork
@@ -31,7 +31,6 @@ from ...planning import Plan
 from ...relaxation import RelaxedNetwork, relax
 from ...seeds import Stream, torch_seed
 from ...selection import decide
-from ...tracing import Trace
 from .graphs import Graph
 from .supernet import Supernet
 
@@ -391,9 +390,9 @@ def _renamed(cell: CellGenotype, names: Any) -> CellGenotype:
     return CellGenotype(tuple(tuple(renamed(edge) for edge in node) for node in cell.nodes), cell.concat)
 
 
-def _sources(edges: Sequence[Edge]) -> Mapping[Edge, list[Edge]]:
+def _sources(edges: EdgeSet) -> Mapping[Edge, list[Edge]]:
     """Of each edge, those whose outputs it reads, without another edge between."""
-    trace: Trace = edges[0].program.traces[0]
+    trace = edges.trace
     ends: dict[int, list[Edge]] = {}
     begins: dict[Edge, list[int]] = {}
     for edge in edges:

@@ -87,6 +87,21 @@ def test_no_evil():
                     assert any(k.arg == "weights_only" and k.value.value is True for k in node.keywords)
 
 
+# Modules in which results are still called `found`, and not by what they are; this list may only shrink.
+FOGGY = (
+    "answers budget config data discretization distributed exports lab measurement moves networks proposal "
+    "rewriting sensitivity tracking training transformation"
+)
+
+
+def test_results_are_named_by_what_they_are():
+    for path in PACKAGE.rglob("*.py"):
+        if path.relative_to(PACKAGE).parts[0].removesuffix(".py") not in FOGGY.split():
+            for node in ast.walk(ast.parse(path.read_text())):
+                stored = isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+                assert not (stored and node.id == "found"), f"{path}:{node.lineno}"
+
+
 def test_the_story_step_by_step():
     data = load("digits", train_limit=300, test_limit=100)
     network = dnat.build("resnet8", seed=0)

@@ -25,7 +25,7 @@ from ..errors import UsageError
 from ..networks import (
     GENOTYPES,
     Genotype,
-    Size,
+    NetworkSize,
     accepts,
     build,
     check_mode,
@@ -301,8 +301,8 @@ def _finish(
     return record
 
 
-def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) -> Size:
-    """Count a network by name, without computing anything: see `Size`.
+def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) -> NetworkSize:
+    """Count a network by name, without computing anything: see `NetworkSize`.
 
     Args:
         name: of the network.
@@ -315,7 +315,9 @@ def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) 
         edges = find_edges(trace(network, example, batch=len(example)))
         found = cost(network, example, batch=len(example))
     modes = known.modes if known else ("full", "cell")
-    return Size(found.params, found.madds, len(edges), len({e.group for e in edges}) if "cell" in modes else None)
+    return NetworkSize(
+        found.params, found.madds, len(edges), len({e.group for e in edges}) if "cell" in modes else None
+    )
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ...data import DataSet
 from ...edges import IDENTITY, NONE, Edge, Tally, narrowed
-from ...networks import Definition, Size
+from ...networks import Definition, NetworkSize
 from ..formatting import change
 from ..prediction import Prediction
 from ..runs import Survey
@@ -197,7 +197,7 @@ def _shares(edge: Edge) -> str:
     return f"{' to '.join(ends)} ({' to '.join(str(edge.kept(choice)) for choice in ends)})"
 
 
-def networks_table(title: str, found: Mapping[str, Size], sources: Mapping[str, str]) -> Table:
+def networks_table(title: str, found: Mapping[str, NetworkSize], sources: Mapping[str, str]) -> Table:
     """Networks by name: what they cost, where they may change, and where their definition comes from."""
     caption = "full, cell: how many thetas in each mode; in brackets with the null edges of NAT's genotypes"
     table = Table(title=f"networks {title}", caption=caption)

@@ -10,7 +10,11 @@ from typing import Any, TypeAlias
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    _global_forward_hooks_with_kwargs,
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -100,13 +104,16 @@ class Recorder(TorchFunctionMode):
                 continue  # it takes no hooks of its own
             handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
-        handles.append(register_module_forward_pre_hook(self._enter_scripted))
-        handles.append(register_module_forward_hook(self._leave_scripted, with_kwargs=True))
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.network.modules()):
+            handles.append(register_module_forward_pre_hook(self._enter_scripted))
+            handles.append(register_module_forward_hook(self._leave_scripted, with_kwargs=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+                # torch (2.13) forgets to: what is left makes torch.compile warn of hooks on all modules.
+                _global_forward_hooks_with_kwargs.pop(handle.id, None)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         tensors = tensors_of((args, kwargs))

@@ -1,13 +1,15 @@
-"""What a network answers to images: class scores, however they are wrapped, and in which precision they come."""
+"""How a network is called, and what it answers: class scores, however they are wrapped, and in which precision."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .config import Config
 from .errors import WrongTypeError, users_code
+from .tracing import Example, examples_of, tensors_of
 
 
 def scores(output: object) -> Tensor:
@@ -36,11 +38,28 @@ def auxiliary_scores(output: object) -> list[Tensor]:
     return [t for t in found if isinstance(t, Tensor)]
 
 
-def in_forward(network: nn.Module, images: Tensor) -> AbstractContextManager[None]:
-    """Within, what a network's own code raises for a batch of images is told as its error."""
+def call(network: nn.Module, inputs: Example) -> Any:
+    """What a network answers to a batch: a tensor, a tuple of positional, or a dict of keyword arguments.
+
+    >>> double = nn.Upsample(scale_factor=2)
+    >>> call(double, torch.ones(1, 1, 2)).shape == call(double, {"input": torch.ones(1, 1, 2)}).shape
+    True
+    """
+    ((args, kwargs),) = examples_of(inputs)
+    return network(*args, **kwargs)
+
+
+def device_of(inputs: Example) -> torch.device:
+    """Where the first tensor of a batch lies."""
+    return tensors_of(inputs)[0].device
+
+
+def in_forward(network: nn.Module, inputs: Example) -> AbstractContextManager[None]:
+    """Within, what a network's own code raises for a batch is told as its error."""
     mode = "train" if network.training else "eval"
-    what = f"{type(network).__name__}'s forward failed on images of shape {tuple(images.shape)} in {mode} mode"
-    return users_code(what, alone=False)
+    shapes = [tuple(t.shape) for t in tensors_of(inputs)]
+    shown = f"images of shape {shapes[0]}" if isinstance(inputs, Tensor) else f"inputs of shapes {shapes}"
+    return users_code(f"{type(network).__name__}'s forward failed on {shown} in {mode} mode", alone=False)
 
 
 def wide(output: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
 
 from ..edges import ORIGINAL, Edge, replacements
 from ..errors import UsageError, users_code
 from ..relaxation import RelaxedNetwork
+from ..tasks import Classification, Task, relative_error
 from ..tracing import (
     Example,
     Trace,
@@ -35,13 +35,15 @@ class Judge:
     Args:
         relaxed: with theta as `relax` makes it; it is left as it is.
         batches: arguments of its forward, each a tensor, a tuple, or a dict of keyword arguments.
+        task: which compares answers. By default class scores (one tensor: examples x classes) are compared as in a
+            classification, and all tensors of other outputs by their squared difference.
 
     Raises:
         ValueError: no batches, or answers without numbers, or with some that are not finite.
     """
 
-    def __init__(self, relaxed: RelaxedNetwork, batches: Sequence[Example]) -> None:
-        self.relaxed = relaxed
+    def __init__(self, relaxed: RelaxedNetwork, batches: Sequence[Example], task: Task | None = None) -> None:
+        self.relaxed, self.task, self._told = relaxed, task, task is not None
         self.batches = [arguments for batch in batches for arguments in examples_of(batch)]
         self.devices = sorted({p.device.index for p in relaxed.parameters() if p.device.type == "cuda"})
         self.draws = False
@@ -49,6 +51,9 @@ class Judge:
             raise UsageError("nothing is shown: at least one batch is needed")
         with self._changed({}):
             self.own = [self._answers(i) for i in range(len(self.batches))]
+        if task is None and all(map(_are_scores, self.own)):
+            self.task = Classification()
+            self.own = [[self.task.answers(scores)] for (scores,) in self.own]
         name = type(relaxed.network).__name__
         if not all(self.own):
             raise UsageError(f"the answers of {name} hold no floating-point numbers that could be compared")
@@ -61,8 +66,8 @@ class Judge:
 
     @property
     def sees_classes(self) -> bool:
-        """Whether answers are compared as class scores (one tensor: images x classes), by KL."""
-        return all(map(_are_scores, self.own))
+        """Whether answers are compared as class scores, by KL."""
+        return isinstance(self.task, Classification)
 
     def damage(self, choices: Mapping[str, str]) -> float:
         """The damage of a set of choices as a whole: {edge key: choice}; edges that are missing stay original."""
@@ -82,7 +87,9 @@ class Judge:
         with fixed_randomness(self.devices), users_code(f"{name}'s forward failed", alone=False):
             before = _generators(self.devices)
             try:
-                answers = _floats(self.relaxed(*args, **kwargs))
+                output = self.relaxed(*args, **kwargs)
+                outputs = [output] if self._told else _floats(output)
+                answers = [self.task.answers(o) for o in outputs] if self.task else outputs
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
@@ -93,7 +100,11 @@ class Judge:
         return answers
 
     def _apart(self, number: int) -> float:
-        return _apart(self.own[number], self._answers(number))
+        """How far answers are from the network's own, mean over the images of a batch; infinite if not finite."""
+        own, other = self.own[number], self._answers(number)
+        compare = self.task.divergence if self.task else relative_error
+        value = float(torch.stack([compare(b, a) for a, b in zip(own, other, strict=True)]).mean())
+        return value if math.isfinite(value) else math.inf
 
     def _mean(self, parts: Sequence[float]) -> float:
         """The mean over the images of the first batches."""
@@ -249,16 +260,3 @@ def _rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
 
 def _are_scores(answers: Sequence[Tensor]) -> bool:
     return len(answers) == 1 and answers[0].dim() == 2 and answers[0].shape[1] > 1
-
-
-def _apart(own: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """How far answers are from a network's own, mean over the images of a batch; infinite where none is finite."""
-    if _are_scores(own):
-        found = kl_div(log_softmax(other[0], 1), log_softmax(own[0], 1), reduction="batchmean", log_target=True)
-    else:
-        sizes = [
-            (a - b).square().mean() / (a.var(unbiased=False) + 1e-12) for a, b in zip(own, other, strict=True)
-        ]
-        found = torch.stack(sizes).mean()
-    value = float(found)
-    return value if math.isfinite(value) else math.inf

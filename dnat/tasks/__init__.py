@@ -53,7 +53,7 @@ def task_of(spec: object = None) -> Task:
     for metric, direction in task.metrics.items():
         if direction not in ("max", "min"):
             raise UsageError(
-                f"metric {metric!r} of {task.name}: the better way must be 'max' or 'min', not {direction!r}"
+                f"metric {metric!r} of {task.name}: what is better must be 'max' or 'min', not {direction!r}"
             )
     return task
 

@@ -1,5 +1,6 @@
 """Tasks with one class of several: of an example, and of each of its pixels."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -36,7 +37,7 @@ class Classification(Task):
         Raises:
             TypeError: there are none.
         """
-        return scores(output)
+        return scores(super().logits(output) if isinstance(output, Mapping) else output)
 
     def loss(self, output: Any, target: Tensor) -> Tensor:
         """The cross entropy."""
@@ -70,9 +71,7 @@ class Classification(Task):
         if not isinstance(target, Tensor) or target.dim() != 1 or not is_whole(target):
             raise UsageError(f"classification needs labels (N,), whole numbers from 0, not {_shown(target)}")
         if len(target) != len(found):
-            raise UsageError(
-                f"the network gives scores of {len(found)} examples, but there are {len(target)} labels"
-            )
+            raise UsageError(f"the network gives scores of {len(found)} examples for {len(target)} labels")
         _check_labels(target, found.shape[1])
 
 

@@ -17,6 +17,7 @@ training mends. Held against every set of blocks of a trained ResNet20, the sum 
 exchange choices while the damage of the whole fell cost up to 12 points (docs/log.md).
 """
 
+import itertools
 import math
 
 import torch
@@ -24,11 +25,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..config import Config
-from ..data import Data
+from ..data import Data, Source
 from ..relaxation import RelaxedNetwork
-from ..seeds import Stream, numpy_generator
 from ..tracing import Example, tensors_of
-from ..training import take_statistics, usual_batch
+from ..training import take_statistics
 from .damages import Distances as Distances
 from .damages import Sensitivity as Sensitivity
 from .damages import least_damage as least_damage
@@ -59,8 +59,19 @@ def shown_images(data: Data, images: int, seed: int) -> Tensor:
         images: how many, at most.
         seed: which ones.
     """
-    order = numpy_generator(seed, Stream.ORDER, "sensitivity").permutation(len(data.train_labels))
-    return data.train_batch(torch.from_numpy(order[:images]).long(), None)[0]
+    return data.train_inputs(images, seed)[0]
+
+
+def shown_batches(data: Source, count: int, most: int, seed: int) -> list[Example]:
+    """Training inputs to be shown: batches of at most so many examples, of `count` in all.
+
+    Args:
+        data: which has them.
+        count: how many, at most.
+        most: examples of a batch.
+        seed: which ones.
+    """
+    return [part for batch in data.train_inputs(count, seed) for part in divided(batch, most)]
 
 
 def affordable_images(relaxed: RelaxedNetwork, madds: float) -> int:
@@ -75,10 +86,12 @@ def affordable_images(relaxed: RelaxedNetwork, madds: float) -> int:
     return max(LEAST_IMAGES, min(MOST_IMAGES, 50 * int(EFFORT / max(each, 1.0) / 50)))
 
 
-def retake_statistics(network: nn.Module, data: Data, config: Config) -> None:
-    """Let norms record the statistics of training images as they are (`training.take_statistics`)."""
-    images = shown_images(data, NORM_IMAGES, config.seed)
-    take_statistics(network, images.split(min(SHOWN_AT_ONCE, usual_batch(data.image_size))))
+def retake_statistics(network: nn.Module, data: Source, config: Config) -> None:
+    """Let norms record the statistics of training inputs as they are (`training.take_statistics`)."""
+    most = min(SHOWN_AT_ONCE, data.usual_batch)
+    for_all = data.train_inputs(NORM_IMAGES, config.seed)
+    parts = (batch.split(most) if isinstance(batch, Tensor) else divided(batch, most) for batch in for_all)
+    take_statistics(network, itertools.chain.from_iterable(parts))
 
 
 def batch_size(relaxed: RelaxedNetwork) -> int:

@@ -48,13 +48,7 @@ class Randomness:
 
     def __enter__(self) -> None:
         self.outside = _states()
-        if self.inside:
-            _restore(self.inside)
-            return
-        # Of the CPU alone: torch.manual_seed would seed GPUs, too.
-        torch.default_generator.manual_seed(self.seed)
-        np.random.seed(self.seed % 2**32)  # noqa: NPY002 -- what users' code draws from
-        random.seed(self.seed)
+        _restore(self.inside) if self.inside else _seed(self.seed)
 
     def __exit__(self, *error: object) -> None:
         self.inside = _states()
@@ -63,6 +57,13 @@ class Randomness:
 
 def _states() -> tuple[Any, Any, Any]:
     return torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+
+
+def _seed(seed: int) -> None:
+    # Of the CPU alone: torch.manual_seed would seed GPUs, too.
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 -- what users' code draws from
+    random.seed(seed)
 
 
 def _restore(states: tuple[Any, Any, Any]) -> None:
@@ -86,10 +87,14 @@ class _Keyed(Dataset[Any]):
     def __init__(self, dataset: Any, seed: int, epoch: int) -> None:
         self.dataset, self.seed, self.epoch = dataset, seed, epoch
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[int, Any]:
-        number, index = place
-        with Randomness(torch_seed(self.seed, Stream.AUGMENTATION, self.epoch, "example", index)):
-            return number, self.dataset[index]
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[tuple[int, Any]]:
+        """Examples of a batch; to keep the states of the generators for each takes longer than most examples."""
+        found = []
+        with Randomness(0):
+            for number, index in places:
+                _seed(torch_seed(self.seed, Stream.AUGMENTATION, self.epoch, "example", index))
+                found.append((number, self.dataset[index]))
+        return found
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """How a network is called, and what it answers: class scores, however they are wrapped, and in which precision."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .config import Config
+from .data import count_of as count_of
+from .data import moved as moved
 from .errors import WrongTypeError, users_code
 from .tracing import Example, examples_of, tensors_of
 
@@ -38,7 +40,7 @@ def auxiliary_scores(output: object) -> list[Tensor]:
     return [t for t in found if isinstance(t, Tensor)]
 
 
-def call(network: nn.Module, inputs: Example) -> Any:
+def call(network: Callable[..., Any], inputs: Example) -> Any:
     """What a network answers to a batch: a tensor, a tuple of positional, or a dict of keyword arguments.
 
     >>> double = nn.Upsample(scale_factor=2)

@@ -13,6 +13,9 @@ from .naming import unknown
 Cut: TypeAlias = Callable[[str, Tensor], Tensor]
 """What remains of a tensor that belongs to a parameter, by the parameter's name, when a network is narrowed."""
 
+States: TypeAlias = dict[str, dict[str, Any]]
+"""What an optimizer remembers of each parameter, by its name."""
+
 
 def optimizer_of(
     kind: Literal["sgd", "adamw"],
@@ -47,6 +50,27 @@ def optimizer_of(
     parts = [p for p in listed if p.dim() > 1], [p for p in listed if p.dim() <= 1]
     groups = [{"params": p, "weight_decay": w} for p, w in zip(parts, (weight_decay, 0.0), strict=True) if p]
     return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999))
+
+
+def states_of(optimizer: torch.optim.Optimizer, network: nn.Module) -> States:
+    """What an optimizer remembers of each parameter, by its name."""
+    named: dict[Any, str] = {parameter: name for name, parameter in network.named_parameters()}
+    return {named[p]: dict(state) for p, state in optimizer.state.items() if p in named}
+
+
+def load_states(
+    optimizer: torch.optim.Optimizer, network: nn.Module, states: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Let an optimizer go on with what another one remembered, in the layout of the parameters."""
+    for name, parameter in network.named_parameters():
+        if name in states:
+            optimizer.state[parameter] = {k: _like(parameter, v) for k, v in states[name].items()}
+
+
+def _like(parameter: nn.Parameter, value: Any) -> Any:
+    if isinstance(value, Tensor) and value.shape == parameter.shape:
+        return torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    return value
 
 
 def carried_state(

@@ -2,6 +2,8 @@
 
 from ..errors import DataError as DataError
 from .augmentation import normalized as normalized
+from .batch import count_of as count_of
+from .batch import moved as moved
 from .files import ImageFiles as ImageFiles
 from .files import decoded as decoded
 from .files import found_below as found_below
@@ -21,4 +23,6 @@ from .sets import names as names
 from .source import Inputs as Inputs
 from .source import Source as Source
 from .source import Target as Target
+from .source import steps_of as steps_of
+from .source import usual_batch as usual_batch
 from .validation import validation_split as validation_split

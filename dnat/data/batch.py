@@ -52,7 +52,7 @@ def parted(batch: Any, what: str, rows: tuple[int, int] = (0, 1)) -> Batch:
     _check_sizes(inputs, target, what)
     if rows == (0, 1):
         return inputs, target
-    between = rows_between(size_of(inputs), *rows)
+    between = rows_between(count_of(inputs), *rows)
     here = slice(between.start, between.stop)
     return taken_rows(inputs, here), taken_rows(target, here)
 
@@ -86,8 +86,8 @@ def _check_sizes(inputs: Inputs, target: Target, what: str) -> None:
         raise UsageError(f"a batch of the {what} has no examples")
 
 
-def size_of(tree: Any) -> int:
-    """How many examples inputs or a target have."""
+def count_of(tree: Any) -> int:
+    """How many examples inputs or a target are of."""
     return next(len(t) for t in tensors_of(tree) if t.dim())
 
 
@@ -96,9 +96,9 @@ def taken_rows(tree: Any, where: slice | Tensor) -> Any:
     return tree_map_only(Tensor, lambda t: t[where] if t.dim() else t, tree)
 
 
-def on_device(tree: Any, device: torch.device) -> Any:
+def moved(tree: Any, device: torch.device) -> Any:
     """Inputs or a target on a device."""
-    return tree_map_only(Tensor, lambda t: t.to(device, non_blocking=True), tree)
+    return tree_map_only(Tensor, lambda t: t.to(device, non_blocking=device.type == "cuda"), tree)
 
 
 def rows_between(n: int, which: int, parts: int) -> range:

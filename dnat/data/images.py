@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from .augmentation import Augmentation as Augmentation
 from .augmentation import augmented, check_augmentation, cut, normalized, pad
 from .files import ImageFiles
 from .preprocess import Preprocess, positions
-from .source import steps_of
+from .source import steps_of, usual_batch
 from .streaming import Decoder, Task
 from .tensors import balanced, class_numbers, kind, labels_of, pair_of, pixels_of
 
@@ -176,24 +176,9 @@ class Data:
         return len(self.classes)
 
     @property
-    def train_count(self) -> int:
-        """Training images."""
-        return len(self.train_labels)
-
-    @property
-    def test_count(self) -> int:
-        """Test images."""
-        return len(self.test_labels)
-
-    @property
     def usual_batch(self) -> int:
-        """How many images are tested at a time: 500, or fewer if they are larger than 64 x 64 pixels."""
-        height, width = self.image_size
-        return max(1, min(500, 500 * 64**2 // (height * width)))
-
-    def steps(self, batch_size: int) -> int:
-        """How many batches an epoch of training has; see `steps_of`."""
-        return steps_of(self.train_count, batch_size)
+        """How many images are tested at a time."""
+        return usual_batch(self.image_size)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -249,7 +234,7 @@ class Data:
             _hash(digest, tensor)
         return digest.hexdigest()
 
-    def to(self, device: torch.device | str) -> "Data":
+    def to(self, device: torch.device | str) -> Self:
         """The same data on a device; files stay files, and their batches come on the device."""
         device = torch.device(device)
         if device == self.device:
@@ -288,6 +273,20 @@ class Data:
         # Row by row from the first image of the full set on: a row depends on its index alone.
         index = self.train_index.cpu().numpy()
         return generator.random((int(index.max()) + 1, self.augmentation.draws))[index]
+
+    @property
+    def train_count(self) -> int:
+        """How many training images there are."""
+        return len(self.train_labels)
+
+    @property
+    def test_count(self) -> int:
+        """How many test images there are."""
+        return len(self.test_labels)
+
+    def steps(self, batch_size: int) -> int:
+        """Steps of an epoch; see `steps_of`."""
+        return steps_of(len(self.train_labels), batch_size)
 
     def train_batches(
         self,

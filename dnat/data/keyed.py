@@ -19,7 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from ..errors import DataError, UsageError, users_code
 from ..seeds import Stream, numpy_generator, torch_seed
-from .batch import Batch, parted, rows_between, size_of, taken_rows
+from .batch import Batch, count_of, parted, rows_between, taken_rows
 from .source import steps_of
 
 EVERY = range(sys.maxsize)
@@ -182,7 +182,7 @@ class Items:
     def count(self) -> int:
         """The examples of an epoch."""
         if self.single:
-            return sum(size_of(inputs) for inputs, _ in self.batches(0, 0, 1))
+            return sum(count_of(inputs) for inputs, _ in self.batches(0, 0, 1))
         if self.sampler is None and not (self.drop_last and self.batch_size):
             return len(self.positions)
         return sum(map(len, self.chunks(0, 0, self.batch_size or 1)))
@@ -240,12 +240,12 @@ class Items:
             inputs, _ = self.of([int(self.positions[i]) for i in chosen], at)
             inputs = cut(inputs, count - done)
             yield inputs
-            done, at = done + size_of(inputs), at + len(chosen)
+            done, at = done + count_of(inputs), at + len(chosen)
 
 
 def cut(inputs: Any, most: int) -> Any:
     """The first so many examples of a batch's inputs."""
-    return inputs if size_of(inputs) <= most else taken_rows(inputs, slice(0, most))
+    return inputs if count_of(inputs) <= most else taken_rows(inputs, slice(0, most))
 
 
 @dataclass(frozen=True)
@@ -293,7 +293,7 @@ class Flow:
 
     @functools.cached_property
     def _counted(self) -> tuple[int, int]:
-        sizes = [size_of(inputs) for inputs, _ in self.batches(0, 0, 0)]
+        sizes = [count_of(inputs) for inputs, _ in self.batches(0, 0, 0)]
         return len(sizes), sum(sizes)
 
     def batches(
@@ -320,7 +320,7 @@ class Flow:
         for inputs, _ in self.batches(seed, 0, batch_size):
             inputs = cut(inputs, count - done)
             yield inputs
-            done += size_of(inputs)
+            done += count_of(inputs)
             if done >= count:
                 return
 

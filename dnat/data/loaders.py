@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
@@ -13,7 +13,7 @@ from torch.utils.data import default_collate as default_collate
 
 from ..errors import UsageError, WrongTypeError
 from ..tracing import tensors_of
-from .batch import on_device, size_of, taken_rows
+from .batch import count_of, moved, taken_rows
 from .keyed import Flow, Items, complete
 from .source import Inputs, Target
 
@@ -110,7 +110,7 @@ class LoaderData:
         numbers = range(start, self.steps(batch_size))
         with closing(_generator(self.train.batches(seed, epoch, batch_size, numbers, part))) as found:
             for inputs, target in complete(found, numbers, self.train.what, epoch):
-                yield on_device(inputs, self.device), on_device(target, self.device)
+                yield moved(inputs, self.device), moved(target, self.device)
 
     def train_inputs(self, count: int, seed: int) -> list[Inputs]:
         """Batches of `count` training examples in all, or as many as there are.
@@ -119,7 +119,7 @@ class LoaderData:
         told from what makes them, so they are augmented, the same in every call.
         """
         return [
-            on_device(i, self.device) for i in self.train.inputs(count, seed, self.train.batch_size or TEST_BATCH)
+            moved(i, self.device) for i in self.train.inputs(count, seed, self.train.batch_size or TEST_BATCH)
         ]
 
     def test_batches(
@@ -129,14 +129,14 @@ class LoaderData:
         numbers = range(part[0], 2**62, part[1])
         with closing(_generator(self.test.batches(0, 0, batch_size, numbers))) as found:
             for inputs, target in found:
-                yield on_device(inputs, self.device), on_device(target, self.device)
+                yield moved(inputs, self.device), moved(target, self.device)
 
     def example(self, n: int = 2) -> Inputs:
         """The inputs of the first `n` test examples; the first again where its first batch has fewer."""
         inputs, _ = self.test.first(n)
-        return on_device(taken_rows(inputs, torch.arange(n) % size_of(inputs)), self.device)
+        return moved(taken_rows(inputs, torch.arange(n) % count_of(inputs)), self.device)
 
-    def to(self, device: torch.device | str) -> "LoaderData":
+    def to(self, device: torch.device | str) -> Self:
         """The same data whose batches come on a device."""
         return replace(self, device=torch.device(device))
 

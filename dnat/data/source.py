@@ -1,7 +1,7 @@
 """What training asks of data: of images in memory or in files (`Data`), and of anything (`LoaderData`)."""
 
 from collections.abc import Generator
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
 
@@ -68,14 +68,14 @@ class Source(Protocol):
         """Batches of `count` training examples in all, or as many as there are; not augmented if possible."""
 
     def test_batches(
-        self, batch_size: int, *, part: tuple[int, int] = (0, 1)
+        self, batch_size: int = 500, *, part: tuple[int, int] = (0, 1)
     ) -> Generator[tuple[Inputs, Target], None, None]:
         """The test batches in order; of several parts, every how many of them, beginning with which."""
 
     def example(self, n: int = 2) -> Inputs:
         """The inputs of `n` test examples."""
 
-    def to(self, device: torch.device | str) -> "Source":
+    def to(self, device: torch.device | str) -> Self:
         """The same data on a device."""
 
     def identity(self) -> str:
@@ -108,3 +108,8 @@ def steps_of(examples: int, batch_size: int, *, drop_last: bool = False, what: s
     if batch_size == 1:
         return examples
     return examples // batch_size + (examples % batch_size > 1 and not drop_last)
+
+
+def usual_batch(size: tuple[int, int]) -> int:
+    """How many images of a height and width are tested at a time: 500, or fewer of more than 64 x 64 pixels."""
+    return max(1, min(500, 500 * 64**2 // (size[0] * size[1])))

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,13 +38,13 @@ def validation_split(data: Held, share: float, seed: int = 0) -> Held:
     >>> len(data.train_labels), data.test_labels.tolist()
     (8, [0, 1])
     """
-    if isinstance(data, LoaderData) and data.validation is not None:
-        if share:
-            raise UsageError(f"{data.name} has validation data of its own, but a share {share:g} is asked for")
-        return replace(data, test=data.validation, validation=None)
-    if not 0 < share < 1:
+    own = isinstance(data, LoaderData) and data.validation is not None
+    if own and share:
+        raise UsageError(f"{data.name} has validation data of its own, but a share {share:g} is asked for")
+    if not own and not 0 < share < 1:
         raise UsageError(f"the share of the validation part must lie between 0 and 1, not {share!r}")
-    return _of_images(data, share, seed) if isinstance(data, Data) else _of_examples(data, share, seed)
+    made: Any = _of_images(data, share, seed) if isinstance(data, Data) else _of_examples(data, share, seed)
+    return made
 
 
 def _of_images(data: Data, share: float, seed: int) -> Data:
@@ -67,6 +67,8 @@ def _of_images(data: Data, share: float, seed: int) -> Data:
 
 def _of_examples(data: LoaderData, share: float, seed: int) -> LoaderData:
     train = data.train
+    if data.validation is not None:
+        return replace(data, test=data.validation, validation=None)
     if not isinstance(train, Items) or train.sampler is not None or train.single:
         raise UsageError(
             f"the training data of {data.name} cannot be divided (their batches or order are made by code of "

@@ -43,6 +43,11 @@ class Classification(Task):
         """The cross entropy."""
         return cross_entropy(wide(self.logits(output)), target, label_smoothing=self.label_smoothing)
 
+    def summed_loss(self, output: Any, target: Tensor) -> Tensor:
+        """The sum of the cross entropies."""
+        found = wide(self.logits(output))
+        return cross_entropy(found, target, label_smoothing=self.label_smoothing, reduction="sum")
+
     def statistics(self, output: Any, target: Tensor) -> Tensor:
         """(2,) int64: right answers, and examples."""
         correct = (self.logits(output).detach().argmax(1) == target).sum()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from ..answers import wide
+from ..answers import count_of, wide
 from ..errors import UsageError, WrongTypeError
 from ..tracing import tensors_of
 
@@ -50,6 +50,10 @@ class Task:
     def loss(self, output: Any, target: Any) -> Tensor:
         """The mean over the batch, 0-dim, of which gradients are taken."""
         raise NotImplementedError(f"{type(self).__name__} needs a loss")
+
+    def summed_loss(self, output: Any, target: Any) -> Tensor:
+        """The loss times the number of examples, 0-dim, to be added over batches."""
+        return self.loss(output, target) * count_of(target)
 
     def statistics(self, output: Any, target: Any) -> Tensor:
         """Sums and counts of which metrics can be made, 1-dim, to be added over batches and processes."""
@@ -135,7 +139,7 @@ class _Functions(Task):
 
     def statistics(self, output: Any, target: Any) -> Tensor:
         """(metrics + 1,): each metric times the number of examples, and their number."""
-        n, output = examples_in(target), _wide(output)
+        n, output = count_of(target), _wide(output)
         with torch.no_grad():
             parts = [torch.as_tensor(f(output, target)).detach() for f in self._metrics.values()]
         kind = double(parts[0])
@@ -149,11 +153,6 @@ class _Functions(Task):
 
 def _wide(output: Any) -> Any:
     return wide(output) if isinstance(output, Tensor) and output.is_floating_point() else output
-
-
-def examples_in(target: Any) -> int:
-    """How many examples a target is of: the first dimension of its first tensor."""
-    return next((len(t) for t in tensors_of(target) if t.dim()), 1)
 
 
 def double(tensor: Tensor) -> Tensor:

@@ -1,15 +1,17 @@
-"""What a network answers to images: class scores, however they are wrapped, and in which precision they come."""
+"""How a network is called, and what it answers: class scores, however they are wrapped, and in which precision."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .config import Config
+from .data import count_of as count_of
+from .data import moved as moved
 from .errors import WrongTypeError, users_code
+from .tracing import Example, examples_of, tensors_of
 
 
 def scores(output: object) -> Tensor:
@@ -38,29 +40,28 @@ def auxiliary_scores(output: object) -> list[Tensor]:
     return [t for t in found if isinstance(t, Tensor)]
 
 
-def call(network: Callable[..., Any], inputs: Any) -> Any:
-    """What a network gives for inputs: a tensor, a tuple of positional arguments, or a dict of keyword ones."""
-    if isinstance(inputs, tuple):
-        return network(*inputs)
-    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+def call(network: Callable[..., Any], inputs: Example) -> Any:
+    """What a network answers to a batch: a tensor, a tuple of positional, or a dict of keyword arguments.
+
+    >>> double = nn.Upsample(scale_factor=2)
+    >>> call(double, torch.ones(1, 1, 2)).shape == call(double, {"input": torch.ones(1, 1, 2)}).shape
+    True
+    """
+    ((args, kwargs),) = examples_of(inputs)
+    return network(*args, **kwargs)
 
 
-def count_of(inputs: Any) -> int:
-    """How many examples inputs, or targets, are of."""
-    return len(next(t for t in tree_leaves(inputs) if isinstance(t, Tensor)))
+def device_of(inputs: Example) -> torch.device:
+    """Where the first tensor of a batch lies."""
+    return tensors_of(inputs)[0].device
 
 
-def moved(inputs: Any, device: torch.device) -> Any:
-    """Inputs on a device."""
-    return tree_map_only(Tensor, lambda t: t.to(device), inputs)
-
-
-def in_forward(network: nn.Module, images: Any) -> AbstractContextManager[None]:
-    """Within, what a network's own code raises for a batch of images is told as its error."""
+def in_forward(network: nn.Module, inputs: Example) -> AbstractContextManager[None]:
+    """Within, what a network's own code raises for a batch is told as its error."""
     mode = "train" if network.training else "eval"
-    shape = f"images of shape {tuple(images.shape)}" if isinstance(images, Tensor) else "its inputs"
-    what = f"{type(network).__name__}'s forward failed on {shape} in {mode} mode"
-    return users_code(what, alone=False)
+    shapes = [tuple(t.shape) for t in tensors_of(inputs)]
+    shown = f"images of shape {shapes[0]}" if isinstance(inputs, Tensor) else f"inputs of shapes {shapes}"
+    return users_code(f"{type(network).__name__}'s forward failed on {shown} in {mode} mode", alone=False)
 
 
 def wide(output: Tensor) -> Tensor:

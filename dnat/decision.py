@@ -23,7 +23,7 @@ from .measurement import digest_of, measured
 from .planning import Plan
 from .relaxation import RelaxedNetwork
 from .selection import Decision, decide, decisions_by_damage, decisions_made
-from .sensitivity import Judge, affordable_images, batch_size, divided, least_damage, shown_images
+from .sensitivity import Judge, affordable_images, batch_size, least_damage, shown_batches
 from .session import Session, weights_digest
 from .training import NonFiniteError, effects
 
@@ -204,9 +204,9 @@ def by_answers(
     config = session.config
     asked = config.judge_images
     number = affordable_images(relaxed, Costs(plan.edges).total) if asked == "auto" else asked
-    images = shown_images(session.data, number, config.seed)
-    judge = Judge(relaxed, divided(images, batch_size(relaxed)))
-    digest = digest_of(relaxed, weights_digest(relaxed.detached()), config.seed, judge.batches)
+    shown = shown_batches(session.data, number, batch_size(relaxed), config.seed)
+    judge = Judge(relaxed, shown, session.task)
+    digest = digest_of(relaxed, weights_digest(relaxed.detached()), config.seed, judge.batches, session.task)
     sensitivity = measured(judge, path, digest, kept=kept)
 
     def decisions(limit: float | None, ruled_out: Mapping[str, str]) -> tuple[Decision, ...]:

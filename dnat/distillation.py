@@ -1,11 +1,12 @@
 """What a network learns from another one beside the labels: its answers, and what its layers are given.
 
-    L = (1 - w) * cross entropy + w * T^2 * KL(teacher || network) + v * mean over layers of D
+    L = (1 - w) * loss of the task + w * T^2 * KL(teacher || network) + v * mean over layers of D
 
     D = mean of (x - x')^2 / variance of x'
 
 with the answers' probabilities at temperature T (Hinton et al. 2015, section 2), x what a layer is given in the
 network, and x' what the layer of the same name is given in the teacher (hints: Romero et al. 2015, section 2.2).
+Of a task whose answers know no temperature, its divergence stands in the place of T^2 * KL.
 A network from which operations were taken still has most of its teacher's layers. What a dropped branch added is
 missing at the first of them behind it, and can be learned there, without a way through all that follows. Layers
 count that give another shape than they are given (where a stage ends, and the classifier): to compare all of them
@@ -19,10 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
 
-from .answers import autocast, in_forward, scores, wide
+from .answers import autocast, call, device_of, in_forward, wide
 from .config import Config
+from .tasks import Task, task_of
+from .tracing import Example
 
 Given = dict[str, Tensor]
 """What layers were given in a pass, by their paths."""
@@ -30,10 +32,10 @@ Given = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a teacher says of a batch of images.
+    """What a teacher says of a batch.
 
     Attributes:
-        answers: log-probabilities at the temperature, (N, classes).
+        answers: of the task (of classes: log-probabilities, (N, classes)), at the temperature.
         given: what its layers were given, by path.
     """
 
@@ -48,39 +50,41 @@ class Teacher:
         network: the teacher, in eval mode.
         student: whose layers are taught.
         config: with the weights `distillation` and `feature_distillation`, and the temperature.
+        task: which compares answers; classification by default.
 
     Attributes:
         layers: paths of the layers that both networks have; none where nothing is learned from them.
     """
 
-    def __init__(self, network: nn.Module, student: nn.Module, config: Config) -> None:
-        self.network, self.config = network, config
+    def __init__(self, network: nn.Module, student: nn.Module, config: Config, task: Task | None = None) -> None:
+        self.network, self.config, self.task = network, config, task_of(task)
         self.layers = _shared_layers(network, student) if config.feature_distillation else ()
 
-    def lesson(self, images: Tensor) -> Lesson:
-        """What the teacher says of a batch of images, (N, C, H, W)."""
+    def lesson(self, inputs: Example) -> Lesson:
+        """What the teacher says of a batch: a tensor, a tuple or a dict of such."""
         with (
             torch.no_grad(),
-            autocast(self.config, images.device),
-            in_forward(self.network, images),
+            autocast(self.config, device_of(inputs)),
+            in_forward(self.network, inputs),
             watched(self.network, self.layers) as given,
         ):
-            output = scores(self.network(images)).float()
-        return Lesson(log_softmax(output / self.config.distillation_temperature, 1), given)
+            output = call(self.network, inputs)
+        with torch.no_grad():
+            return Lesson(self.task.answers(output, self.config.distillation_temperature), given)
 
-    def loss(self, loss: Tensor, output: Tensor, lesson: Lesson, given: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, loss: Tensor, output: Any, lesson: Lesson, given: Mapping[str, Tensor]) -> Tensor:
         """The loss with what is learned from a lesson.
 
         Args:
-            loss: of the labels, 0-dim.
-            output: the network's scores, (N, classes).
-            lesson: of the same images.
+            loss: of the targets, 0-dim.
+            output: the network's, or its scores alone.
+            lesson: of the same batch.
             given: what the network's layers were given; see `watched`.
         """
         weight, temperature = self.config.distillation, self.config.distillation_temperature
-        ours = log_softmax(wide(output) / temperature, 1)
-        apart = kl_div(ours, lesson.answers.to(ours.dtype), reduction="batchmean", log_target=True)
-        loss = (1 - weight) * loss + weight * temperature**2 * apart
+        ours = self.task.answers(output, temperature)
+        apart = self.task.divergence(ours, lesson.answers.to(ours.dtype))
+        loss = (1 - weight) * loss + weight * (temperature**2 if self.task.tempered else 1.0) * apart
         distances = [distance(given[p], x) for p, x in lesson.given.items() if p in given and _alike(given[p], x)]
         if distances:
             loss = loss + self.config.feature_distillation * torch.stack(distances).mean()

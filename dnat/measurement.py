@@ -23,6 +23,7 @@ import torch
 from .records import atomic_write
 from .relaxation import RelaxedNetwork
 from .sensitivity import Distances, Judge, Sensitivity
+from .tasks import Classification, Task
 from .tracing import tensors_of
 
 COMPARED = "norms re-estimated in both"
@@ -32,7 +33,9 @@ SENSITIVITY = "sensitivity.json"
 """The file in a run's directory."""
 
 
-def digest_of(relaxed: RelaxedNetwork, weights: str, seed: int, batches: Iterable[Any]) -> str:
+def digest_of(
+    relaxed: RelaxedNetwork, weights: str, seed: int, batches: Iterable[Any], task: Task | None = None
+) -> str:
     """A SHA-256 over all that damages depend on but for the machine.
 
     Args:
@@ -40,10 +43,12 @@ def digest_of(relaxed: RelaxedNetwork, weights: str, seed: int, batches: Iterabl
         weights: digest of its weights.
         seed: of the weights of operations that are added.
         batches: what is shown.
+        task: which compares answers; without one as of class scores.
     """
     rows = [(group, relaxed.choices_of(group)) for group in relaxed.groups]
     settings = [COMPARED, relaxed.edges.program.fingerprint, relaxed.mode, rows, seed, weights]
-    digest = hashlib.sha256(str(settings).encode())
+    compared = [] if task is None or isinstance(task, Classification) else [task]
+    digest = hashlib.sha256(str(settings + compared).encode())
     for batch in batches:
         for tensor in tensors_of(batch):
             digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())

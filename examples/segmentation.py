@@ -18,7 +18,7 @@ SIDE = 32
 
 
 class Shapes(Dataset):
-    """Pictures of a disc and a square on noise, (3, 32, 32), and the class of each pixel: 0 ground, 1 disc, 2 square."""
+    """Pictures (3, 32, 32) of a disc and a square on noise, and each pixel's class: ground, disc or square."""
 
     def __init__(self, first: int, count: int) -> None:
         self.first, self.count = first, count
@@ -51,6 +51,7 @@ class Dense(nn.Module):
         self.network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
 
     def forward(self, pictures: Tensor) -> Tensor:
+        """(N, 3, H, W) to (N, classes, H, W)."""
         scores: Tensor = self.network(pictures)["out"]
         return scores
 

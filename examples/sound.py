@@ -42,6 +42,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, samples) to the same."""
         return torch.relu(x + self.branch(x))
 
 

@@ -31,7 +31,11 @@ class Sentences(Dataset):
         label = (self.first + i) % 2
         if label:
             words[1 + int(torch.randint(LENGTH - 1, (), generator=draws))] = words[0]
-        return {"input_ids": words, "attention_mask": torch.ones(LENGTH, dtype=torch.int64), "labels": torch.tensor(label)}
+        return {
+            "input_ids": words,
+            "attention_mask": torch.ones(LENGTH, dtype=torch.int64),
+            "labels": torch.tensor(label),
+        }
 
 
 def classifier() -> nn.Module:

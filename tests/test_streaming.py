@@ -23,7 +23,7 @@ from torch import nn
 
 import dnat
 from dnat.config import Job
-from dnat.data import Augmentation, DataError, ImageFiles, load, streaming
+from dnat.data import Augmentation, DataError, ImageFiles, load, streaming, validation_split
 from dnat.data.pictures import random_box
 from dnat.records import Records
 from dnat.training import Interrupted, Progress, Trainer
@@ -374,3 +374,15 @@ def test_splits_may_be_held_differently(folder):
         replace(held, augmentation=Augmentation(resized=True))
     with pytest.raises(DataError, match="has no test images"):
         replace(streamed, test_images=streamed.test_images[:0], test_labels=streamed.test_labels[:0])
+
+
+def test_a_validation_part_of_files_is_the_one_of_memory(folder):
+    held, streamed = (
+        validation_split(load("folder", folder, image_size=16, streaming=s), 0.25, seed=2) for s in (False, True)
+    )
+    assert isinstance(streamed.test_images, ImageFiles)
+    assert equal(streamed.test_batches(5), held.test_batches(5))
+    assert equal(streamed.train_batches(1, 0, 8), held.train_batches(1, 0, 8))
+    other = replace(streamed.train_images, margin=1.5)
+    zoomed = validation_split(replace(streamed, train_images=other), 0.25, seed=2)
+    assert zoomed.test_images.margin == streamed.test_images.margin != 1.5

@@ -25,7 +25,7 @@ from .augmentation import Augmentation as Augmentation
 from .augmentation import augmented, check_augmentation, cut, normalized, pad
 from .files import ImageFiles
 from .preprocess import Preprocess, positions
-from .source import steps_of
+from .source import steps_of, usual_batch
 from .streaming import Decoder, Task
 from .tensors import balanced, class_numbers, kind, labels_of, pair_of, pixels_of
 
@@ -174,6 +174,11 @@ class Data:
     def num_classes(self) -> int:
         """Classes to tell apart."""
         return len(self.classes)
+
+    @property
+    def usual_batch(self) -> int:
+        """How many images are tested at a time."""
+        return usual_batch(self.image_size)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -342,6 +347,11 @@ class Data:
             return self._normalized(self.train_images[where]), self.train_labels[where]
         images = augmented(self._padded, where, draws[positions.numpy()], self.augmentation)
         return self._finished(images, cutout), self.train_labels[where]
+
+    def train_inputs(self, count: int, seed: int) -> list[Tensor]:
+        """One batch (N, C, H, W) of training images as they are; the seed says which ones."""
+        order = numpy_generator(seed, Stream.ORDER, "sensitivity").permutation(len(self.train_labels))
+        return [self.train_batch(torch.from_numpy(order[:count]).long(), None)[0]]
 
     def _varied(
         self, images: Tensor, positions: Tensor, draws: np.ndarray | None, cutout: int

@@ -1,44 +1,56 @@
-"""What a training asks of its data, whatever they are of."""
+"""What training asks of data: of images in memory or in files (`Data`), and of anything (`LoaderData`)."""
 
 from collections.abc import Generator
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, TypeAlias, runtime_checkable
 
 import torch
 
 from ..errors import UsageError
 
+Inputs: TypeAlias = Any
+"""What a network is called with for a batch: a tensor, a tuple of positional, or a dict of keyword arguments.
+
+The first dimension of every tensor counts the examples, here and in targets; what has none belongs to all.
+"""
+
+Target: TypeAlias = Any
+"""What a batch's answers are compared to: a tensor, or a nested structure of tensors."""
+
 
 @runtime_checkable
 class Source(Protocol):
-    """Batches of inputs and targets, in an order that follows from a seed."""
+    """Training and test examples, in batches that depend on seed and epoch alone."""
 
     @property
     def name(self) -> str:
-        """As errors name them."""
+        """For messages and records."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of them."""
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """Where batches come out."""
 
     @property
     def train_count(self) -> int:
-        """How many training examples there are."""
+        """How many training examples an epoch has."""
 
     @property
     def test_count(self) -> int:
         """How many test examples there are."""
 
-    def to(self, device: torch.device | str) -> Self:
-        """The same on a device."""
-
-    def identity(self) -> str:
-        """What tells these data from others by name, sizes and settings."""
-
-    def content(self) -> str:
-        """What tells these data from others by what they hold."""
+    @property
+    def usual_batch(self) -> int:
+        """How many examples are tested at a time."""
 
     def steps(self, batch_size: int) -> int:
-        """Batches of an epoch."""
+        """How many batches an epoch of training has.
+
+        Raises:
+            ValueError: fewer examples than one batch holds.
+        """
 
     def train_batches(
         self,
@@ -49,24 +61,55 @@ class Source(Protocol):
         start: int = 0,
         cutout: int = 0,
         part: tuple[int, int] = (0, 1),
-    ) -> Generator[tuple[Any, Any], None, None]:
-        """The batches of an epoch."""
+    ) -> Generator[tuple[Inputs, Target], None, None]:
+        """An epoch's batches from one on, with the same bits wherever one starts. Close it before its end."""
+
+    def train_inputs(self, count: int, seed: int) -> list[Inputs]:
+        """Batches of `count` training examples in all, or as many as there are; not augmented if possible."""
 
     def test_batches(
         self, batch_size: int = 500, *, part: tuple[int, int] = (0, 1)
-    ) -> Generator[tuple[Any, Any], None, None]:
-        """The test examples."""
+    ) -> Generator[tuple[Inputs, Target], None, None]:
+        """The test batches in order; of several parts, every how many of them, beginning with which."""
 
-    def example(self, n: int = 2) -> Any:
-        """Inputs of the first test examples."""
+    def example(self, n: int = 2) -> Inputs:
+        """The inputs of `n` test examples."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same data on a device."""
+
+    def identity(self) -> str:
+        """A SHA-256 over what tells data apart at little cost."""
+
+    def content(self) -> str:
+        """How the data are held, and their fingerprint."""
+
+    def fingerprint(self) -> str:
+        """A SHA-256 over the examples themselves, or some of them."""
 
 
-def steps_of(count: int, batch_size: int) -> int:
+def steps_of(examples: int, batch_size: int, *, drop_last: bool = False, what: str = "images") -> int:
     """Steps of an epoch; a last batch of one example is left out, since batch norm has no use for it.
+
+    Args:
+        examples: of an epoch.
+        batch_size: examples of a batch.
+        drop_last: whether a last batch of fewer examples is left out, too.
+        what: examples are, for the message.
 
     Raises:
         ValueError: fewer examples than one batch holds.
+
+    >>> steps_of(101, 10), steps_of(102, 10), steps_of(102, 10, drop_last=True), steps_of(3, 1)
+    (10, 11, 10, 3)
     """
-    if batch_size > count:
-        raise UsageError(f"batch_size {batch_size} is larger than the {count} training images")
-    return count if batch_size == 1 else count // batch_size + (count % batch_size > 1)
+    if batch_size > examples:
+        raise UsageError(f"batch_size {batch_size} is larger than the {examples} training {what}")
+    if batch_size == 1:
+        return examples
+    return examples // batch_size + (examples % batch_size > 1 and not drop_last)
+
+
+def usual_batch(size: tuple[int, int]) -> int:
+    """How many images of a height and width are tested at a time: 500, or fewer of more than 64 x 64 pixels."""
+    return max(1, min(500, 500 * 64**2 // (size[0] * size[1])))

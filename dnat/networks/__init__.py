@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import UsageError, WrongTypeError, users_code
-from ..naming import unknown
+from ..naming import imported, unknown
 from ..seeds import Stream, torch_seed
 from .catalogue import FAMILIES as FAMILIES
 from .catalogue import NETWORKS as NETWORKS
@@ -119,32 +119,10 @@ def _factory(name: str) -> tuple[Callable[..., nn.Module], dict[str, Any]]:
         if not timm.is_model(rest):
             raise unknown("timm network", rest, timm.list_models())
         return functools.partial(timm.create_model, rest), {"pretrained": False}
-    check_place(name)
-    with users_code(f"network {name!r} cannot be imported"):
-        module = importlib.import_module(source)
-    if not hasattr(module, rest):
-        there = unknown(f"function of {source}", rest, [n for n, f in vars(module).items() if callable(f)])
-        raise UsageError(f"network {name!r} cannot be imported: {there}")
-    factory = getattr(module, rest)
+    factory = imported("network", name)
     if not callable(factory):
         raise WrongTypeError(f"{name} is not a function that makes a network but {type(factory).__name__}")
     return factory, {}
-
-
-def check_place(name: str) -> None:
-    """Find out whether a name is one of a function of the user's: "package.module:function".
-
-    Raises:
-        ValueError: it is not.
-    """
-    source, _, factory = name.partition(":")
-    if not all(part.isidentifier() for part in source.split(".")):
-        raise UsageError(
-            f"network {name!r}: {source!r} is not the name of a module; write package.module:factory, with dots "
-            "for folders and without .py, from the folder in which the package lies"
-        )
-    if not factory.isidentifier():
-        raise UsageError(f"network {name!r} names no function: write package.module:factory")
 
 
 def is_genotype(name: str) -> bool:

@@ -11,13 +11,11 @@ from torch.nn.parameter import is_lazy
 from ..answers import autocast, call, count_of, in_forward, moved
 from ..config import Config
 from ..data import Data, Source
+from ..data import usual_batch as usual_batch
 from ..distributed import summed, world
 from ..errors import UsageError, WrongTypeError
 from ..tasks import Classification, Task
 from ..tracing import in_mode, kept_buffers, tensors_of
-
-MOST_TESTED = 500
-"""Examples that are tested at a time, where they are small."""
 
 
 @dataclass(frozen=True)
@@ -135,15 +133,9 @@ def evaluate(
             raise UsageError(f"{data.name} has no names of classes: leave out classes")
         data = data.numbered(classes)
     here = world()
-    usual = usual_batch(data.image_size) if isinstance(data, Data) else MOST_TESTED
-    batches = data.test_batches(batch_size or usual, part=(here.rank, here.size))
+    batches = data.test_batches(batch_size or data.usual_batch, part=(here.rank, here.size))
     with in_mode(network, False), kept_buffers(network.modules()), torch.inference_mode():
         return measured(network, batches, config or Config(), task=task, together=True)
-
-
-def usual_batch(size: tuple[int, int]) -> int:
-    """How many images of a height and width are tested at a time: 500, or fewer of more than 64 x 64 pixels."""
-    return max(1, min(MOST_TESTED, MOST_TESTED * 64**2 // (size[0] * size[1])))
 
 
 def measured(

@@ -72,7 +72,7 @@ class Trainer:
         self.optimizer = weight_optimizer(self.weights, config)
         self.batches = data.steps(config.batch_size)
         self.steps = self.batches * config.epochs
-        self.teacher = Teacher(teacher, self.weights, config) if teacher else None
+        self.teacher = Teacher(teacher, self.weights, config, self.task) if teacher else None
         self.clipped = clipped(self.weights, stage)
         self.device = data.device
         self.channels_last = images_last(self.network, config, self.device)

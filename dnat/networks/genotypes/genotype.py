@@ -17,11 +17,10 @@ edge of the third entry of the list, which is node 4.
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from types import MappingProxyType
 from typing import Any
 
-from ..errors import UsageError
-from ..naming import unknown
+from ...errors import UsageError
+from ...naming import unknown
 
 # NAT++'s thirteen (docs/methods.md B1) and those that its code and the published genotypes have beside them.
 OPERATIONS: tuple[str, ...] = (
@@ -75,7 +74,8 @@ class Genotype:
     Raises:
         ValueError: something that is not a genotype, with the JSON path of the place.
 
-    >>> genotype = GENOTYPES["darts_v2"].genotype
+    >>> from dnat.networks.genotypes import published
+    >>> genotype = published("darts_v2")
     >>> genotype.normal.nodes[0]
     (CellEdge(operation='sep_conv_3x3', input=0), CellEdge(operation='sep_conv_3x3', input=1))
     >>> Genotype.from_json(genotype.to_json()) == genotype
@@ -118,8 +118,8 @@ class Genotype:
         return cls(_cell_from(normal, "normal"), _cell_from(reduce, "reduce"))
 
 
-def _wrong(path: str, wanted: str, value: object) -> UsageError:
-    return UsageError(f"{path or 'the genotype'} must be {wanted}, not {type(value).__name__} ({value!r:.40})")
+def _wrong(path: str, kind: str, value: object) -> UsageError:
+    return UsageError(f"{path or 'the genotype'} must be {kind}, not {type(value).__name__} ({value!r:.40})")
 
 
 def _check_node(path: str, value: object, least: int, end: int) -> None:
@@ -192,9 +192,9 @@ def _list(data: Any, path: str) -> list[Any]:
 
 
 def _cell_from(data: Any, path: str) -> CellGenotype:
-    found, concat = _fields(data, path, ("nodes", "concat"))
+    lists, concat = _fields(data, path, ("nodes", "concat"))
     nodes = []
-    for i, node in enumerate(_list(found, f"{path}.nodes")):
+    for i, node in enumerate(_list(lists, f"{path}.nodes")):
         places = ((f"{path}.nodes[{i}][{j}]", edge) for j, edge in enumerate(_list(node, f"{path}.nodes[{i}]")))
         nodes.append(tuple(CellEdge(*_fields(edge, place, ("operation", "input"))) for place, edge in places))
     if isinstance(concat, str):
@@ -242,6 +242,7 @@ def is_alive(genotype: Genotype) -> bool:
     A network whose cells let nothing through gives every image the same answer: of NAT's published runs, those
     with 10 % accuracy on CIFAR-10.
 
+    >>> from dnat.networks.genotypes import published
     >>> is_alive(published("nat_darts"))
     True
     """
@@ -256,233 +257,6 @@ def _lets_through(cell: CellGenotype) -> bool:
     return bool(reached & set(cell.concat))
 
 
-@dataclass(frozen=True)
-class Published:
-    """A genotype from the literature, and where it was read."""
-
-    genotype: Genotype
-    source: str
-
-
-# The short names of the table below; a size stands for itself: sep3 is sep_conv_3x3.
-_SHORT = {
-    "null": "null",
-    "skip": "skip_connect",
-    "c1x3": "conv_1x3_3x1",
-    "c1x7": "conv_1x7_7x1",
-    "c7x1": "conv_7x1_1x7",
-    **{f"{kind}{k}": f"{kind}_pool_{k}x{k}" for kind in ("max", "avg") for k in (2, 3, 5)},
-    **{f"{kind}{k}": f"{kind}_conv_{k}x{k}" for kind in ("sep", "dil") for k in (1, 3, 5, 7)},
-    **{f"conv{k}": f"conv_{k}x{k}" for k in (1, 3, 5)},
-}
-
-
-def _cell(text: str, concat: str = "") -> CellGenotype:
-    """A cell from short names: nodes between bars, `sep3.0` for a 3x3 separable convolution of node 0."""
-    nodes = []
-    for node in text.split("|"):
-        pairs = (edge.split(".") for edge in node.split())
-        nodes.append(tuple(CellEdge(_SHORT[name], int(source)) for name, source in pairs))
-    return CellGenotype(tuple(nodes), tuple(map(int, concat)) or concat_nodes(nodes, "all"))
-
-
-_DARTS = "quark0/darts, cnn/genotypes.py"
-_PNASNET = _cell("sep5.0 max3.0 | sep7.1 max3.1 | sep5.1 sep3.1 | sep3.4 max3.1 | sep3.0 skip.1")
-_SNAS = "SNAS-Series/SNAS-Series, SNAS/genotypes.py"
-_NAT = "guoyongcs/NAT, genotypes.py"
-_NAT2 = "guoyongcs/NATv2, genotypes.py"
-_NAO = "renqianluo/NAO_pytorch, NAO_V1/train_NAONet_A_*.sh"
-
-_NAONET = _cell("conv3.0 avg5.1 | conv3.1 c1x3.2 | conv1.0 conv3.1 | c1x3.0 conv3.4 | conv3.0 skip.1", "356")
-_ENAS_REDUCE = "sep5.0 avg3.1 | sep3.1 avg3.1 | avg3.1 sep3.1 | {} sep5.4 | sep5.0 sep3.5"
-_RESBLOCK = _cell("null.0 skip.1 | null.0 conv3.2 | null.0 conv3.3 | skip.2 skip.4", "5")
-_NAT_RESBLOCK = _cell("null.0 skip.1 | skip.0 conv3.2 | skip.0 conv3.3 | skip.2 skip.4", "5")
-_NAT_VGG = _cell("skip.0 skip.1 | null.0 conv3.2 | null.0 conv3.3 | skip.0 skip.4", "5")
-_NAT_MOBILENET = Genotype(
-    _cell("null.0 conv1.1 | null.0 sep3.2 | skip.0 conv1.3 | skip.1 skip.4", "5"),
-    _cell("null.0 skip.1 | skip.0 sep3.2 | null.0 conv1.3 | null.0 skip.4", "5"),
-)
-
-# Not there: GHN, whose cell was never published, and the random cells of NAT's code.
-GENOTYPES: Mapping[str, Published] = MappingProxyType(
-    {
-        "darts_v1": Published(
-            Genotype(
-                _cell("sep3.1 sep3.0 | skip.0 sep3.1 | skip.0 sep3.1 | sep3.0 skip.2"),
-                _cell("max3.0 max3.1 | skip.2 max3.0 | max3.0 skip.2 | skip.2 avg3.0"),
-            ),
-            f"DARTS, first order; {_DARTS}",
-        ),
-        "darts_v2": Published(
-            Genotype(
-                _cell("sep3.0 sep3.1 | sep3.0 sep3.1 | sep3.1 skip.0 | skip.0 dil3.2"),
-                _cell("max3.0 max3.1 | skip.2 max3.1 | max3.0 skip.2 | skip.2 max3.1"),
-            ),
-            f"DARTS, second order; {_DARTS}; the same as DARTS in NAT's code",
-        ),
-        "nasnet": Published(
-            Genotype(
-                _cell("sep5.1 sep3.0 | sep5.0 sep3.0 | avg3.1 skip.0 | avg3.0 avg3.0 | sep3.1 skip.1"),
-                _cell("sep5.1 sep7.0 | max3.1 sep7.0 | avg3.1 sep5.0 | skip.3 avg3.2 | sep3.2 max3.1", "456"),
-            ),
-            f"NASNet-A; {_DARTS}",
-        ),
-        "amoebanet": Published(
-            Genotype(
-                _cell("avg3.0 max3.1 | sep3.0 sep5.2 | sep3.0 avg3.3 | sep3.1 skip.1 | skip.0 avg3.1", "456"),
-                _cell("avg3.0 sep3.1 | max3.0 sep7.2 | sep7.0 avg3.1 | max3.0 max3.1 | c7x1.0 sep3.5", "346"),
-            ),
-            f"AmoebaNet-A; {_DARTS}",
-        ),
-        "pnasnet": Published(Genotype(_PNASNET, _PNASNET), "PNASNet-5; chenxi116/PNASNet.pytorch, genotypes.py"),
-        "snas_mild": Published(
-            Genotype(
-                _cell("sep3.0 sep3.1 | skip.0 dil3.1 | skip.0 skip.1 | skip.0 sep3.1"),
-                _cell("max3.0 max3.1 | max3.1 skip.2 | max3.1 skip.2 | max3.0 dil5.2"),
-            ),
-            f"SNAS, mild constraint; {_SNAS}",
-        ),
-        "snas_moderate": Published(
-            Genotype(
-                _cell("dil5.0 skip.1 | sep3.0 skip.1 | skip.0 skip.1 | sep3.0 dil5.1"),
-                _cell("max3.0 max3.1 | sep5.0 dil5.1 | sep5.0 sep5.1 | sep5.0 sep5.1"),
-            ),
-            f"SNAS, moderate constraint; {_SNAS}",
-        ),
-        "snas_aggressive": Published(
-            Genotype(
-                _cell("sep5.0 skip.1 | skip.0 skip.1 | dil5.1 skip.0 | skip.0 dil5.1"),
-                _cell("sep5.0 null.1 | sep5.0 null.1 | null.1 null.0 | null.1 null.0"),
-            ),
-            f"SNAS, aggressive constraint; {_SNAS} (its `none` is `null` here)",
-        ),
-        "enas": Published(
-            Genotype(
-                _cell("sep3.1 skip.1 | skip.0 sep5.1 | avg3.0 sep3.1 | sep3.0 avg3.1 | avg3.0 sep5.1"),
-                _cell(_ENAS_REDUCE.format("avg3.1"), "236"),
-            ),
-            f"ENAS, as in {_NAT}; another cell than melodyguan/enas, scripts/cifar10_micro_final.sh",
-        ),
-        "naonet_a": Published(
-            Genotype(
-                _NAONET,
-                _cell("conv3.0 avg2.1 | conv1.0 avg3.0 | c1x7.0 max2.1 | avg3.0 conv1.2 | max3.1 conv3.0", "3456"),
-            ),
-            f"NAONet-A; {_NAO}",
-        ),
-        "naonet": Published(
-            Genotype(
-                _NAONET,
-                _cell("conv3.0 avg2.1 | conv1.0 avg3.0 | max2.0 c1x7.1 | avg3.0 conv1.2 | conv3.0 max3.1", "3456"),
-            ),
-            f"NAONet, as in {_NAT2}: NAONet-A with the inputs of the reducing cell's node 4 swapped",
-        ),
-        "resblock": Published(Genotype(_RESBLOCK, _RESBLOCK), f"ResNet's block as a cell; {_NAT}"),
-        "vgg_cell": Published(
-            Genotype(
-                _cell("null.0 skip.1 | null.0 conv3.2 | null.0 conv3.3 | null.0 skip.4", "5"),
-                _cell("null.0 skip.1 | null.0 conv3.2 | null.0 conv3.3 | null.0 max3.4", "5"),
-            ),
-            f"VGG's layers as a cell; {_NAT}",
-        ),
-        "mobilenetv2_cell": Published(
-            Genotype(
-                _cell("null.0 conv1.1 | null.0 sep3.2 | null.0 conv1.3 | skip.1 skip.4", "5"),
-                _cell("null.0 conv1.1 | null.0 sep3.2 | null.0 conv1.3 | null.0 skip.4", "5"),
-            ),
-            f"MobileNetV2's block as a cell, without its expansion; {_NAT2}",
-        ),
-        "nat_darts": Published(
-            Genotype(
-                _cell("sep3.0 sep3.1 | skip.0 sep3.1 | skip.1 skip.0 | skip.0 dil3.2"),
-                _cell("max3.0 skip.1 | skip.2 skip.1 | max3.0 null.2 | skip.2 max3.1"),
-            ),
-            f"NAT's transformation of darts_v2; {_NAT}",
-        ),
-        "nat_enas": Published(
-            Genotype(
-                _cell("sep3.1 skip.1 | skip.0 sep5.1 | null.0 sep3.1 | sep3.0 avg3.1 | avg3.0 sep5.1"),
-                _cell(_ENAS_REDUCE.format("null.1"), "236"),
-            ),
-            f"NAT's transformation of enas; {_NAT}",
-        ),
-        "nat_naonet": Published(
-            Genotype(
-                _cell("conv3.0 avg5.1 | null.1 c1x3.2 | conv1.0 skip.1 | c1x3.0 conv3.4 | conv3.0 skip.1", "356"),
-                _cell("null.0 avg3.1 | conv1.0 avg3.0 | skip.0 c1x7.1 | avg3.0 skip.2 | conv3.0 max3.1", "3456"),
-            ),
-            f"NAT's transformation of naonet; {_NAT2}; its avg_pool_2x2 -> avg_pool_3x3 is no action of NAT",
-        ),
-        "nat_resblock": Published(
-            Genotype(_NAT_RESBLOCK, _NAT_RESBLOCK), f"NAT's transformation of resblock; {_NAT}"
-        ),
-        "nat_vgg_cell": Published(Genotype(_NAT_VGG, _NAT_VGG), f"NAT's transformation of vgg_cell; {_NAT}"),
-        "nat_mobilenetv2_cell": Published(_NAT_MOBILENET, f"NAT's transformation of mobilenetv2_cell; {_NAT2}"),
-        "natv2_darts": Published(
-            Genotype(
-                _cell("sep3.0 sep3.1 | null.0 skip.1 | dil3.1 skip.0 | skip.0 dil3.2"),
-                _cell("avg3.0 max3.1 | skip.2 skip.1 | avg3.0 skip.2 | skip.2 max3.1"),
-            ),
-            f"NAT++'s transformation of darts_v2; {_NAT2}",
-        ),
-        "natv2_enas": Published(
-            Genotype(
-                _cell("sep3.1 null.1 | skip.0 sep5.1 | avg3.0 sep3.1 | sep3.0 avg3.1 | skip.0 sep3.1"),
-                _cell("sep3.0 avg3.1 | sep3.1 avg3.1 | avg3.1 avg3.1 | avg3.1 sep5.4 | sep5.0 max3.5", "236"),
-            ),
-            f"NAT++'s transformation of enas; {_NAT2}",
-        ),
-        "natv2_naonet": Published(
-            Genotype(
-                _cell("conv3.0 avg5.1 | conv3.1 c1x3.2 | max3.0 conv3.1 | max3.0 conv3.4 | sep3.0 skip.1", "356"),
-                _cell("conv3.0 skip.1 | avg3.0 avg3.0 | max2.0 c1x7.1 | skip.0 skip.2 | max3.0 max3.1", "3456"),
-            ),
-            f"NAT++'s transformation of naonet; {_NAT2}; not all of its changes are legal ones of NAT++",
-        ),
-        "natv2_resblock": Published(
-            Genotype(
-                _cell("skip.0 skip.1 | skip.0 conv3.2 | skip.0 conv3.3 | skip.2 skip.4", "5"),
-                _cell("skip.0 skip.1 | skip.0 conv3.2 | skip.0 sep3.3 | skip.2 skip.4", "5"),
-            ),
-            f"NAT++'s transformation of resblock; {_NAT2}",
-        ),
-        "natv2_vgg_cell": Published(
-            Genotype(
-                _cell("skip.0 skip.1 | skip.0 conv3.2 | null.0 sep3.3 | skip.0 skip.4", "5"),
-                _cell("skip.0 skip.1 | skip.0 conv3.2 | null.0 sep3.3 | skip.0 max3.4", "5"),
-            ),
-            f"NAT++'s transformation of vgg_cell; {_NAT2}",
-        ),
-        "natv2_mobilenetv2_cell": Published(
-            _NAT_MOBILENET, f"NAT++'s transformation of mobilenetv2_cell, the same as NAT's; {_NAT2}"
-        ),
-    }
-)
-
-
-def read_genotype(text: str) -> Genotype:
-    """A genotype from its JSON, or a published one from its name.
-
-    Raises:
-        ValueError: an unknown name, or JSON that is no genotype.
-
-    >>> read_genotype(published("enas").to_json()) == published("enas")
-    True
-    """
-    return Genotype.from_json(text) if text.lstrip().startswith("{") else published(text)
-
-
-def published(name: str) -> Genotype:
-    """A published genotype by name.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    if name not in GENOTYPES:
-        raise unknown("genotype", name, GENOTYPES)
-    return GENOTYPES[name].genotype
-
-
 def transformed(genotype: Genotype, choices: Mapping[tuple[str, int, int], str]) -> Genotype:
     """A genotype with other choices on some of its edges.
 
@@ -494,6 +268,7 @@ def transformed(genotype: Genotype, choices: Mapping[tuple[str, int, int], str])
     Raises:
         ValueError: an edge that is not there, or an unknown choice.
 
+    >>> from dnat.networks.genotypes import published
     >>> changed = transformed(published("darts_v2"), {("normal", 1, 0): "identity", ("reduce", 0, 1): "none"})
     >>> changed.normal.nodes[1][0], changed.reduce.nodes[0][1]
     (CellEdge(operation='skip_connect', input=0), CellEdge(operation='null', input=1))
@@ -507,7 +282,7 @@ def transformed(genotype: Genotype, choices: Mapping[tuple[str, int, int], str])
             raise UsageError(f"the genotype has no edge {cell}.nodes[{node}][{edge}]")
         operation = operations[choice] or cells[cell][node][edge].operation
         cells[cell][node][edge] = CellEdge(operation, cells[cell][node][edge].input)
-    nodes = {name: tuple(tuple(edges) for edges in found) for name, found in cells.items()}
+    nodes = {name: tuple(map(tuple, edges)) for name, edges in cells.items()}
     return Genotype(
         CellGenotype(nodes["normal"], genotype.normal.concat),
         CellGenotype(nodes["reduce"], genotype.reduce.concat),

@@ -24,9 +24,9 @@ from ..records import atomic_write
 from ..relaxation import RelaxedNetwork
 from ..tracing import Example, copied, examples_of
 from . import graphs, verification, weights
-from .construction import NotConstructibleError, construction
-from .recorder import RefusedError
+from .construction import is_leaf
 from .recording import doubled, record
+from .scope import RefusedError
 from .source import TYPES, constants, source
 from .steps import Recording
 from .verification import Case
@@ -218,17 +218,9 @@ def _notes(network: nn.Module, recording: Recording) -> list[str]:
         notes.append("sizes decide what the forward does: the file refuses those that would go another way")
     for path, module in network.named_modules():
         flags = {p.requires_grad for p in module.parameters()}
-        if len(flags) > 1 and _is_layer(module):
+        if len(flags) > 1 and is_leaf(module):
             notes.append(f"{path}: only some of its weights are frozen, and all come back trainable")
     return notes
-
-
-def _is_layer(module: nn.Module) -> bool:
-    try:
-        construction(module)
-    except NotConstructibleError:
-        return False
-    return True
 
 
 def _check_types(network: nn.Module) -> None:

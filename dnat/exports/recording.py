@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..tracing import copied
-from .recorder import OpenError, Recorder, RefusedError
+from .recorder import Recorder
+from .scope import OpenError, RefusedError
 from .steps import Body, Recording, Step
 
 

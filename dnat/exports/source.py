@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 from ..data import Preprocess
 from .classes import designs
 from .construction import NotConstructibleError, construction, is_sequence, text
-from .forward import Forward, is_identifier, leaves, variable
+from .expressions import is_identifier
+from .forward import Forward, leaves, variable
 from .layout import Expression, call, laid_out, prefixed
 from .preparation import NAMES, preparation
 from .steps import Body, Literal, Recording, unified

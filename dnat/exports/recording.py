@@ -103,9 +103,9 @@ class _Seeded:
 
     def __init__(self) -> None:
         self.fork = torch.random.fork_rng(devices=[])
+        self.before = self._others()
 
     def __enter__(self) -> "_Seeded":
-        self.before = self._others()
         self.fork.__enter__()
         torch.manual_seed(0)
         return self

@@ -134,10 +134,9 @@ class _Place:
     def time(self, batch: int) -> None:
         """Measure the network's time for a batch of so many images, and the part that each operation has in it."""
         self.batch = batch
-        shown_ = self.timed_example()
-        taken = times(self.network, shown_, self.program, self.edges)
-        self.seconds = latency(self.network, shown_).seconds
+        taken = times(self.network, self.timed_example(), self.program, self.edges)
         self.amounts["seconds"] = _Amounts(Costs(self.edges, taken.whole, taken.parts(self.edges)))
+        self.seconds = self.amounts["seconds"].total  # operations' times are scaled to the whole network's
 
     def timed_example(self) -> Example:
         """The batch whose time is measured."""

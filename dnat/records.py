@@ -147,6 +147,10 @@ def _verified(path: Path) -> tuple[dict[str, Any], bytes]:
     return header, payload
 
 
+LATENCIES = "latencies.json"
+"""The file of a run directory with the measured seconds of each operation, where a latency budget counts."""
+
+
 def check_name(name: str) -> str:
     """The name of a run directory, if it is one that every system can hold.
 

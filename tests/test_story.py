@@ -15,8 +15,9 @@ PACKAGE = Path(dnat.__file__).parent
 # What a module may import stands before it.
 ORDER = (
     "__init__ errors naming seeds config distributed locks operations networks moves counting tracing channels "
-    "costs candidates edges rewriting narrowing budget relaxation selection data answers distillation training "
-    "planning sensitivity discretization records tracking measurement exports transformation proposal"
+    "costs candidates edges rewriting narrowing budget relaxation selection data answers tasks distillation "
+    "training planning sensitivity discretization session records tracking measurement exports results decision "
+    "optimizers attachment integrations loop state transformation proposal"
 )
 LAB = "__init__ baselines methods ground_truth drawing runs prediction summary sweep report terminal cli"
 

@@ -26,7 +26,8 @@ from .augmentation import augmented, cut, normalized, pad
 from .checking import check
 from .files import ImageFiles
 from .preprocess import Preprocess, positions
-from .streaming import Decoder, Task
+from .source import steps_of
+from .streaming import Chosen, Decoder
 from .tensors import balanced, class_numbers, labels_of, pair_of, pixels_of
 
 
@@ -242,6 +243,20 @@ class Data(Images):
         index = self.train_index.cpu().numpy()
         return generator.random((int(index.max()) + 1, self.augmentation.draws))[index]
 
+    @property
+    def train_count(self) -> int:
+        """How many training images there are."""
+        return len(self.train_labels)
+
+    @property
+    def test_count(self) -> int:
+        """How many test images there are."""
+        return len(self.test_labels)
+
+    def steps(self, batch_size: int) -> int:
+        """Steps of an epoch; see `steps_of`."""
+        return steps_of(len(self.train_labels), batch_size)
+
     def train_batches(
         self,
         seed: int,
@@ -275,9 +290,8 @@ class Data(Images):
             for positions in chosen:
                 yield self.train_batch(positions, draws, cutout)
             return
-        with closing(
-            self._decoder.batches(_Chosen(0, chosen, draws if self.augmentation.resized else None))
-        ) as decoded:
+        crops = draws if self.augmentation.resized else None
+        with closing(self._decoder.batches(Chosen(0, chosen, crops))) as decoded:
             for positions, images in zip(chosen, decoded, strict=True):
                 yield self._varied(images, positions, draws, cutout)
 
@@ -338,7 +352,7 @@ class Data(Images):
                 here = slice(int(part[0]), int(part[-1]) + 1)
                 yield normalized(self.test_images[here], self.mean, self.std), self.test_labels[here]
             return
-        with closing(self._decoder.batches(_Chosen(1, parts, None))) as decoded:
+        with closing(self._decoder.batches(Chosen(1, parts, None))) as decoded:
             for part, images in zip(parts, decoded, strict=True):
                 here = slice(int(part[0]), int(part[-1]) + 1)
                 images = images.to(self.device, non_blocking=True)
@@ -369,19 +383,3 @@ def taken(held: Any, positions: Tensor) -> Any:
 def _hash(digest: Any, tensor: Tensor) -> None:
     digest.update(str(tuple(tensor.shape)).encode())
     digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-
-
-@dataclass(frozen=True)
-class _Chosen(Sequence[Task]):
-    """The tasks of an epoch, each made when it is asked for: the draws of a whole epoch are not held twice."""
-
-    split: int
-    parts: Sequence[Tensor]
-    draws: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, i: Any) -> Any:
-        positions = self.parts[i].numpy()
-        return self.split, positions, None if self.draws is None else self.draws[positions]

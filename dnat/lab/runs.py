@@ -39,10 +39,10 @@ from ..networks.genotypes import published, transformed
 from ..networks.weights import read_state
 from ..planning import find_edges
 from ..records import Records, holds_other, read_job
+from ..results import Commitment, EdgeReport, Transformation
 from ..tracing import trace
 from ..tracking import Tracker
 from ..training import Progress
-from ..transformation import Commitment, EdgeReport, Transformation
 from . import drawing
 from .baselines import Family, family_of, regrow, resized, works_on_genotype
 from .methods import METHODS, check_method
@@ -278,7 +278,7 @@ def _finish(
     records: Records, job: Job, network: nn.Module, data: Data, result: Transformation, started: float
 ) -> dict[str, Any]:
     rows = picture_rows(network, data, result.commitment, job.config.moves)
-    commitment = asdict(result.commitment) if result.commitment else None
+    commitment = result.commitment.table() if result.commitment else None
     genotypes = [asdict(g) for g in genotypes_of(network, job, result)]
     architecture = {"commitment": commitment, "rows": drawing.rows_to_json(rows), "genotypes": genotypes}
     records.write_json("architecture.json", architecture)
@@ -530,7 +530,7 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
         raise UsageError(f"{directory} was written by an older dnat, which did not note what its network takes")
     shape = record["image_shape"]
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    commitment = Commitment.from_dict(architecture["commitment"]) if architecture["commitment"] else None
+    commitment = Commitment.from_table(architecture["commitment"]) if architecture["commitment"] else None
     widths = commitment.widths if commitment else {}
     # Its own weights follow.
     options = widths if job.method == "control-narrow" else {}

@@ -15,9 +15,10 @@ from ..data import Data
 from ..edges import Edge
 from ..errors import UsageError, WrongTypeError, users_code
 from ..measurement import batches_in, digest_of, measured
+from ..results import FixedReport
 from ..sensitivity import Judge, Sensitivity, affordable_images, batch_size, divided, shown_images
+from ..session import weights_digest
 from ..tracing import Example
-from ..transformation import FixedReport, weights_digest
 from .batches import first_batch, on_device, resized, so_many
 from .budgets import Budget, parse_budget
 from .place import Place

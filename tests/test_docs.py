@@ -144,6 +144,18 @@ def test_files_that_are_named_exist():
         assert (ROOT / name).exists(), name
 
 
+def test_the_map_of_the_code_has_every_module():
+    """What stands on the top level of both packages, each in five to eight words."""
+    text = README.partition("## Map of the code\n")[2].partition("\n## ")[0]
+    method, experiments = text.split("`dnat.lab` is")
+    for folder, part in ((ROOT / "dnat", method), (ROOT / "dnat" / "lab", experiments)):
+        rows = re.findall(r"^    (\w+) +(.+)$", part, re.M)
+        modules = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
+        assert sorted(name for name, _ in rows) == sorted(modules - {"__init__"})
+        for name, words in rows:
+            assert 5 <= len(words.split()) <= 8, name
+
+
 def test_nothing_private_is_in_the_repository():
     for path in ROOT.glob("**/*"):
         if path.suffix in (".py", ".md", ".toml", ".txt", "") and path.is_file() and ".venv" not in path.parts:

@@ -27,13 +27,14 @@ from .discretization import Discretization, discretization
 from .distributed import anyone, from_first, gathered, world
 from .edges import ORIGINAL, Edge, Tally
 from .errors import UsageError, WrongTypeError, users_code
-from .measurement import SENSITIVITY, digest_of, measured
+from .measurement import digest_of, measured
 from .narrowing import cut_along
 from .networks import Genotype, build, fitting
 from .networks.weights import state_of
 from .planning import Plan, Times, make_plan
 from .records import Records
 from .relaxation import RelaxedNetwork, relax
+from .rundir import LATENCIES, SENSITIVITY
 from .seeds import Stream, torch_seed
 from .selection import Decision, decide, decisions_by_damage, decisions_made
 from .sensitivity import (
@@ -67,9 +68,6 @@ from .training import (
     theta_steps,
     weight_optimizer,
 )
-
-LATENCIES = "latencies.json"
-"""The file of a run directory with the measured seconds of each operation, where a latency budget counts."""
 
 ENOUGH_REACH = 3.0
 """How far theta should be able to move: to the middle and back, with gradients that do not always agree."""

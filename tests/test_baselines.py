@@ -16,7 +16,7 @@ from test_transform import watched
 
 import dnat
 from dnat.config import Config, Job, Search
-from dnat.lab.baselines import FOUND, LEARNERS, configured
+from dnat.lab.baselines import LEARNERS, configured
 from dnat.lab.baselines import search as searching
 from dnat.lab.baselines.embedding import PAPER, fit, improved
 from dnat.lab.baselines.search import SearchRun, divided
@@ -27,6 +27,7 @@ from dnat.lab.runs import restore
 from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import is_alive, transformed
 from dnat.records import Records
+from dnat.rundir import SEARCH_RESULT
 from dnat.training import Interrupted, NonFiniteError, is_dead
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -116,7 +117,7 @@ def test_stopped_at_every_batch_and_after_every_judgement_gives_the_same_bits(me
     assert untimed(again) == untimed(whole)
     assert again.seconds["search"] > 0
     assert not list((tmp_path / "run").glob("search-*.ckpt"))
-    found = json.loads((tmp_path / "run" / FOUND).read_text())
+    found = json.loads((tmp_path / "run" / SEARCH_RESULT).read_text())
     assert 1 <= len(found["judged"]) <= 3
 
 

@@ -27,6 +27,7 @@ from ...networks.genotypes import CellEdge
 from ...planning import find_edges, make_plan
 from ...records import Records
 from ...relaxation import relax
+from ...rundir import SEARCH_RESULT
 from ...tracing import copied, in_training, trace
 from ...tracking import Tracker
 from ...training import Evaluation, Progress, check_finite, check_usable, cutout_side, evaluate
@@ -72,9 +73,6 @@ LEARNERS = {
     "nao": Learner("random", "nao"),
 }
 """How each method searches."""
-
-FOUND = "search.json"
-"""The file of a run directory with what the search has found; it stands there once the search is done."""
 
 Stop = Callable[[Progress], bool]
 
@@ -214,7 +212,7 @@ def _found(
 ) -> dict[str, Any]:
     """What the search finds, as JSON; read back where it is done already."""
     identity = f"{weights_digest(original)} {data.identity()}"
-    known = records.read_json(FOUND) if records else None
+    known = records.read_json(SEARCH_RESULT) if records else None
     if known:
         check_identity(known, identity)
         return {**known, "history": records.of_search().metrics() if records else []}
@@ -233,7 +231,7 @@ def _found(
         "notes": list(found.notes),
     }
     if records:
-        records.write_json(FOUND, result)
+        records.write_json(SEARCH_RESULT, result)
         records.of_search().forget()
     return {**result, "history": list(found.history)}
 

@@ -31,6 +31,7 @@ from ...networks.weights import read_state
 from ...planning import Plan, make_plan
 from ...records import Records
 from ...relaxation import RelaxedNetwork, relax
+from ...rundir import CHOSEN, CUT
 from ...sensitivity import retake_statistics
 from ...tracing import copied, in_training, trace
 from ...tracking import Tracker
@@ -54,12 +55,6 @@ from .channels import Family, family_of, narrowed, pruned, resized, torch_prunin
 from .reporting import edge_report
 from .search import check_identity
 from .sets import CHOOSERS
-
-CHOSEN = "control.json"
-"""The file of a run directory with what a control has chosen."""
-
-CUT = "control.safetensors"
-"""The file with the weights of the network from which channels were taken, before it was trained."""
 
 BY = {"control-random": "chance", "control-uniform": "evenly"}
 """What decides, as reports on edges say it."""

@@ -422,7 +422,7 @@ def test_any_error_is_told_once_and_a_second_ctrl_c_is_none(tmp_path, plain):
     tracker.result(plain.record)
     tracker.finish()
     assert len(notes) == 1
-    assert notes[0].startswith("W&B: JSONDecodeError")
+    assert notes[0].startswith("W&B: UsageError: wandb.json cannot be read")
 
     class Odd(BaseException):
         pass

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,30 @@ from ...rundir import RunFiles, read_job
 from ...tracing import trace
 from ...transformation import Commitment, EdgeReport, Transformation
 from .. import drawing
+
+_SHARED = ("kind", "operation", "shape_in", "shape_out", "madds", "choice")
+
+
+def architecture_of(network: nn.Module, data: Data, job: Job, result: Transformation) -> dict[str, Any]:
+    """A run's choices, its genotypes, and the picture's rows, in which an edge has only what its report lacks."""
+    commitment = asdict(result.commitment) if result.commitment else None
+    known = _of_reports(commitment)
+    rows = drawing.rows_to_json(picture_rows(network, data, result.commitment, job.config.moves))
+    own = [{k: v for k, v in row.items() if k == "key" or (k, v) not in known.get(row["key"], ())} for row in rows]
+    genotypes = [asdict(genotype) for genotype in genotypes_of(network, job, result)]
+    return {"commitment": commitment, "rows": own, "genotypes": genotypes}
+
+
+def rows_of(architecture: Mapping[str, Any]) -> list[drawing.Row]:
+    """The picture's rows of `architecture_of`."""
+    known = _of_reports(architecture["commitment"])
+    return drawing.rows_from_json(dict(known.get(row["key"], ())) | row for row in architecture["rows"])
+
+
+def _of_reports(commitment: Mapping[str, Any] | None) -> dict[str, list[tuple[str, Any]]]:
+    """{key: what a row of the picture has of the edge's report}."""
+    edges = commitment["edges"] if commitment else ()
+    return {e["key"]: [*((k, e[k]) for k in _SHARED if k in e), ("theta", e["gates"])] for e in edges}
 
 
 def picture_rows(
@@ -110,7 +134,7 @@ def draw(
 ) -> list[Path]:
     """Draw a run's before/after picture into a folder; with a genotype also its cells."""
     title = f"{job.network} on {job.data}, {job.method}"
-    rows = drawing.rows_from_json(architecture["rows"])
+    rows = rows_of(architecture)
     files = drawing.draw(rows, folder / "architecture", title=title, before=before, after=after, formats=formats)
     found = [Genotype.from_json(json.dumps(g)) for g in architecture.get("genotypes", ())]
     if found:

@@ -19,10 +19,9 @@ from ...rundir import ARCHITECTURE, NETWORK, RunFiles
 from ...tracking import Tracker
 from ...training import Progress
 from ...transformation import Transformation
-from .. import drawing
 from ..methods import METHODS, check_method
 from .loading import build_network, family, load_data
-from .pictures import draw, genotypes_of, picture_rows
+from .pictures import architecture_of, draw
 
 
 def run(
@@ -132,10 +131,7 @@ def _opened(directory: Path, job: Job, anew: bool, notify: Callable[[str], None]
 def _finish(
     records: Records, job: Job, network: nn.Module, data: Data, result: Transformation, started: float
 ) -> dict[str, Any]:
-    rows = picture_rows(network, data, result.commitment, job.config.moves)
-    commitment = asdict(result.commitment) if result.commitment else None
-    genotypes = [asdict(g) for g in genotypes_of(network, job, result)]
-    architecture = {"commitment": commitment, "rows": drawing.rows_to_json(rows), "genotypes": genotypes}
+    architecture = architecture_of(network, data, job, result)
     records.write_json(ARCHITECTURE, architecture)
     records.write_state(NETWORK, result.network)
     draw(records.path(), architecture, job, result.cost_before, result.cost_after)

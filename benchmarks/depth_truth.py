@@ -35,9 +35,9 @@ from dnat.networks import load_weights
 from dnat.planning import find_edges
 from dnat.relaxation import RelaxedNetwork, relax
 from dnat.sensitivity import Judge, Sensitivity, affordable_images, least_damage, shown_images
+from dnat.session import reproducible
 from dnat.tracing import trace
 from dnat.training import ArchitectureLoss, Progress, Trainer, effects, take_statistics
-from dnat.transformation import reproducible
 
 RESULTS = Path(__file__).parent / "results"
 THETA_EPOCHS = 2

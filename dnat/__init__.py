@@ -12,6 +12,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .attachment import Architecture as Architecture
+    from .attachment import attach as attach
     from .config import Config as Config
     from .costs import Cost as Cost
     from .costs import Latency as Latency
@@ -31,11 +33,12 @@ if TYPE_CHECKING:
     from .records import Records as Records
     from .relaxation import RelaxedNetwork as RelaxedNetwork
     from .relaxation import relax as relax
+    from .results import Transformation as Transformation
     from .selection import select as select
+    from .tasks import Task as Task
     from .tracing import Program as Program
     from .tracing import trace as trace
     from .training import evaluate as evaluate
-    from .transformation import Transformation as Transformation
     from .transformation import train as train
     from .transformation import transform as transform
 
@@ -63,7 +66,10 @@ _HOME = {
     "train": "transformation",
     "evaluate": "training",
     "export": "exports",
-    "Transformation": "transformation",
+    "Transformation": "results",
+    "attach": "attachment",
+    "Architecture": "attachment",
+    "Task": "tasks",
     "Records": "records",
     "DnatError": "errors",
 }

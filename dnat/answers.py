@@ -1,10 +1,12 @@
 """What a network answers to images: class scores, however they are wrapped, and in which precision they come."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .config import Config
 from .errors import WrongTypeError, users_code
@@ -36,10 +38,28 @@ def auxiliary_scores(output: object) -> list[Tensor]:
     return [t for t in found if isinstance(t, Tensor)]
 
 
-def in_forward(network: nn.Module, images: Tensor) -> AbstractContextManager[None]:
+def call(network: Callable[..., Any], inputs: Any) -> Any:
+    """What a network gives for inputs: a tensor, a tuple of positional arguments, or a dict of keyword ones."""
+    if isinstance(inputs, tuple):
+        return network(*inputs)
+    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+def count_of(inputs: Any) -> int:
+    """How many examples inputs, or targets, are of."""
+    return len(next(t for t in tree_leaves(inputs) if isinstance(t, Tensor)))
+
+
+def moved(inputs: Any, device: torch.device) -> Any:
+    """Inputs on a device."""
+    return tree_map_only(Tensor, lambda t: t.to(device), inputs)
+
+
+def in_forward(network: nn.Module, images: Any) -> AbstractContextManager[None]:
     """Within, what a network's own code raises for a batch of images is told as its error."""
     mode = "train" if network.training else "eval"
-    what = f"{type(network).__name__}'s forward failed on images of shape {tuple(images.shape)} in {mode} mode"
+    shape = f"images of shape {tuple(images.shape)}" if isinstance(images, Tensor) else "its inputs"
+    what = f"{type(network).__name__}'s forward failed on {shape} in {mode} mode"
     return users_code(what, alone=False)
 
 

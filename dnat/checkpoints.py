@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from .errors import DnatError, UsageError
-from .rundir import RunFiles, atomic_write
+from .rundir import SEARCH_ROWS, RunFiles, atomic_write, write_json
 
 MAGIC = b"DNATCK01"
 FORMAT = 1
@@ -196,9 +196,19 @@ class Checkpoints(RunFiles):
             file.flush()
             os.fsync(file.fileno())
 
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, atomically."""
+        write_json(self.path(name), value)
+
     def metrics(self) -> list[dict[str, Any]]:
         """The rows."""
         return self.rows(self._log.name)
+
+    def of_search(self) -> "Checkpoints":
+        """Checkpoints and rows of what comes before the training; a lock stays with its records."""
+        return Checkpoints(
+            self.directory, "search", SEARCH_ROWS, self._notify, anew=self._anew, notices=self.notices
+        )
 
     def forget(self) -> None:
         """Delete the checkpoints, once they are of no more use."""

@@ -28,12 +28,10 @@ from .rundir import (
     LATENCIES,
     METRICS,
     RECORD,
-    SEARCH_ROWS,
     STATUS,
     atomic_write,
     check_name,
     read_job,
-    write_json,
 )
 
 
@@ -138,20 +136,10 @@ class Records(Checkpoints):
             self.directory.rmdir()
         self.close()
 
-    def of_search(self) -> Checkpoints:
-        """Checkpoints and rows of what comes before the training; the lock stays with these records."""
-        return Checkpoints(
-            self.directory, "search", SEARCH_ROWS, self._notify, anew=self._anew, notices=self.notices
-        )
-
     def status(self, state: str, reason: str = "", *, attempt: bool = False) -> None:
         """Say how the run stands."""
         attempts = (self.read_json(STATUS) or {}).get("attempts", 0) + attempt
         self.write_json(STATUS, {"state": state, "reason": reason, "attempts": attempts, "updated": _now()})
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file, atomically."""
-        write_json(self.path(name), value)
 
     def write_state(self, name: str, network: nn.Module) -> None:
         """Write a network's state as a safetensors file, atomically."""

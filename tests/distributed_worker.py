@@ -13,8 +13,9 @@ from dnat.data import load
 from dnat.distributed import SyncedNorms, anyone, from_first, gathered, joined, sum_gradients
 from dnat.lab.runs import run
 from dnat.records import Records
+from dnat.session import weights_digest
 from dnat.training import Interrupted, Progress, Trainer
-from dnat.transformation import transform, weights_digest
+from dnat.transformation import transform
 
 FOLDER = Path(sys.argv[1])
 JOB = Job(

@@ -199,17 +199,17 @@ UNUSED = [({}, False), ({"official": True}, True), ({"unused_weights": "move"}, 
 def test_shared_weights_move_by_sgd_and_those_that_a_step_does_not_use_as_the_settings_say(options, moves):
     """A twin by the equations: v <- momentum v + g + decay w, w <- w - lr v, with g = 0 where nothing is used."""
     run = search_run(search={"lr": 0.1, "momentum": 0.5, "weight_decay": 0.25, **options})
-    run.network.double()
+    run.shared.network.double()
     first = run.space.given
     other = transformed(first, {("normal", 0, 0): "conv_3x3", ("reduce", 0, 1): "conv_3x3"})
-    wanted = {name: p.detach().clone() for name, p in run.network.named_parameters()}
+    wanted = {name: p.detach().clone() for name, p in run.shared.network.named_parameters()}
     velocity = {}
     images, labels = torch.randn(8, 3, 8, 8, dtype=torch.float64), torch.arange(8) % 5
     left_out = 0
     for genotype in (first, other, other, first):
         run.space.sample = lambda random, genotype=genotype: genotype
         run._train_weights(images, labels)
-        twin = copy.deepcopy(run.network)
+        twin = copy.deepcopy(run.shared.network)
         twin.load_state_dict({**twin.state_dict(), **wanted})
         twin.zero_grad()
         twin.choose(genotype)
@@ -221,7 +221,7 @@ def test_shared_weights_move_by_sgd_and_those_that_a_step_does_not_use_as_the_se
             slope = (0 if p.grad is None else p.grad) + 0.25 * wanted[name]
             velocity[name] = 0.5 * velocity.get(name, 0) + slope
             wanted[name] = wanted[name] - 0.1 * velocity[name]
-        for name, p in run.network.named_parameters():
+        for name, p in run.shared.network.named_parameters():
             assert torch.allclose(p, wanted[name], rtol=1e-9, atol=1e-12), name
     assert (left_out > 0) == moves
 

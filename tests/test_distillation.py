@@ -1,6 +1,7 @@
 """What a network learns from another one, against its definition; and that nothing of it stays."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -149,6 +150,10 @@ def test_nothing_stays_on_the_networks():
         assert not any(m._forward_hooks for m in network.modules())
 
 
+def loss_of(trainer, x, y, lesson, net):
+    return trainer._loss(net, x, y, lesson)[0]
+
+
 def test_theta_does_not_feel_what_layers_are_given():
     """The gradient of theta's own step, with hints and without."""
     gradients = []
@@ -160,10 +165,11 @@ def test_theta_does_not_feel_what_layers_are_given():
         trainer = Trainer(relaxed, data, settings, Progress(), teacher=copy.deepcopy(network).eval())
         x, y = next(data.train_batches(0, 0, 8))
         assert trainer.teacher
-        trainer._theta_gradient(x, y, trainer.teacher.lesson(x))
+        lesson = trainer.teacher.lesson(x)
+        trainer.stage.gradient(functools.partial(loss_of, trainer, x, y, lesson))
         gradients.append(next(relaxed.thetas()).grad.clone())
-        before = trainer._loss(x, y, Lesson(trainer.teacher.lesson(x).answers))[0].item()
-        after = trainer._loss(x, y, trainer.teacher.lesson(x))[0].item()
+        before = trainer._loss(relaxed, x, y, Lesson(lesson.answers), hints=True)[0].item()
+        after = trainer._loss(relaxed, x, y, lesson, hints=True)[0].item()
         assert (after > before) is (weight > 0)
     assert torch.equal(*gradients)
 

@@ -16,8 +16,7 @@ from dnat.edges import in_order, units
 from dnat.lab.drawing import Row, draw, networks, rows_from_json, rows_to_json
 from dnat.lab.runs import picture_rows
 from dnat.planning import find_edges
-from dnat.training import Evaluation
-from dnat.transformation import Commitment, EdgeReport
+from dnat.results import Commitment, EdgeReport
 
 
 def rows_of(name, size=32, choices=None, space="dnat", **options):
@@ -95,7 +94,7 @@ def test_rows_of_a_run_have_the_channels_that_its_network_has(name):
     blank = {"gates": (0.0, 0.0, 0.0), "margin": 0.0, "saved": 0}
     names = ("key", "kind", "operation", "shape_in", "shape_out", "madds", "group")
     reports = tuple(EdgeReport(**{n: getattr(e, n) for n in names}, choice=choices[e.key], **blank) for e in edges)
-    moment = Commitment(0, Evaluation(0.0, 0.0), Evaluation(0.0, 0.0), reports, (), ())
+    moment = Commitment(edges=reports)
     made = dnat.discretize(network, {k: c for k, c in choices.items() if c != "original"}, example)
     rows = picture_rows(network, data, moment, "width")
     assert {row.key: row.state for row in rows if row.kind == "width"} == {

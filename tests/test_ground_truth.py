@@ -35,8 +35,8 @@ from dnat.lab.ground_truth import (
 )
 from dnat.lab.methods import METHODS
 from dnat.networks.nasbench import EDGES, OPERATIONS
+from dnat.results import Transformation
 from dnat.training import Evaluation
-from dnat.transformation import Transformation
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -112,7 +112,7 @@ class Returned(Transformation):
 
 
 def returned(before, after, choices, data):
-    nothing, x = Evaluation(0.0, 0.0), data.example(2)
+    nothing, x = Evaluation(0.0, {"accuracy": 0.0}), data.example(2)
     latency = dnat.latency(after, x, least_runs=2, least_seconds=0.0)
     costs = dnat.cost(before, x), dnat.cost(after, x)
     return Returned(after, None, [], *costs, nothing, nothing, latency, latency, {}, given=choices)

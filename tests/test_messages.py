@@ -569,7 +569,7 @@ def test_what_a_run_meant_is_saved_whatever_becomes_of_the_presets(tmp_path, mon
 def test_times_are_taken_as_the_run_will_take_them(monkeypatch):
     """A latency budget is tried with the threads of the run, not with those that torch has by itself."""
     from dnat import planning
-    from dnat.transformation import check
+    from dnat.session import check
 
     seen, measure = [], planning.operation_seconds
 

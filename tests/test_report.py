@@ -45,8 +45,8 @@ from dnat.lab.report.published import PUBLISHED, published
 from dnat.lab.report.table import papers_tables
 from dnat.lab.runs import build_network, load_data, picture_rows, run
 from dnat.lab.runs.pictures import rows_of
+from dnat.results import Commitment
 from dnat.rundir import RunFiles, read_job
-from dnat.transformation import Commitment
 
 EVIL = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>|a\\|`b` {{7*7}} &amp; ${1} ünï→\u2028"
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_reported_is_refused(sweep, real, tmp_path):
 
 def test_an_edge_stands_once_in_the_architecture(real):
     architecture, job = RunFiles(real).architecture(), read_job(real)
-    commitment = Commitment.from_dict(architecture["commitment"])
+    commitment = Commitment.from_table(architecture["commitment"])
     data = load_data(job)
     network = build_network(job, data.num_classes, (data.channels, *data.image_size))
     rows = picture_rows(network, data, commitment, job.config.moves)

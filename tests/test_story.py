@@ -17,9 +17,9 @@ PACKAGE = Path(dnat.__file__).parent
 # What a module may import stands before it.
 ORDER = (
     "__init__ errors naming seeds config distributed locks rundir operations networks moves counting tracing "
-    "channels costs candidates edges rewriting narrowing budget relaxation selection data answers distillation "
-    "training planning sensitivity discretization checkpoints records tracking measurement exports "
-    "transformation proposal"
+    "channels costs candidates edges rewriting narrowing budget relaxation selection data answers tasks "
+    "distillation training planning sensitivity discretization session checkpoints records tracking "
+    "measurement exports results decision optimizers attachment loop state transformation proposal"
 )
 LAB = "__init__ baselines methods ground_truth drawing runs prediction summary sweep report online terminal cli"
 

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import dnat
+from dnat.answers import scores
 from dnat.budget import Costs
+from dnat.data import steps_of
 from dnat.relaxation import relax
 from dnat.seeds import check_seed
 from dnat.training import (
@@ -19,13 +21,11 @@ from dnat.training import (
     NonFiniteError,
     Progress,
     Trainer,
-    batches_per_epoch,
     evaluate,
     frozen,
     frozen_statistics,
     images_last,
     learning_rate,
-    scores,
     usual_batch,
 )
 
@@ -53,6 +53,7 @@ def test_one_joint_step_by_hand():
     """Weights first, then theta at the new weights, on the same batch: written out with plain torch."""
     trainer = relaxed_trainer(preset="paper", lr=0.1, lr_theta=0.01, grad_clip=0.0)
     twin = copy.deepcopy(trainer.network)
+    next(twin.thetas()).requires_grad_(True)
     x, y = images(), torch.tensor([0, 1, 2, 3])
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.1
@@ -76,16 +77,16 @@ def test_one_joint_step_by_hand():
 def test_theta_gradient_of_a_joint_step_by_finite_differences(gate):
     trainer = relaxed_trainer(gate=gate, cost_weight=0.7, zero_one_weight=0.3)
     relaxed = trainer.network.double()
-    trainer.architecture_loss = type(trainer.architecture_loss)(relaxed, trainer.config)
+    trainer.stage.loss = ArchitectureLoss(relaxed, trainer.config)
     relaxed.architecture.theta.data += torch.tensor([[0.0, 0.3, -0.2], [0.0, -0.1, 0.1]], dtype=torch.float64)
     x, y = images(dtype=torch.float64), torch.tensor([0, 1, 2, 3])
 
     def loss():
         with torch.no_grad(), frozen_statistics(relaxed):
-            return (cross_entropy(relaxed(x), y) + trainer.architecture_loss()).item()
+            return (cross_entropy(relaxed(x), y) + trainer.stage.loss()).item()
 
     relaxed.zero_grad()
-    trainer._theta_gradient(x, y, None)
+    trainer.stage.gradient(lambda net: cross_entropy(net(x), y))
     theta = next(relaxed.thetas())
     for i in range(theta.numel()):
         flat, eps = theta.data.view(-1), 1e-5
@@ -102,9 +103,9 @@ def test_the_theta_pass_touches_neither_weights_nor_statistics():
     trainer = relaxed_trainer()
     before = {k: v.clone() for k, v in trainer.network.state_dict().items()}
     trainer.network.zero_grad(set_to_none=True)
-    trainer._theta_gradient(images(), torch.tensor([0, 1, 2, 3]), None)
+    trainer.stage.gradient(lambda net: cross_entropy(net(images()), torch.tensor([0, 1, 2, 3])))
     assert all(p.grad is None for p in trainer.network.weights())
-    assert all(p.requires_grad for p in trainer.network.parameters())
+    assert all(p.requires_grad for p in trainer.network.weights())
     assert all(torch.equal(before[k], v) for k, v in trainer.network.state_dict().items())
     assert next(trainer.network.thetas()).grad is not None
 
@@ -112,8 +113,9 @@ def test_the_theta_pass_touches_neither_weights_nor_statistics():
 def test_a_single_pass_has_the_gradients_of_one_backward():
     trainer = relaxed_trainer(single_pass=True, grad_clip=0.0)
     twin = copy.deepcopy(trainer.network)
+    next(twin.thetas()).requires_grad_(True)
     x, y = images(), torch.tensor([0, 1, 2, 3])
-    loss = cross_entropy(twin(x), y) + type(trainer.architecture_loss)(twin, trainer.config)()
+    loss = cross_entropy(twin(x), y) + ArchitectureLoss(twin, trainer.config)()
     loss.backward()
     trainer.step(x, y)
     wanted = dict(twin.named_parameters())
@@ -123,7 +125,7 @@ def test_a_single_pass_has_the_gradients_of_one_backward():
 
 def test_theta_has_no_weight_decay():
     trainer = relaxed_trainer(weight_decay=0.5)
-    assert all(group["weight_decay"] == 0 for group in trainer.theta.param_groups)
+    assert all(group["weight_decay"] == 0 for group in trainer.stage.optimizer.param_groups)
     shared = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
     assert not shared & {id(p) for p in trainer.network.thetas()}
 
@@ -136,7 +138,7 @@ def test_the_expected_cost_is_the_mean_over_all_choices(name):
     if name == "resnet8 with skips":  # all edges together have too many sets to write out
         kinds = [[e for e in relaxed.edges if (e.kind == "skip") is skip] for skip in (True, False)]
         relaxed = relax(small(name), [*kinds[0][2:6], *kinds[1][1:4]], gate="sigmoid")
-        trainer.architecture_loss = ArchitectureLoss(relaxed, trainer.config)
+        trainer.stage.loss = ArchitectureLoss(relaxed, trainer.config)
     relaxed.architecture.theta.data.uniform_(0, 1, generator=torch.Generator().manual_seed(5))
     gates = relaxed.architecture.gates().tolist()
     chances = []
@@ -154,7 +156,7 @@ def test_the_expected_cost_is_the_mean_over_all_choices(name):
         removed = sum(costs.weights[i] for i in set().union(*alone))
         added = sum(costs.added.get((e, c), 0) for e, c in zip(relaxed.edges, choices, strict=True))
         wanted += chance * (changeable - removed + added) / changeable
-    assert trainer.architecture_loss.expected_cost().item() == pytest.approx(wanted, rel=1e-5)
+    assert trainer.stage.loss.expected_cost().item() == pytest.approx(wanted, rel=1e-5)
 
 
 def test_with_a_limit_only_what_lies_above_it_is_charged():
@@ -179,12 +181,12 @@ def test_one_cosine_over_both_stages():
 
 @pytest.mark.parametrize(("images_", "size", "steps"), [(24, 8, 3), (25, 8, 3), (26, 8, 4), (8, 8, 1), (3, 1, 3)])
 def test_batches_of_an_epoch(images_, size, steps):
-    assert batches_per_epoch(images_, config(batch_size=size)) == steps
+    assert steps_of(images_, size) == steps
 
 
 def test_a_batch_larger_than_the_data_is_refused():
     with pytest.raises(ValueError, match="batch_size 32 is larger than the 24 training images"):
-        batches_per_epoch(24, config(batch_size=32))
+        steps_of(24, 32)
 
 
 def test_evaluation_is_exact_and_leaves_no_trace():

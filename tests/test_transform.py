@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,12 +22,25 @@ from dnat.budget import Costs
 from dnat.config import Job
 from dnat.costs import Latency
 from dnat.data.images import Augmentation
+from dnat.discretization import discretization
 from dnat.errors import UsageError, WrongTypeError
 from dnat.lab.methods import METHODS as EVERY_METHOD
 from dnat.lab.methods import check_method
+from dnat.optimizers import states_of
 from dnat.records import Records
-from dnat.training import Interrupted, NonFiniteError, theta_rate, theta_steps
-from dnat.transformation import Commitment, short_stage, weights_digest
+from dnat.relaxation import relax
+from dnat.results import Commitment
+from dnat.session import weights_digest
+from dnat.state import RunState
+from dnat.training import (
+    Interrupted,
+    NonFiniteError,
+    Progress,
+    Trainer,
+    short_stage,
+    theta_rate,
+    theta_steps,
+)
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -114,36 +127,35 @@ def test_stopping_at_every_batch_in_turn_gives_the_same_bits(tmp_path):
         assert [row["epoch"] for row in records.metrics()] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("forgotten", ["momentum", "torch_rng", "theta", "decided", "progress", "network"])
+@pytest.mark.parametrize("forgotten", ["momentum", "torch_rng", "theta", "step", "decided", "progress", "network"])
 def test_each_part_of_a_checkpoint_matters(forgotten, tmp_path, monkeypatch):
     """The control of the tests above: leave one thing out, and the bits differ."""
-    from dnat.transformation import _Run
-
     j = job()
     at = 2 if forgotten == "theta" else 4  # theta is trained in 3 steps, then the choices settle in 3 more
     whole = dnat.transform(network(), tiny_data(), j.config).results()
     with Records.open(tmp_path / "run", j) as records, pytest.raises(Interrupted):
         dnat.transform(network(), tiny_data(), j.config, records=records, stop=lambda p: p.step == at)
-    restore = _Run._restore
+    restore = RunState.restore
 
-    def forgetful(self, trainer, state):
-        kept = {"rng": torch.get_rng_state(), "theta": trainer.theta.state_dict() if trainer.theta else None}
-        first = copy.deepcopy(trainer.network.state_dict())
+    def forgetful(self, state):
+        first = copy.deepcopy(self.trainer.network.state_dict())
         if forgotten == "momentum":
-            state["momentum"] = {}
+            state["optimizer"] = {}
         if forgotten == "decided":
-            state["decided"] = None
+            state["architecture"]["decisions"] = None
+        if forgotten == "theta":
+            state["architecture"]["optimizer"] = self.architecture.stage.optimizer.state_dict()
+        if forgotten == "step":
+            state["architecture"]["step"] = 0
         if forgotten == "progress":
             state["progress"]["step"] = 0
-        restore(self, trainer, state)
         if forgotten == "torch_rng":
-            torch.set_rng_state(kept["rng"])
-        if forgotten == "theta":
-            trainer.theta.load_state_dict(kept["theta"])
+            state["random"] = []
+        restore(self, state)
         if forgotten == "network":
-            trainer.network.load_state_dict(first)
+            self.trainer.network.load_state_dict(first)
 
-    monkeypatch.setattr(_Run, "_restore", forgetful)
+    monkeypatch.setattr(RunState, "restore", forgetful)
     with Records.open(tmp_path / "run", j) as records:
         assert dnat.transform(network(), tiny_data(), j.config, records=records).results() != whole
 
@@ -237,18 +249,11 @@ def test_the_global_state_is_left_alone():
 
 
 def test_momentum_of_kept_weights_goes_on():
-    from dnat import transform as function
-    from dnat.discretization import discretization
-    from dnat.relaxation import relax
-    from dnat.training import Progress, Trainer
-    from dnat.transformation import _momentum
-
-    assert callable(function)
     net = network()
     relaxed = relax(net, dnat.find_edges(dnat.trace(net, images())))
     old = Trainer(relaxed.train(), tiny_data(), config(), Progress())
     list(old.epoch())
-    kept = _momentum(old)
+    kept = states_of(old.optimizer, old.weights)
     assert kept.keys() == dict(net.named_parameters()).keys()
     plain = discretization(relaxed, {"conv2": "none"}, images()).network
     assert dict(plain.named_parameters()).keys() < kept.keys()
@@ -306,15 +311,15 @@ def test_a_time_budget_that_was_missed_is_tried_again_with_a_smaller_one(monkeyp
 
     given, whole = small("resnet8"), 2 * dnat.cost(small("resnet8"), images()).madds
     monkeypatch.setattr("dnat.planning.operation_seconds", seconds)
-    monkeypatch.setattr(sys.modules["dnat.transformation"], "latency", measured)
+    for module in ("decision", "transformation"):
+        monkeypatch.setattr(f"dnat.{module}.latency", measured)
     c = config(latency_budget=0.7, latency_batch=2, settle=0.0)
     result = dnat.transform(given, tiny_data(classes=5), c)
     assert not result.commitment.notes
     assert result.latency_after.seconds <= 0.7
     assert 0 < result.cost_after.madds < 0.7 * result.cost_before.madds
-    monkeypatch.setattr(
-        sys.modules["dnat.transformation"], "latency", lambda network, example: Latency(2.0, 0.0, 20, 2, "cpu")
-    )
+    for module in ("decision", "transformation"):
+        monkeypatch.setattr(f"dnat.{module}.latency", lambda network, example: Latency(2.0, 0.0, 20, 2, "cpu"))
     stubborn = dnat.transform(given, tiny_data(classes=5), c)
     assert stubborn.commitment.notes == ("the time budget of 700.00 ms was not reached",)
 
@@ -382,8 +387,8 @@ def test_who_decided_stands_beside_each_choice():
     assert all("was changed to" in e.reason for e in changed)
     free = dnat.transform(network(), tiny_data(), config(lr_theta=1e-6)).commitment.edges
     assert {(e.by, e.reason, e.choice) for e in free} == {("theta", "", "original")}
-    again = Commitment.from_dict(
-        json.loads(json.dumps(asdict(dnat.transform(network(), tiny_data(), c).commitment)))
+    again = Commitment.from_table(
+        json.loads(json.dumps(dnat.transform(network(), tiny_data(), c).commitment.table()))
     )
     assert again.edges == edges
 
@@ -730,7 +735,7 @@ def test_what_cannot_be_judged_is_told(tmp_path):
     with Records.open(tmp_path / "run", j) as records:
         done = dnat.transform(Root(), tiny_data(), j.config, records=records)
         table = records.read_json("sensitivity.json")
-        records.write_json("record.json", asdict(done.commitment))  # numbers that JSON knows
+        records.write_json("record.json", done.commitment.table())  # numbers that JSON knows
     assert table["damages"]["conv"]["none"] is None
     assert table["not_judged"]["conv"]["none"] == "the answers are not finite with it"
     assert done.choices["conv"] == "original"

@@ -16,3 +16,5 @@ from .sets import DataSet as DataSet
 from .sets import describe as describe
 from .sets import load as load
 from .sets import names as names
+from .source import Source as Source
+from .source import steps_of as steps_of

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from .augmentation import Augmentation as Augmentation
 from .augmentation import augmented, check_augmentation, cut, normalized, pad
 from .files import ImageFiles
 from .preprocess import Preprocess, positions
+from .source import steps_of
 from .streaming import Decoder, Task
 from .tensors import balanced, class_numbers, kind, labels_of, pair_of, pixels_of
 
@@ -228,7 +229,7 @@ class Data:
             _hash(digest, tensor)
         return digest.hexdigest()
 
-    def to(self, device: torch.device | str) -> "Data":
+    def to(self, device: torch.device | str) -> Self:
         """The same data on a device; files stay files, and their batches come on the device."""
         device = torch.device(device)
         if device == self.device:
@@ -267,6 +268,20 @@ class Data:
         # Row by row from the first image of the full set on: a row depends on its index alone.
         index = self.train_index.cpu().numpy()
         return generator.random((int(index.max()) + 1, self.augmentation.draws))[index]
+
+    @property
+    def train_count(self) -> int:
+        """How many training images there are."""
+        return len(self.train_labels)
+
+    @property
+    def test_count(self) -> int:
+        """How many test images there are."""
+        return len(self.test_labels)
+
+    def steps(self, batch_size: int) -> int:
+        """Steps of an epoch; see `steps_of`."""
+        return steps_of(len(self.train_labels), batch_size)
 
     def train_batches(
         self,

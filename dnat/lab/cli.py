@@ -578,7 +578,7 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
     options = network_options(pairs)
     places = {k: v for k in ("data", "data_root", "image_size") if (v := flags[k]) is not None}
     job = Job(network=network, network_options=options, config=Config(device=flags["device"]), **places)
-    from ..transformation import choose_device
+    from ..session import choose_device
     from .runs import network_and_images, survey
     from .terminal import console, survey_tables
 
@@ -682,7 +682,7 @@ def _planned(
     from rich.console import Console
 
     from ..proposal import Planner, kept
-    from ..transformation import choose_device
+    from ..session import choose_device
     from .runs import build_network, load_data
     from .terminal import watched
 

@@ -48,7 +48,7 @@ from ..networks import build
 from ..networks.nasbench import EDGES, LAYERS, NAMES, OPERATIONS, Cell201, NASBenchMacro, parse_cell, parse_layers
 from ..networks.proxyless import MBConv
 from ..operations import CellOperation
-from ..transformation import Transformation
+from ..results import Transformation
 
 SPACES = ("nasbench201", "nasbench_macro")
 """The spaces that tables are known of; also the families of their networks, for `dnat.build`."""

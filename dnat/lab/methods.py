@@ -8,7 +8,9 @@ from torch import nn
 
 from ..config import CONTROLS, Config
 from ..data import Data
-from ..transformation import Transformation, check, train, transform
+from ..results import Transformation
+from ..session import check
+from ..transformation import train, transform
 from . import baselines
 
 METHODS: Mapping[str, Callable[..., Transformation]] = MappingProxyType(

@@ -19,6 +19,7 @@ from ..errors import UsageError, WrongTypeError, users_code
 from ..measurement import batches_in, digest_of, measured
 from ..planning import make_plan, times
 from ..relaxation import relax
+from ..results import FixedReport
 from ..seeds import check_seed
 from ..sensitivity import (
     Judge,
@@ -29,8 +30,8 @@ from ..sensitivity import (
     least_damage,
     shown_images,
 )
+from ..session import weights_digest
 from ..tracing import Example, Program, copied, trace
-from ..transformation import FixedReport, weights_digest
 from .batches import first_batch, on_device, resized, so_many
 from .budgets import Budget, amount, parse_budget
 from .result import Proposal, Proposals, Tried

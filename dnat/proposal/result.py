@@ -12,9 +12,9 @@ from ..config import Mode, shown
 from ..edges import ORIGINAL
 from ..errors import UsageError
 from ..measurement import finite, infinite
+from ..results import FixedReport
 from ..sensitivity import Sensitivity
 from ..tracing import Program
-from ..transformation import FixedReport
 from .budgets import parse_budget
 from .text import described
 

@@ -8,7 +8,7 @@ from ..edges import IDENTITY, NONE, ORIGINAL, Tally, channels_of, kept_of
 from .budgets import amount, short
 
 if TYPE_CHECKING:
-    from ..transformation import FixedReport
+    from ..results import FixedReport
     from .result import Proposal, Proposals, Tried
 
 MOST_FIXED = 5

@@ -11,46 +11,36 @@ choices should be better than these.
 """
 
 import functools
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from ...answers import count_of
 from ...budget import Costs, InfeasibleError, by_edge
 from ...config import Config, parse_amount
-from ...costs import Cost, cost, latency
-from ...data import Data
+from ...costs import Cost, cost
+from ...data import Data, Source
+from ...decision import ATTEMPTS
 from ...discretization import Discretization, discretization
 from ...distributed import from_first
 from ...edges import Tally
-from ...errors import UsageError, users_code
+from ...errors import UsageError
+from ...loop import Listeners, Stop
 from ...networks import build, fitting
 from ...networks.weights import read_state
 from ...planning import Plan, make_plan
 from ...records import Records
 from ...relaxation import RelaxedNetwork, relax
+from ...results import Commitment, EdgeReport, Transformation, fixed_of
 from ...rundir import CHOSEN, CUT
 from ...sensitivity import retake_statistics
-from ...tracing import copied, in_training, trace
+from ...session import Session, check, images_of, named, session
+from ...tracing import copied, in_training
 from ...tracking import Tracker
-from ...training import Evaluation, Progress, cutout_side, evaluate
-from ...transformation import (
-    COMMIT_ATTEMPTS,
-    Commitment,
-    EdgeReport,
-    FixedReport,
-    Transformation,
-    check,
-    check_listeners,
-    check_training,
-    choose_device,
-    named,
-    reproducible,
-    train,
-    weights_digest,
-)
+from ...transformation import measured_before, train
 from .channels import Family, family_of, narrowed, pruned, resized, torch_pruning
 from .reporting import edge_report
 from .search import check_identity
@@ -73,10 +63,10 @@ def check_control(
     if method == "control-prune":
         torch_pruning()
     if method == "control-narrow":
-        example = data.example(2)
+        example = images_of(data).example(2)
         with torch.no_grad():
             before = cost(copied(network).to(example.device), example, batch=len(example))
-        narrowed(_known(family), example, _limit(config, before))
+        narrowed(_known(family), example, parse_amount(str(config.budget)).of(before.madds))
 
 
 def check_budget(method: str, config: Config) -> None:
@@ -95,12 +85,12 @@ def check_budget(method: str, config: Config) -> None:
 def control(
     method: str,
     network: nn.Module | str,
-    data: Data | str,
+    data: Source | str,
     config: Config | None = None,
     *,
     records: Records | None = None,
     tracker: Tracker | None = None,
-    stop: Callable[[Progress], bool] | None = None,
+    stop: Stop | None = None,
     family: Family | None = None,
 ) -> Transformation:
     """Make a network smaller at once, and train what is left of it.
@@ -114,45 +104,29 @@ def control(
         ValueError, NonFiniteError, Interrupted: as `dnat.transform`; ValueError also without a budget, for a
             network that cannot be made narrower, and where Torch-Pruning is needed and missing.
     """
-    check_listeners(records, tracker, stop)
+    listeners = Listeners.of(records, tracker, stop)
     name = network if isinstance(network, str) else None
     network, data, config = named(network, data, config)
-    epochs = config.epochs
     check_budget(method, config)
     if family is None and name is not None and method == "control-narrow":
-        options = fitting(name, data.num_classes, data.channels)
+        options = fitting(name, images_of(data).num_classes, images_of(data).channels)
         family = family_of(name, {}, functools.partial(build, name, seed=config.seed, **options))
-    with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
-        device = choose_device(config.device)
-        original, here = in_training(copied(network).to(device)), data.to(device)
-        config = replace(config, cutout=cutout_side(config, original, here))
-        example, timed = here.example(2), here.example(config.latency_batch)
-        check_training(original, here, config, example)
-        before, cost_before = evaluate(original, here, config), cost(original, example, batch=len(example))
-        latency_before = from_first(lambda: latency(original, timed))
-        given = _Given(method, original, here, config, _limit(config, cost_before), family)
-        commitment, small = given.committed(records)
+    with session(network, data, config) as given:
+        before, recipe = measured_before(given), given.config
+        limit = parse_amount(str(config.budget)).of(before["cost_before"].madds)
+        commitment, small = Control(method, given, limit, family).committed(records)
         if method != "control-narrow":  # as dnat does where its choices are made at once
-            retake_statistics(small, here, config)
+            retake_statistics(small, given.data, recipe)
         else:  # it has to learn all that the others begin with
-            config = replace(config, epochs=_epochs(config, cost_before, cost(small, example, batch=len(example))))
-            note = f"from fresh weights, for {config.epochs} epochs, which compute what {{}} of the original do"
-            commitment = replace(commitment, notes=(*commitment.notes, note.format(epochs)))
-    if tracker and commitment.edges:
-        tracker.committed(Tally.of((edge.kind, edge.choice) for edge in commitment.edges))
-    trained = train(small, data, config, records=records, tracker=tracker, stop=stop, teacher=original)
-    return replace(
-        trained,
-        commitment=replace(commitment, relaxed=before, compact=trained.before),
-        cost_before=cost_before,
-        before=before,
-        latency_before=latency_before,
-    )
-
-
-def _limit(config: Config, before: Cost) -> float:
-    assert config.budget is not None
-    return parse_amount(config.budget).of(before.madds)
+            after = cost(small, given.example, batch=count_of(given.example))
+            recipe = replace(recipe, epochs=_epochs(recipe, before["cost_before"], after))
+            note = f"from fresh weights, for {recipe.epochs} epochs, which compute what {config.epochs} of the "
+            commitment = replace(commitment, notes=(*commitment.notes, f"{note}original do"))
+    if commitment.edges:
+        listeners.tracker.committed(Tally.of((edge.kind, edge.choice) for edge in commitment.edges))
+    trained = train(small, data, recipe, records=records, tracker=tracker, stop=stop, teacher=given.original)
+    commitment = replace(commitment, relaxed=before["before"], compact=trained.before)
+    return replace(trained, commitment=commitment, **before)
 
 
 def _epochs(config: Config, before: Cost, after: Cost) -> int:
@@ -170,13 +144,18 @@ def _known(family: Family | None) -> Family:
 
 
 @dataclass(frozen=True)
-class _Given:
-    """What a control is given: the network on the run's device, and what its result may cost."""
+class Control:
+    """A control of a run, and what its result may cost.
+
+    Attributes:
+        method: its name.
+        given: what the run works with.
+        limit: multiply-adds of one image.
+        family: for control-narrow, how the network is made with fewer channels.
+    """
 
     method: str
-    network: nn.Module
-    data: Data
-    config: Config
+    given: Session
     limit: float
     family: Family | None
 
@@ -185,17 +164,17 @@ class _Given:
 
         Accuracies are filled in later.
         """
-        identity = f"{weights_digest(self.network)} {self.data.identity()}"
+        identity = f"{self.given.digest} {self.given.data.identity()}"
         known = from_first(lambda: records.read_json(CHOSEN) if records else None)
         if known:
             check_identity(known, identity)
-            commitment = Commitment.from_dict(known["commitment"])
+            commitment = Commitment.from_table(known["commitment"])
             return commitment, self._again(commitment, records)
         commitment, small = self._chosen()
         if records:
             if self.method == "control-prune":
                 records.write_state(CUT, small)
-            records.write_json(CHOSEN, {"identity": identity, "commitment": asdict(commitment)})
+            records.write_json(CHOSEN, {"identity": identity, "commitment": commitment.table()})
         return commitment, small
 
     def _chosen(self) -> tuple[Commitment, nn.Module]:
@@ -210,28 +189,26 @@ class _Given:
         if self.method in CHOOSERS:
             return self._discretized(self._plan(), commitment.choices).network
         if self.method == "control-prune" and records:  # another version might take other channels
-            small = resized(self.network, commitment.widths)
+            small = resized(self.given.original, commitment.widths)
             small.load_state_dict(read_state(records.path(CUT)))
             return small
         if self.method == "control-narrow":
             return self._anew(commitment.widths[_known(self.family).option])
         return self._chosen()[1]
 
-    @property
-    def _example(self) -> Tensor:
-        return self.data.example(2)
-
     def _plan(self) -> Plan:
-        example = self._example
-        return make_plan(self.network, trace(self.network, example, batch=len(example)), example, self.config)
+        given = self.given
+        return make_plan(given.original, given.program, given.example, given.config)
 
     def _relaxed(self, plan: Plan) -> RelaxedNetwork:
         """As dnat would relax it: operations that are new begin with the same weights."""
-        config = self.config
-        return relax(self.network, plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start)
+        config = self.given.config
+        return relax(
+            self.given.original, plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start
+        )
 
     def _discretized(self, plan: Plan, choices: Mapping[str, str]) -> Discretization:
-        return discretization(self._relaxed(plan), choices, self._example)
+        return discretization(self._relaxed(plan), choices, self.given.example)
 
     def _with_set(self) -> tuple[Commitment, nn.Module]:
         """Choices that can be carried out, within the limit."""
@@ -239,12 +216,15 @@ class _Given:
         relaxed = self._relaxed(plan)
         groups = relaxed.by_group()
         legal = {group: list(relaxed.choices_of(group)) for group in groups}
-        for _ in range(COMMIT_ATTEMPTS):
-            chosen = CHOOSERS[self.method](groups, legal, plan.costs, self.limit, self.config.seed)
+        for _ in range(ATTEMPTS):
+            chosen = CHOOSERS[self.method](groups, legal, plan.costs, self.limit, self.given.config.seed)
             wanted = {e.key: c for e, c in by_edge(groups, chosen).items()}
-            made = discretization(relaxed, wanted, self._example)
+            made = discretization(relaxed, wanted, self.given.example)
             missed = {*made.undone, *made.partial}
-            if not missed and cost(made.network, self._example, batch=len(self._example)).madds <= self.limit:
+            if (
+                not missed
+                and cost(made.network, self.given.example, batch=count_of(self.given.example)).madds <= self.limit
+            ):
                 return self._commitment(self._reports(plan, made), made, plan), made.network
             if not missed:
                 break
@@ -269,25 +249,19 @@ class _Given:
         )
 
     def _commitment(self, edges: tuple[EdgeReport, ...], made: Discretization, plan: Plan) -> Commitment:
-        fixed = tuple(FixedReport(e.key, e.kind, e.operation, e.madds, e.refused) for e in plan.fixed)
-        return replace(_EMPTY, edges=edges, removed=made.removed, fixed=fixed)
+        return Commitment(edges=edges, removed=made.removed, fixed=fixed_of(plan))
 
     def _narrowed(self) -> tuple[Commitment, nn.Module]:
         family = _known(self.family)
-        value = narrowed(family, self._example, self.limit)
+        value = narrowed(family, self.given.example, self.limit)
         note = f"{family.option} {value:g} in place of {family.usual:g}"
-        return replace(_EMPTY, widths={family.option: value}, notes=(note,)), self._anew(value)
+        return Commitment(widths={family.option: value}, notes=(note,)), self._anew(value)
 
     def _anew(self, width: float) -> nn.Module:
-        return in_training(_known(self.family).made(width).to(self.data.train_labels.device))
+        return in_training(_known(self.family).made(width).to(self.given.data.device))
 
     def _pruned(self) -> tuple[Commitment, nn.Module]:
-        small, widths = pruned(self.network, self.data, self.config, self.limit)
-        where = "in the whole network" if self.config.pruning_global else "in each layer"
-        note = f"Torch-Pruning {version('torch-pruning')}: channels of least {self.config.pruning} {where}"
-        return replace(_EMPTY, widths=widths, notes=(note,)), small
-
-
-_EMPTY = Commitment(
-    epoch=0, relaxed=Evaluation(0.0, 0.0), compact=Evaluation(0.0, 0.0), edges=(), removed=(), notes=()
-)
+        small, widths = pruned(self.given.original, images_of(self.given.data), self.given.config, self.limit)
+        where = "in the whole network" if self.given.config.pruning_global else "in each layer"
+        note = f"Torch-Pruning {version('torch-pruning')}: channels of least {self.given.config.pruning} {where}"
+        return Commitment(widths=widths, notes=(note,)), small

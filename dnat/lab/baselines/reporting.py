@@ -1,7 +1,7 @@
 """What became of an edge, as runs report it, where theta had no part in it."""
 
 from ...edges import IDENTITY, NONE, ORIGINAL, Edge
-from ...transformation import EdgeReport
+from ...results import EdgeReport
 
 
 def edge_report(

@@ -13,8 +13,8 @@ from ...discretization import discretize
 from ...errors import UsageError
 from ...networks import Genotype
 from ...networks.weights import read_state
+from ...results import Commitment
 from ...rundir import NETWORK, RunFiles, read_job
-from ...transformation import Commitment
 from ..baselines import regrow, resized, works_on_genotype
 from .loading import build_network, narrower
 
@@ -31,7 +31,7 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
         raise UsageError(f"{directory} was written by an older dnat, which did not note what its network takes")
     shape = record["image_shape"]
     example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    commitment = Commitment.from_dict(architecture["commitment"]) if architecture["commitment"] else None
+    commitment = Commitment.from_table(architecture["commitment"]) if architecture["commitment"] else None
     widths = commitment.widths if commitment else {}
     # Its own weights follow.
     options = widths if job.method == "control-narrow" else {}

@@ -17,9 +17,9 @@ from ...edges import ORIGINAL, Edge, Space, in_order, units
 from ...networks import GENOTYPES, Genotype, definition, genotype_of
 from ...networks.genotypes import published, transformed
 from ...planning import find_edges
+from ...results import Commitment, EdgeReport, Transformation
 from ...rundir import RunFiles, read_job
 from ...tracing import trace
-from ...transformation import Commitment, EdgeReport, Transformation
 from .. import drawing
 
 _SHARED = ("kind", "operation", "shape_in", "shape_out", "madds", "choice")
@@ -27,7 +27,7 @@ _SHARED = ("kind", "operation", "shape_in", "shape_out", "madds", "choice")
 
 def architecture_of(network: nn.Module, data: Data, job: Job, result: Transformation) -> dict[str, Any]:
     """A run's choices, its genotypes, and the picture's rows, in which an edge has only what its report lacks."""
-    commitment = asdict(result.commitment) if result.commitment else None
+    commitment = result.commitment.table() if result.commitment else None
     known = _of_reports(commitment)
     rows = drawing.rows_to_json(picture_rows(network, data, result.commitment, job.config.moves))
     own = [{k: v for k, v in row.items() if k == "key" or (k, v) not in known.get(row["key"], ())} for row in rows]

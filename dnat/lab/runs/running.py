@@ -15,10 +15,10 @@ from ...data import Data
 from ...distributed import from_first, joined, world
 from ...errors import UsageError
 from ...records import Records, holds_other
+from ...results import Transformation
 from ...rundir import ARCHITECTURE, NETWORK, RunFiles
 from ...tracking import Tracker
 from ...training import Progress
-from ...transformation import Transformation
 from ..methods import METHODS, check_method
 from .loading import build_network, family, load_data
 from .pictures import architecture_of, draw

@@ -1,0 +1,32 @@
+"""Train and evaluate any network: the architecture stage (weights and theta) and the network stage (weights)."""
+
+from .evaluation import NOTHING as NOTHING
+from .evaluation import Evaluation as Evaluation
+from .evaluation import check_finite as check_finite
+from .evaluation import check_usable as check_usable
+from .evaluation import evaluate as evaluate
+from .evaluation import is_dead as is_dead
+from .evaluation import measured as measured
+from .evaluation import usual_batch as usual_batch
+from .freezing import frozen as frozen
+from .freezing import frozen_statistics as frozen_statistics
+from .freezing import images_last as images_last
+from .freezing import take_statistics as take_statistics
+from .pressure import ArchitectureLoss as ArchitectureLoss
+from .probes import Burden as Burden
+from .probes import burden as burden
+from .probes import effects as effects
+from .progress import CHECK_EVERY as CHECK_EVERY
+from .progress import Interrupted as Interrupted
+from .progress import NonFiniteError as NonFiniteError
+from .progress import Progress as Progress
+from .schedules import cutout_side as cutout_side
+from .schedules import drop_path as drop_path
+from .schedules import learning_rate as learning_rate
+from .schedules import short_stage as short_stage
+from .schedules import theta_optimizer as theta_optimizer
+from .schedules import theta_rate as theta_rate
+from .schedules import theta_steps as theta_steps
+from .schedules import weight_optimizer as weight_optimizer
+from .stage import ArchitectureStage as ArchitectureStage
+from .trainer import Trainer as Trainer

@@ -120,7 +120,7 @@ class Checkpoints(RunFiles):
         """
         super().__init__(directory)
         self.notices: list[str] = [] if notices is None else notices
-        self._stage, self._log, self._notify, self._anew = stage, self.path(rows), notify, anew
+        self.stage, self._log, self._notify, self._anew = stage, self.path(rows), notify, anew
 
     def _notice(self, text: str) -> None:
         self.notices.append(text)
@@ -154,7 +154,7 @@ class Checkpoints(RunFiles):
 
     def _refuse_to_begin_again(self) -> None:
         """Deal with a run of which damaged checkpoints are all that is left."""
-        damaged = list(self.directory.glob(f"{self._stage}-*.ckpt.corrupt"))
+        damaged = list(self.directory.glob(f"{self.stage}-*.ckpt.corrupt"))
         if not damaged:
             return
         if not self._anew:
@@ -170,7 +170,7 @@ class Checkpoints(RunFiles):
     def _checkpoints(self) -> Iterator[tuple[int, Path]]:
         """Checkpoints, the highest step first; the clock has no say in it."""
         named = ((_CHECKPOINT.match(p.name), p) for p in self.directory.iterdir())
-        yield from sorted(((int(m[2]), p) for m, p in named if m and m[1] == self._stage), reverse=True)
+        yield from sorted(((int(m[2]), p) for m, p in named if m and m[1] == self.stage), reverse=True)
 
     def _cut_log(self, size: int) -> None:
         if self._log.exists() and self._log.stat().st_size > size:
@@ -180,7 +180,7 @@ class Checkpoints(RunFiles):
         """Write a checkpoint; older ones but one are deleted once it is safe on the disk."""
         size = self._log.stat().st_size if self._log.exists() else 0
         content = pack(state, step=step, metrics_bytes=size)
-        atomic_write(self.directory / f"{self._stage}-{step:09d}.ckpt", content)
+        atomic_write(self.directory / f"{self.stage}-{step:09d}.ckpt", content)
         for _, path in list(self._checkpoints())[KEEP:]:
             path.unlink()
 
@@ -212,6 +212,6 @@ class Checkpoints(RunFiles):
 
     def forget(self) -> None:
         """Delete the checkpoints, once they are of no more use."""
-        damaged = self.directory.glob(f"{self._stage}-*.ckpt.corrupt")
+        damaged = self.directory.glob(f"{self.stage}-*.ckpt.corrupt")
         for path in [*(path for _, path in self._checkpoints()), *damaged]:
             path.unlink()

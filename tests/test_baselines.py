@@ -15,6 +15,7 @@ from test_transform import network as dropping
 from test_transform import watched
 
 import dnat
+from dnat.checkpoints import Checkpoints
 from dnat.config import Config, Job, Search
 from dnat.lab.baselines import LEARNERS, configured
 from dnat.lab.baselines import search as searching
@@ -136,7 +137,7 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
     stopped = 9 if forgotten == "optimizer" else 13
     with Records.open(tmp_path / "run", job) as records, pytest.raises(Interrupted):
         METHODS["nat"](cell_network(), tiny_data(32), c, records=records, stop=lambda p: p.step == stopped)
-    original = Records.newest
+    original = Checkpoints.newest
 
     def without(self):
         newest = original(self)
@@ -149,7 +150,7 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
             state[forgotten] = [] if forgotten == "rewards" else 0
         return newest[0], state
 
-    monkeypatch.setattr(Records, "newest", without)
+    monkeypatch.setattr(Checkpoints, "newest", without)
     with Records.open(tmp_path / "run", job) as records:
         again = METHODS["nat"](cell_network(), tiny_data(32), c, records=records)
     assert untimed(again) != untimed(whole_run())
@@ -159,7 +160,7 @@ def test_the_time_before_a_stop_counts(tmp_path, monkeypatch):
     job = Job(network="test:any", method="nat", config=settings())
     with Records.open(tmp_path / "run", job) as records, pytest.raises(Interrupted):
         METHODS["nat"](cell_network(), tiny_data(32), job.config, records=records, stop=lambda p: p.step == 2)
-    original = Records.newest
+    original = Checkpoints.newest
 
     def later(self):
         newest = original(self)
@@ -168,7 +169,7 @@ def test_the_time_before_a_stop_counts(tmp_path, monkeypatch):
             newest[1]["epoch_seconds"] += 1000
         return newest
 
-    monkeypatch.setattr(Records, "newest", later)
+    monkeypatch.setattr(Checkpoints, "newest", later)
     with Records.open(tmp_path / "run", job) as records:
         again = METHODS["nat"](cell_network(), tiny_data(32), job.config, records=records)
     first, second, *_ = again.history

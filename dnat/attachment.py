@@ -32,7 +32,7 @@ from .planning import Plan, make_plan
 from .relaxation import RelaxedNetwork, relax
 from .results import Report, report_of
 from .tracing import copied, trace
-from .training import ArchitectureStage, check_finite
+from .training import ArchitectureStage, check_finite, clipped
 
 
 class Architecture(nn.Module):
@@ -63,8 +63,15 @@ class Architecture(nn.Module):
         self._rows: list[dict[str, Any]] | None = None  # of decisions that settle
         self._notes: tuple[str, ...] = ()
         self._report: Report | None = None
-        self._begun = False
+        self._begun = self._in_step = False
         self.register_load_state_dict_post_hook(lambda module, keys: self.settle_again())
+
+    def weights(self) -> list[list[nn.Parameter]]:
+        """The parameters of the network, in groups whose gradients are to be clipped apart: its own, and those of
+        operations that may take others' places."""
+        return (
+            clipped(self.relaxed.network, self.stage) if self.compact is None else [[*self.compact.parameters()]]
+        )
 
     @property
     def steps_left(self) -> int:
@@ -97,7 +104,7 @@ class Architecture(nn.Module):
         """What the network computes with its edges relaxed; in train mode a step begins."""
         if self.compact is not None:
             return self.compact(*args, **kwargs)
-        if not (self.training and torch.is_grad_enabled()):
+        if self._in_step or not (self.training and torch.is_grad_enabled()):
             return self.relaxed(*args, **kwargs)
         if not self._begun:
             self.stage.begin()
@@ -120,7 +127,13 @@ class Architecture(nn.Module):
         if not self._begun:
             raise UsageError("step() ends a step of a training: call the network in train mode first")
         scale = scaler.get_scale() if scaler is not None and scaler.is_enabled() else 1.0
-        self.stage.end(lambda network: loss_of(network) / world().size, scale)
+        self._in_step = True
+        try:
+            self.stage.end(lambda network: loss_of(network) / world().size, scale)
+        finally:
+            self._in_step = False
+        for theta in self.relaxed.thetas():
+            theta.grad = None  # or an optimizer of the loop's would move it by what is left
         self._begun = False
         self.settle_when_due()
 

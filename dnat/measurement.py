@@ -39,7 +39,7 @@ def digest_of(relaxed: RelaxedNetwork, weights: str, seed: int, batches: Iterabl
         batches: what is shown.
     """
     rows = [(group, relaxed.choices_of(group)) for group in relaxed.groups]
-    settings = [COMPARED, relaxed.edges[0].program.fingerprint, relaxed.mode, rows, seed, weights]
+    settings = [COMPARED, relaxed.edges.program.fingerprint, relaxed.mode, rows, seed, weights]
     digest = hashlib.sha256(str(settings).encode())
     for batch in batches:
         for tensor in tensors_of(batch):

@@ -151,7 +151,7 @@ def divided(batch: Example, most: int) -> list[Example]:
 
 def _sizes(relaxed: RelaxedNetwork) -> dict[str, float]:
     """How many bytes what each module gives for one image takes, by its path."""
-    trace = relaxed.edges[0].program.traces[0]
+    trace = relaxed.edges.trace
     outputs = {call.path: [trace.values[v] for v in call.outputs] for call in trace.calls}
     return {
         path: sum(math.prod(v.shape) * v.dtype.itemsize for v in values) / max(trace.batch, 1)
@@ -273,7 +273,7 @@ class Judge:
             before = {group: self.before(relaxed.members(group)) for group in relaxed.groups}
             entries = {group: _entries(relaxed.members(group)) for group in relaxed.groups}
             with Memory(relaxed.network, self.parts.union(*before.values(), *entries.values())) as memory:
-                for row, group in enumerate(relaxed.groups):
+                for group in relaxed.groups:
                     memory.keep(before[group])
                     for choice in relaxed.choices_of(group):
                         if choice == ORIGINAL:
@@ -282,7 +282,7 @@ class Judge:
                         idle, vain = self.needless(dict.fromkeys(relaxed.members(group), choice))
                         with (
                             memory.of(before[group] - vain, entries[group], idle),
-                            relaxed.architecture.trying(row, choice),
+                            relaxed.trying(group, choice),
                         ):
                             found[group][choice] = self._apart(number)
                         count += 1
@@ -316,7 +316,7 @@ class Judge:
     def _inside(self) -> list[tuple[Trace, dict[str, frozenset[int]], frozenset[int]]]:
         """Of each trace the operations inside of modules that are called once, and those that outputs need."""
         found = []
-        for trace in self.relaxed.edges[0].program.traces:
+        for trace in self.relaxed.edges.program.traces:
             inside = {
                 path: trace.within(calls[0]) for path, calls in trace.calls_by_path.items() if len(calls) == 1
             }

@@ -19,7 +19,8 @@ from dnat.checkpoints import Checkpoints
 from dnat.config import Config, Job, Search
 from dnat.lab.baselines import LEARNERS, configured
 from dnat.lab.baselines import search as searching
-from dnat.lab.baselines.embedding import PAPER, fit, improved
+from dnat.lab.baselines.ascent import fit, improved
+from dnat.lab.baselines.embedding import PAPER
 from dnat.lab.baselines.search import SearchRun, divided
 from dnat.lab.baselines.spaces import GenotypeSpace
 from dnat.lab.cli import cli

@@ -270,8 +270,8 @@ def _tracker(job: Any, directory: Path, wandb: str, screen: Any) -> Any:
     terminal = TerminalTracker(screen, job.config.epochs)
     if wandb == "off":
         return terminal
+    from .labels import label
     from .online.mirror import WandbTracker
-    from .summary import label
 
     def notify(text: str) -> None:
         screen.print(text, highlight=False, markup=False)

@@ -30,3 +30,4 @@ from .schedules import theta_steps as theta_steps
 from .schedules import weight_optimizer as weight_optimizer
 from .stage import ArchitectureStage as ArchitectureStage
 from .trainer import Trainer as Trainer
+from .trainer import clipped as clipped

@@ -21,7 +21,7 @@ from ..config import Config
 from ..data import Source
 from ..distillation import Lesson, Teacher, watched
 from ..distributed import SyncedNorms, sum_gradients, summed, world
-from ..networks.cells import set_drop_path
+from ..operations import set_drop_path
 from ..relaxation import RelaxedNetwork
 from ..tasks import Classification, Task
 from ..tracing import in_training
@@ -73,7 +73,7 @@ class Trainer:
         self.batches = data.steps(config.batch_size)
         self.steps = self.batches * config.epochs
         self.teacher = Teacher(teacher, self.weights, config) if teacher else None
-        self.clipped = _clipped(self.weights, stage)
+        self.clipped = clipped(self.weights, stage)
         self.device = data.device
         self.channels_last = images_last(self.network, config, self.device)
         if config.channels_last and not self.channels_last:
@@ -225,11 +225,11 @@ class Trainer:
         return Evaluation(loss / count, metrics)
 
 
-def _clipped(weights: nn.Module, stage: ArchitectureStage | None) -> list[list[nn.Parameter]]:
+def clipped(weights: nn.Module, stage: ArchitectureStage | None) -> list[list[nn.Parameter]]:
     """The parameters whose gradients are clipped together.
 
     What other operations learn must not shorten the network's own steps.
     """
-    added = {id(p) for p in stage.relaxed.others()} if stage else set()
+    added = {id(p) for p in stage.relaxed.added_parameters()} if stage else set()
     own = [p for p in weights.parameters() if id(p) not in added]
     return [part for part in (own, [p for p in weights.parameters() if id(p) in added]) if part]

@@ -35,7 +35,7 @@ def architecture_of(network: nn.Module, data: Data, job: Job, result: Transforma
     return {"commitment": commitment, "rows": own, "genotypes": genotypes}
 
 
-def rows_of(architecture: Mapping[str, Any]) -> list[drawing.Row]:
+def rows_of(architecture: Mapping[str, Any]) -> list[drawing.OperationRow]:
     """The picture's rows of `architecture_of`."""
     known = _of_reports(architecture["commitment"])
     return drawing.rows_from_json(dict(known.get(row["key"], ())) | row for row in architecture["rows"])
@@ -49,7 +49,7 @@ def _of_reports(commitment: Mapping[str, Any] | None) -> dict[str, list[tuple[st
 
 def picture_rows(
     network: nn.Module, data: Data, commitment: Commitment | None, space: Space = "dnat"
-) -> list[drawing.Row]:
+) -> list[drawing.OperationRow]:
     """Every operation of a network, in order, and what became of it, for the picture."""
     program = trace(network, data.example(2))
     edges = {e.key: e for e in find_edges(program, space)}
@@ -60,9 +60,9 @@ def picture_rows(
     removed = set(commitment.removed) if commitment else set()
     left = _left({edge: _choice(reports, edge) for edge in edges.values() if edge.place})
 
-    def row(edge: Edge) -> drawing.Row:
+    def row(edge: Edge) -> drawing.OperationRow:
         report, choice = reports.get(edge.key), _choice(reports, edge)
-        found = drawing.Row(
+        found = drawing.OperationRow(
             key=edge.key,
             kind=edge.kind if edge.key in edges else "fixed",
             operation=edge.operation,
@@ -135,7 +135,9 @@ def draw(
     """Draw a run's before/after picture into a folder; with a genotype also its cells."""
     title = f"{job.network} on {job.data}, {job.method}"
     rows = rows_of(architecture)
-    files = drawing.draw(rows, folder / "architecture", title=title, before=before, after=after, formats=formats)
+    files = drawing.draw_network(
+        rows, folder / "architecture", title=title, before=before, after=after, formats=formats
+    )
     found = [Genotype.from_json(json.dumps(g)) for g in architecture.get("genotypes", ())]
     if found:
         first, last = found

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from ...budget import Costs
 from ...costs import Latency, cost, latency, operation_seconds
 from ...edges import Edge
-from ...networks import Size, build, definition, usual_size
+from ...networks import NetworkSize, build, definition, usual_size
 from ...planning import find_edges
 from ...tracing import trace
 
 
-def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) -> Size:
-    """Count a network by name, without computing anything: see `Size`.
+def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) -> NetworkSize:
+    """Count a network by name, without computing anything: see `NetworkSize`.
 
     Args:
         name: of the network.
@@ -29,7 +29,9 @@ def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) 
         edges = find_edges(trace(network, example, batch=len(example)))
         found = cost(network, example, batch=len(example))
     modes = known.modes if known else ("full", "cell")
-    return Size(found.params, found.madds, len(edges), len({e.group for e in edges}) if "cell" in modes else None)
+    return NetworkSize(
+        found.params, found.madds, len(edges), len({e.group for e in edges}) if "cell" in modes else None
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The architecture stage within other people's trainers; each needs its library, which dnat does not."""

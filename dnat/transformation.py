@@ -23,11 +23,11 @@ from .discretization import discretization
 from .distributed import from_first
 from .edges import Tally
 from .loop import Listeners, Loop, Stop, row_of
-from .measurement import SENSITIVITY
 from .planning import Plan, Times, make_plan
-from .records import LATENCIES, Records
+from .records import Records
 from .relaxation import relax
 from .results import Commitment, Transformation
+from .rundir import LATENCIES, SENSITIVITY
 from .sensitivity import retake_statistics
 from .session import Session, session
 from .state import RunState, newest

@@ -17,13 +17,13 @@ from dnat.config import CONTROLS, Config, Job
 from dnat.edges import problems
 from dnat.lab.baselines import Family, family_of, resized
 from dnat.lab.baselines.channels import is_depthwise, widest
-from dnat.lab.baselines.controls import CHOSEN
 from dnat.lab.baselines.sets import random_set, uniform_set
 from dnat.lab.cli import cli
 from dnat.lab.methods import METHODS
 from dnat.lab.runs import restore, run
 from dnat.lab.sweep import settings as sweeps
 from dnat.records import Records
+from dnat.rundir import CHOSEN
 from dnat.sensitivity import shown_images
 from dnat.training import Interrupted, take_statistics
 

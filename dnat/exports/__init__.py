@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_map_only
 from ..data import Preprocess, check_shape
 from ..errors import UsageError, WrongTypeError
 from ..naming import unknown
-from ..records import atomic_write
 from ..relaxation import RelaxedNetwork
+from ..rundir import atomic_write
 from ..tracing import Example, copied, examples_of
 from . import graphs, verification, weights
 from .construction import is_leaf

@@ -227,6 +227,7 @@ def resume(run: Path, data_root: str | None, anew: bool, wandb: str) -> None:
 def _run(job: Any, directory: Path, download: bool, anew: bool, wandb: str) -> None:
     # Older torch refuses deterministic matrix products on CUDA without it, and only reads it at the start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    from ..rundir import RunFiles
     from .runs import run
     from .terminal import console
 
@@ -237,7 +238,7 @@ def _run(job: Any, directory: Path, download: bool, anew: bool, wandb: str) -> N
         f"{job.method}: {job.network} on {job.data}, seed {job.config.seed}, {job.config.epochs} epochs",
         highlight=False,
     )
-    done = (directory / "record.json").exists()
+    done = RunFiles(directory).is_done()
     tracker = _tracker(job, directory, wandb, screen)
     try:
         with _stop_on_signals() as stop, _warnings_to(screen):
@@ -263,13 +264,14 @@ def _run(job: Any, directory: Path, download: bool, anew: bool, wandb: str) -> N
 
 
 def _tracker(job: Any, directory: Path, wandb: str, screen: Any) -> Any:
-    from ..tracking import Trackers, WandbTracker
+    from ..tracking import Trackers
     from .terminal import TerminalTracker
 
     terminal = TerminalTracker(screen, job.config.epochs)
     if wandb == "off":
         return terminal
     from .labels import label
+    from .online.mirror import WandbTracker
 
     def notify(text: str) -> None:
         screen.print(text, highlight=False, markup=False)
@@ -279,12 +281,11 @@ def _tracker(job: Any, directory: Path, wandb: str, screen: Any) -> Any:
 
 
 def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
-    import json
-
+    from ..rundir import RunFiles
     from .terminal import changes_table, result_table, verdict
 
     screen.print(result_table(record))
-    architecture = json.loads((directory / "architecture.json").read_text())
+    architecture = RunFiles(directory).architecture()
     commitment = architecture["commitment"]
     if commitment and architecture.get("genotypes"):  # all cells of a kind are alike: each edge is shown once
         groups: dict[str, dict[str, Any]] = {}
@@ -852,7 +853,7 @@ def report(
         for path in draw(found, pictures):
             click.echo(path, err=True)
     if wandb["online"]:
-        from .report.online import create
+        from .online.report import create
         from .summary import markdown as table
 
         project = wandb["project"] or os.environ.get("WANDB_PROJECT") or "dnat"
@@ -861,7 +862,7 @@ def report(
 
 
 def _print_uploads(runs: tuple[Path, ...]) -> None:
-    from .report.online import upload_commands
+    from .online.report import upload_commands
 
     commands = upload_commands(runs)
     for command in commands:

@@ -35,6 +35,7 @@ from ...planning import Plan, make_plan
 from ...records import Records
 from ...relaxation import RelaxedNetwork, relax
 from ...results import Commitment, EdgeReport, Transformation, fixed_of
+from ...rundir import CHOSEN, CUT
 from ...sensitivity import retake_statistics
 from ...session import Session, check, images_of, named, session
 from ...tracing import copied, in_training
@@ -44,12 +45,6 @@ from .channels import Family, family_of, pruned, resized, torch_pruning, widest
 from .reporting import edge_report
 from .search import check_identity
 from .sets import CHOOSERS
-
-CHOSEN = "control.json"
-"""The file of a run directory with what a control has chosen."""
-
-CUT = "control.safetensors"
-"""The file with the weights of the network from which channels were taken, before it was trained."""
 
 BY = {"control-random": "chance", "control-uniform": "evenly"}
 """What decides, as reports on edges say it."""
@@ -119,7 +114,7 @@ def control(
     with session(network, data, config) as given:
         before, recipe = measured_before(given), given.config
         limit = parse_amount(str(config.budget)).of(before["cost_before"].madds)
-        commitment, small = Control(method, given, limit, family).committed(listeners.records)
+        commitment, small = Control(method, given, limit, family).committed(records)
         if method != "control-narrow":  # as dnat does where its choices are made at once
             retake_statistics(small, given.data, recipe)
         else:  # it has to learn all that the others begin with

@@ -24,6 +24,7 @@ from ...planning import find_edges, make_plan
 from ...records import Records
 from ...relaxation import relax
 from ...results import Commitment, EdgeReport, FixedReport, Transformation, fixed_of
+from ...rundir import SEARCH_RESULT
 from ...session import Session, check_training, choose_device, images_of, named, session
 from ...tracing import trace
 from ...tracking import Tracker
@@ -49,9 +50,6 @@ LEARNERS = {
     "nao": Learner("random", "nao"),
 }
 """How each method searches."""
-
-FOUND = "search.json"
-"""The file of a run directory with what the search has found; it stands there once the search is done."""
 
 
 def works_on_genotype(network: nn.Module, config: Config) -> bool:
@@ -172,7 +170,7 @@ def _result_of_search(
     """What the search finds, as JSON; read back where it is done already."""
     records = listeners.records
     identity = f"{given.digest} {given.data.identity()}"
-    known = records.read_json(FOUND) if records else None
+    known = records.read_json(SEARCH_RESULT) if records else None
     if known:
         check_identity(known, identity)
         return {**known, "history": records.of_search().metrics() if records else []}
@@ -191,7 +189,7 @@ def _result_of_search(
         "notes": list(best.notes),
     }
     if records:
-        records.write_json(FOUND, result)
+        records.write_json(SEARCH_RESULT, result)
         records.of_search().forget()
     return {**result, "history": list(best.history)}
 

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import Config as Config
+    from .settings import Config as Config
     from .costs import Cost as Cost
     from .costs import Latency as Latency
     from .costs import cost as cost
@@ -56,7 +56,7 @@ _HOME = {
     "Cost": "costs",
     "latency": "costs",
     "Latency": "costs",
-    "Config": "config",
+    "Config": "settings",
     "plan": "proposal",
     "Proposals": "proposal",
     "transform": "transformation",

@@ -38,7 +38,7 @@ import torch
 from torch import nn
 
 from . import __version__
-from .config import Job, cores, read_toml, shown
+from .settings import Job, conflicts, read_toml, shown
 from .distributed import world
 from .errors import DnatError, UsageError
 from .locks import THERE_ARE_LOCKS, Lock
@@ -466,10 +466,7 @@ def _code_version() -> str | None:
 
 def holds_other(directory: Path, job: Job) -> dict[str, tuple[Any, Any]]:
     """The settings in which the run of a directory differs from a job, with both values; see `Records.open`."""
-    differences = read_job(directory).differences(job)
-    if job.config.threads == cores():  # as good as not given
-        differences.pop("threads", None)
-    return differences
+    return conflicts(read_job(directory), job)
 
 
 def _refuse_other(directory: Path, job: Job) -> Job:

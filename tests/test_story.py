@@ -14,7 +14,7 @@ PACKAGE = Path(dnat.__file__).parent
 
 # What a module may import stands before it.
 ORDER = (
-    "__init__ errors naming seeds config distributed locks operations networks moves counting tracing channels "
+    "__init__ errors naming seeds settings distributed locks operations networks moves counting tracing channels "
     "costs candidates edges rewriting narrowing budget relaxation selection data answers distillation training "
     "planning sensitivity discretization records tracking measurement exports transformation proposal"
 )

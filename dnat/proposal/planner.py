@@ -127,7 +127,7 @@ class _Place:
         cls, network: nn.Module, example: Example, space: str, mode: str, seed: int, *, batch: int | None = None
     ) -> "_Place":
         """Trace a network, find its edges and relax them; the network itself is left as it is."""
-        config = Config(space=space, mode=mode, seed=check_seed(seed), threads=1)  # type: ignore[arg-type]
+        config = Config(space=space, mode=mode, seed=check_seed(seed), threads=1)
         twin = copied(network)
         return cls(twin, example, trace(twin, example, batch=batch), config)
 

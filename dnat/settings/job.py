@@ -57,8 +57,8 @@ class Job(Part):
     """Leave out pictures that cannot be read; by default they end the run before it begins."""
     method: _Method = "dnat"
     """"dnat" transforms; "original" trains the untouched network with the same seed, images and recipe. Controls
-    make it smaller at once, by chance or by rule, and train on; the others search for a transformation first, and train
-    its result from the beginning (docs/baselines.md). dnat-full and dnat-cell name the mode, too."""
+    make it smaller at once, by chance or by rule, and train on; the others search for a transformation first, and
+    train its result from the beginning (docs/baselines.md). dnat-full and dnat-cell name the mode, too."""
     config: Config
     """The method's settings."""
 

@@ -34,14 +34,17 @@ def flag(name: str, *, more: str = "", **attributes: Any) -> Callable[..., Any]:
     """
     setting = described()[name]
     choices = "|".join(setting.choices)
-    attributes = (
-        {"help": help_of(setting, attributes.get("default") or setting.default, more), "shell_complete": _completion(name)}
+    settled: dict[str, Any] = (
+        {
+            "help": help_of(setting, attributes.get("default") or setting.default, more),
+            "shell_complete": _completion(name),
+        }
         | ({"metavar": f"[{choices}]"} if choices and len(choices) <= _WORTH_A_LINE else {})
         | ({"is_flag": True, "default": None} if setting.types == (bool,) else {})
         | ({"type": int} if setting.types == (int,) else {})
         | attributes
     )
-    return click.option(f"--{name.replace('_', '-')}", name, **attributes)
+    return click.option(f"--{name.replace('_', '-')}", name, **settled)
 
 
 def help_of(setting: Setting, default: str, more: str = "") -> str:

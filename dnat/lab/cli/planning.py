@@ -75,7 +75,7 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
     "--images", type=click.IntRange(1, 1 << 20), help="Images to show (default: 64 to 1,000, for a few minutes)."
 )
 @flags("space", "mode")
-@click.option("--seed", type=int, help="Which images are shown (default: 0).")
+@flag("seed", more="Here it says which images are shown.")
 @flag("device")
 @click.option("--measure", is_flag=True, help="Measure here how long one image takes, before and after.")
 @click.option("--all", "everything", is_flag=True, help="Show edges that stay, and all that cannot change, too.")

@@ -108,8 +108,8 @@ def _markdown(settings: Iterable[Setting]) -> str:
     lines = [
         "# Settings",
         "",
-        "What `--set NAME=VALUE`, TOML files (`--config`) and `dnat.Config` take: `dnat.Config(lr=0.1)`. In Python",
-        "a setting is read in its part: `config.training.lr`. Made by `dnat settings --markdown`.",
+        "What `--set NAME=VALUE`, TOML files (`--config`) and `dnat.Config` take: `dnat.Config(lr=0.1)`. In",
+        "Python a setting is read in its part: `config.training.lr`. Made by `dnat settings --markdown`.",
     ]
     for part, of_part in groupby(settings, lambda setting: setting.part):
         lines += ["", f"## {part}", "", "| setting | allowed | default | |", "|---|---|---|---|"]

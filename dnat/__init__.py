@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attachment import Architecture as Architecture
     from .attachment import attach as attach
-    from .config import Config as Config
+    from .settings import Config as Config
     from .costs import Cost as Cost
     from .costs import Latency as Latency
     from .costs import cost as cost
@@ -59,7 +59,7 @@ _HOME = {
     "Cost": "costs",
     "latency": "costs",
     "Latency": "costs",
-    "Config": "config",
+    "Config": "settings",
     "plan": "proposal",
     "Proposals": "proposal",
     "transform": "transformation",

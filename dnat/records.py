@@ -14,7 +14,7 @@ from torch import nn
 from . import __version__
 from .checkpoints import Checkpoints
 from .checkpoints import CorruptError as CorruptError
-from .config import Job, cores, shown
+from .settings import Job, conflicts, shown
 from .distributed import world
 from .errors import UsageError
 from .locks import LOCK, THERE_ARE_LOCKS, Lock
@@ -189,10 +189,7 @@ def _code_version() -> str | None:
 
 def holds_other(directory: Path, job: Job) -> dict[str, tuple[Any, Any]]:
     """The settings in which the run of a directory differs from a job, with both values; see `Records.open`."""
-    differences = read_job(directory).differences(job)
-    if job.config.threads == cores():  # as good as not given
-        differences.pop("threads", None)
-    return differences
+    return conflicts(read_job(directory), job)
 
 
 def _refuse_other(directory: Path, job: Job) -> Job:

@@ -3,14 +3,13 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 import dnat
-from dnat.config import METHODS, PRESETS, Search
+from dnat.settings import METHODS, OWNERS, PRESETS, Search
 from dnat.lab.cli import cli
 from dnat.networks import Genotype
 
@@ -44,8 +43,7 @@ def test_every_command_stands_in_the_readme(name):
 
 
 def test_the_settings_that_are_named_exist():
-    known = {*dnat.Config.__dataclass_fields__, *PRESETS["paper"]}
-    assert set(PRESETS["paper"]) == set(PRESETS["improved"]) <= known
+    assert set(PRESETS["paper"]) == set(PRESETS["improved"]) <= {*OWNERS}
     assert f"weight {PRESETS['improved']['cost_weight']}" in (ROOT / "docs" / "concepts.md").read_text()
     flags = {flag for command in cli.commands.values() for p in command.params for flag in p.opts}
     flags |= OTHER_PROGRAMS
@@ -107,7 +105,7 @@ def test_the_guide_to_baselines_names_all_methods():
     settings = re.findall(r"search\.(\w+)", guide)
     assert len(settings) >= 5
     for name in settings:
-        assert name in {f.name for f in fields(Search)} | {"NAME", "jsonl", "json"}, name
+        assert name in {*Search.model_fields, "NAME", "jsonl", "json"}, name
 
 
 def test_the_genotype_of_the_guide():

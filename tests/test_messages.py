@@ -240,7 +240,7 @@ def test_a_directory_is_that_of_its_settings(monkeypatch):
     for given in ({}, {"threads": 3}):
         found = set()
         for n in (1, 3, 8):
-            monkeypatch.setattr(settings, "cores", lambda n=n: n)
+            monkeypatch.setattr("dnat.settings.config.cores", lambda n=n: n)
             found.add(run_name(Job.from_flat(base | given), with_threads=bool(given)))
         assert len(found) == 1
     assert run_name(Job.from_flat(base | {"threads": 3}), with_threads=True) not in names
@@ -257,7 +257,7 @@ def test_commands_with_other_settings_do_not_meet(dnat_here, tmp_path):
 
 
 def test_a_run_goes_on_where_there_are_other_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("dnat.records.cores", lambda: 2)
+    monkeypatch.setattr("dnat.settings.job.cores", lambda: 2)
     begun = Job(network="resnet8", config=Config(threads=4, epochs=3))
     with Records.open(tmp_path / "run", begun):
         pass

@@ -249,7 +249,8 @@ def test_another_configuration_is_refused_with_the_keys(tmp_path):
         ValueError, match=r"other settings: lr 0.025 \(there\) / 0.5 \(now\), seed 0 \(there\) / 3"
     ):
         Records.open(tmp_path / "run", job(lr=0.5, seed=3))
-    moved = Job(network="resnet8", data_root="/elsewhere", workers=3, streaming=True, config=job().config)
+    there = replace(job().config, workers=3, streaming=True)
+    moved = Job(network="resnet8", data_root="/elsewhere", config=there)
     Records.open(tmp_path / "run", moved).close()  # where the data lie and who reads them does not count
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(dnat.__file__).parent
 
 # What a module may import stands before it.
 ORDER = (
-    "__init__ errors naming seeds config distributed locks rundir operations networks moves counting tracing "
+    "__init__ errors naming seeds settings distributed locks rundir operations networks moves counting tracing "
     "channels costs candidates edges rewriting narrowing budget relaxation selection data answers tasks "
     "distillation training planning sensitivity discretization session checkpoints records tracking "
     "measurement exports results decision optimizers attachment integrations loop state transformation "

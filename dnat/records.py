@@ -4,7 +4,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from torch import nn
 from . import __version__
 from .checkpoints import Checkpoints
 from .checkpoints import CorruptError as CorruptError
-from .settings import Job, conflicts, shown
 from .distributed import world
 from .errors import UsageError
 from .locks import LOCK, THERE_ARE_LOCKS, Lock
@@ -33,6 +31,7 @@ from .rundir import (
     check_name,
     read_job,
 )
+from .settings import Job, conflicts, shown
 
 
 class Records(Checkpoints):
@@ -103,9 +102,10 @@ class Records(Checkpoints):
         self.job = _refuse_other(self.directory, given)  # another process may have made it in between
         if self.is_done():
             return
-        if self.job.config.threads != given.config.threads:
+        if self.job.config.machine.threads != given.config.machine.threads:
             self._notice(
-                f"threads = {self.job.config.threads} stays, as the run began with it: results depend on it"
+                f"threads = {self.job.config.machine.threads} stays, as the run began with it: "
+                f"results depend on it"
             )
         here, there = environment(self.job), self.read_json(ENVIRONMENT)
         if there is None:
@@ -166,9 +166,9 @@ def environment(job: Job) -> dict[str, Any]:
         "numpy": numpy.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "processor": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if cuda and job.config.device != "cpu" else "cpu",
+        "device": torch.cuda.get_device_name() if cuda and job.config.machine.device != "cpu" else "cpu",
         "cuda": torch.version.cuda,
-        "threads": job.config.threads,
+        "threads": job.config.machine.threads,
         "processes": world().size,
     }
 
@@ -204,7 +204,7 @@ def _refuse_other(directory: Path, job: Job) -> Job:
         raise UsageError(
             f"{directory} holds a run with other settings: {listed}; choose another directory (--out)"
         )
-    return replace(job, config=replace(job.config, threads=read_job(directory).config.threads))
+    return job.but(config=job.config.but(threads=read_job(directory).config.machine.threads))
 
 
 def _now() -> str:

@@ -22,9 +22,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from .config import Job, read_toml
 from .errors import UsageError
 from .naming import unknown
+from .settings import Job, read_toml
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"

@@ -16,7 +16,6 @@ from test_transform import watched
 
 import dnat
 from dnat.checkpoints import Checkpoints
-from dnat.config import Config, Job, Search
 from dnat.lab.baselines import LEARNERS, configured
 from dnat.lab.baselines import search as searching
 from dnat.lab.baselines.ascent import fit, improved
@@ -30,6 +29,7 @@ from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import is_alive, transformed
 from dnat.records import Records
 from dnat.rundir import SEARCH_RESULT
+from dnat.settings import Config, Job, Search
 from dnat.training import Interrupted, NonFiniteError, is_dead
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -383,12 +383,12 @@ def test_settings_of_a_search():
         assert configured(method, Config(epochs=600, search=Search(official=True))).search.epochs == epochs
         assert configured(method, Config(epochs=600, search=Search(official=True, epochs=7))).search.epochs == 7
         assert configured(method, Config(epochs=600)).search.epochs == 100
-    other = replace(job, config=replace(job.config, search=replace(job.config.search, samples=5)))
+    other = job.but(config=job.config.but(search=job.config.search.but(samples=5)))
     assert job.differences(other) == {"search.samples": (4, 5)}
     assert "search" not in Job.from_flat({"network": "resnet8"}).flat()
     for name, mode in (("dnat-cell", "cell"), ("dnat-full", "full")):
         made = Job.from_flat({"network": "resnet8", "method": name})
-        assert (made.method, made.config.mode) == ("dnat", mode)
+        assert (made.method, made.config.relaxation.mode) == ("dnat", mode)
     with pytest.raises(ValueError, match="method 'dnat-cell' has mode 'cell', not 'full'"):
         Job.from_flat({"network": "resnet8", "method": "dnat-cell", "mode": "full"})
     with pytest.raises(ValueError, match=r"unknown setting 'search\.sample'; did you mean 'search\.samples'"):

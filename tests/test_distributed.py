@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from dnat.config import Config, Job
 from dnat.distributed import World, anyone, from_first, gathered, joined, sum_gradients, summed, world
 from dnat.lab.runs import run
+from dnat.settings import Config, Job
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "distributed_worker.py"

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-import dnat
-from dnat.settings import METHODS, OWNERS, PRESETS, Search
 from dnat.lab.cli import cli
 from dnat.networks import Genotype
+from dnat.settings import METHODS, OWNERS, PRESETS, Search
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -16,9 +16,9 @@ import torch
 
 from dnat import checkpoints, rundir
 from dnat.checkpoints import CorruptError, pack, unpack
-from dnat.config import Config, Job
 from dnat.records import LockedError, Records
 from dnat.rundir import RunFiles, atomic_write, check_name, read_job
+from dnat.settings import Config, Job
 
 
 def job(**options):
@@ -175,7 +175,7 @@ def test_metrics_without_any_checkpoint_are_emptied(tmp_path):
 
 CHILD = """
 import sys, torch
-from dnat.config import Config, Job
+from dnat.settings import Config, Job
 from dnat.records import Records
 job = Job(network="resnet8", config=Config(threads=1, epochs=3))
 with Records.open(sys.argv[1], job) as records:
@@ -249,7 +249,7 @@ def test_another_configuration_is_refused_with_the_keys(tmp_path):
         ValueError, match=r"other settings: lr 0.025 \(there\) / 0.5 \(now\), seed 0 \(there\) / 3"
     ):
         Records.open(tmp_path / "run", job(lr=0.5, seed=3))
-    there = replace(job().config, workers=3, streaming=True)
+    there = job().config.but(workers=3, streaming=True)
     moved = Job(network="resnet8", data_root="/elsewhere", config=there)
     Records.open(tmp_path / "run", moved).close()  # where the data lie and who reads them does not count
 

@@ -20,7 +20,6 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnat.config import ALIASES, Job, read_toml
 from dnat.lab.cli import cli
 from dnat.lab.drawing import rows_to_json
 from dnat.lab.report import draw, gather, markdown, page
@@ -38,6 +37,7 @@ from dnat.lab.runs import build_network, load_data, picture_rows, run
 from dnat.lab.runs.pictures import rows_of
 from dnat.results import Commitment
 from dnat.rundir import RunFiles, read_job
+from dnat.settings import ALIASES, Job, read_toml
 
 EVIL = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>|a\\|`b` {{7*7}} &amp; ${1} ünï→\u2028"
 
@@ -226,7 +226,7 @@ def test_an_edge_stands_once_in_the_architecture(real):
     commitment = Commitment.from_table(architecture["commitment"])
     data = load_data(job)
     network = build_network(job, data.num_classes, (data.channels, *data.image_size))
-    rows = picture_rows(network, data, commitment, job.config.moves)
+    rows = picture_rows(network, data, commitment, job.config.relaxation.moves)
     assert rows_of(architecture) == rows
     edges = {edge.key for edge in commitment.edges}
     assert edges < {row.key for row in rows}

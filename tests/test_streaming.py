@@ -22,10 +22,10 @@ from test_transform import at
 from torch import nn
 
 import dnat
-from dnat.config import Job
 from dnat.data import Augmentation, DataError, ImageFiles, load, normalized, streaming, validation_split
 from dnat.data.pictures import random_box
 from dnat.records import Records
+from dnat.settings import Job
 from dnat.training import Interrupted, Progress, Trainer
 
 COUNT = 29  # pictures a class and split, so that the last batch is short

@@ -18,13 +18,13 @@ import torch
 from click.testing import CliRunner
 from wandb_server import KEY, WandbServer
 
-from dnat.config import Config, Job
 from dnat.lab.cli import cli
 from dnat.lab.online import values
 from dnat.lab.online.mirror import WandbTracker
 from dnat.lab.online.report import build, create, upload_commands
 from dnat.lab.runs import run
 from dnat.lab.summary import markdown, summarize
+from dnat.settings import Config, Job
 from dnat.training import Interrupted
 
 JOB = Job(

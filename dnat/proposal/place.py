@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from ..budget import Costs, Groups, InfeasibleError, by_edge, cheapest
-from ..config import Config
 from ..costs import Cost, cost, latency
 from ..discretization import Discretization, discretization
 from ..edges import Edge
@@ -16,6 +15,7 @@ from ..planning import make_plan, times
 from ..relaxation import relax
 from ..seeds import check_seed
 from ..sensitivity import Judge, Sensitivity, least_damage
+from ..settings import Config
 from ..tracing import Example, Program, copied, trace
 from .batches import resized
 from .budgets import Budget, amount
@@ -115,7 +115,7 @@ class Place:
         plan = make_plan(network, program, torch.empty(0), config)
         self.edges = plan.edges
         self.fixed = sorted(plan.fixed, key=lambda e: -e.madds)
-        self.relaxed = relax(network, self.edges, config.mode, config.gate, config.seed)
+        self.relaxed = relax(network, self.edges, config.relaxation.mode, config.relaxation.gate, config.seed)
         self.groups = self.relaxed.by_group()
         self.rows = program.traces[0].batch
         self.before = cost(network, example, batch=self.rows)
@@ -132,7 +132,7 @@ class Place:
         cls, network: nn.Module, example: Example, space: str, mode: str, seed: int, *, batch: int | None = None
     ) -> "Place":
         """Trace a network, find its edges and relax them; the network itself is left as it is."""
-        config = Config(space=space, mode=mode, seed=check_seed(seed), threads=1)  # type: ignore[arg-type]
+        config = Config(space=space, mode=mode, seed=check_seed(seed), threads=1)
         twin = copied(network)
         return cls(twin, example, trace(twin, example, batch=batch), config)
 

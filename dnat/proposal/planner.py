@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from ..budget import Costs, InfeasibleError
-from ..config import shown
 from ..data import Data
 from ..edges import Edge
 from ..errors import UsageError, WrongTypeError, users_code
@@ -18,6 +17,7 @@ from ..measurement import batches_in, digest_of, measured
 from ..results import FixedReport
 from ..sensitivity import Judge, Sensitivity, affordable_images, batch_size, divided, shown_images
 from ..session import weights_digest
+from ..settings import shown
 from ..tracing import Example
 from .batches import first_batch, on_device, resized, so_many
 from .budgets import Budget, parse_budget

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import Mode, shown
 from ..edges import ORIGINAL
 from ..errors import UsageError
 from ..measurement import finite, infinite
 from ..results import FixedReport
 from ..sensitivity import Sensitivity
+from ..settings import Mode, shown
 from ..tracing import Program
 from .budgets import parse_budget
 from .text import described

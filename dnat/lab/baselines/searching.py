@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ...answers import count_of
 from ...budget import Costs
-from ...config import Config
 from ...data import Data, Source
 from ...discretization import discretization
 from ...edges import IDENTITY, NONE, ORIGINAL, Edge, Tally
@@ -26,6 +25,7 @@ from ...relaxation import relax
 from ...results import Commitment, EdgeReport, FixedReport, Transformation, fixed_of
 from ...rundir import SEARCH_RESULT
 from ...session import Session, check_training, choose_device, images_of, named, session
+from ...settings import Config
 from ...tracing import trace
 from ...tracking import Tracker
 from ...training import Evaluation, check_finite, check_usable, evaluate
@@ -72,7 +72,7 @@ def check_search(method: str, network: nn.Module, data: Data, config: Config) ->
     Raises:
         ValueError, TypeError: see `search_and_train`.
     """
-    choose_device(config.device)
+    choose_device(config.machine.device)
     check_usable(network, data)
     check_finite(network)
     config = configured(method, config)
@@ -92,9 +92,9 @@ def regrow(network: nn.Module, genotype: Genotype, config: Config) -> nn.Module:
 def configured(method: str, config: Config) -> Config:
     """The settings as a method takes them: NAT++ has moves of its own, and as released its own epochs."""
     config = config.for_method(method)
-    if method == "nat++" or config.names_operations:
-        return replace(config, space="nat++")
-    return replace(config, space="dnat")  # they know no widths
+    if method == "nat++" or config.relaxation.names_operations:
+        return config.but(space="nat++")
+    return config.but(space="dnat")  # they know no widths
 
 
 def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> GenotypeSpace | EdgeSpace:
@@ -103,15 +103,19 @@ def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> G
             network, make_plan(network, trace(network, example, batch=count_of(example)), example, config), config
         )
     assert isinstance(network, CellNetwork)
-    if config.is_limited:
+    if config.limit.is_limited:
         raise UsageError(
             "NAT and the methods beside it know no budget on genotypes: leave it out, or take search.graph='edges'"
         )
-    if config.edges is not None:
+    if config.relaxation.edges is not None:
         raise UsageError("a search on genotypes changes any edge: leave 'edges' out, or take search.graph='edges'")
     table = None
-    if config.names_operations:
-        table = transitions("nat++") if config.transitions is None else read_transitions(config.transitions)
+    if config.relaxation.names_operations:
+        table = (
+            transitions("nat++")
+            if config.relaxation.transitions is None
+            else read_transitions(config.relaxation.transitions)
+        )
     return GenotypeSpace(network, table, config, example.shape[1:], data.num_classes)
 
 
@@ -216,7 +220,7 @@ def _of_edges(
     choices = space.choices(architecture)
     # The weights that were given, and fresh ones for operations that are new: not those of the search.
     relaxed = relax(
-        given.original, space.plan.edges, given.config.mode, "raw", given.config.seed, warm_start=False
+        given.original, space.plan.edges, given.config.relaxation.mode, "raw", given.config.seed, warm_start=False
     )
     relaxed.set_one_hot(choices)
     made = discretization(relaxed, choices, given.example)
@@ -254,7 +258,7 @@ def _of_genotype(
     original, config = given.original, given.config
     assert isinstance(original, CellNetwork)
     reports = []
-    for edge in find_edges(given.program, config.moves, everything=True):
+    for edge in find_edges(given.program, config.relaxation.moves, everything=True):
         if edge.kind not in ("operation", "skip"):
             continue
         cell = original.get_submodule(edge.entry.rpartition(".nodes.")[0])

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ...config import CONTROLS, SEARCHING, WHERE, Job
 from ...rundir import SEARCH_ROWS, WANDB, RunFiles, write_json
+from ...settings import CONTROLS, SEARCHING, WHERE, Job
 from ...tracking import Tracker
 from ...training import Progress
 from ..sweep.directory import SweepFiles
@@ -155,7 +155,13 @@ class WandbTracker(Tracker):
         config = job.flat() | {"label": self.label}
         if job.weights is not None:
             config["weights"] = Path(job.weights).name
-        tags = [job.data, job.config.preset, job.config.mode, job.config.space, _sweep(self.directory.resolve())]
+        tags = [
+            job.data,
+            job.config.preset,
+            job.config.relaxation.mode,
+            job.config.relaxation.space,
+            _sweep(self.directory.resolve()),
+        ]
         known = {
             k: v
             for k, v in _SETTINGS.items()

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...config import WHERE
+from ...settings import WHERE
 from ..summary import settings_of
 from ..sweep.directory import SWEEP
 from .gather import Report, Run

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...config import SEARCHING, Job
 from ...data import Data, Preprocess
 from ...discretization import discretize
 from ...errors import UsageError
@@ -15,6 +14,7 @@ from ...networks import Genotype
 from ...networks.weights import read_state
 from ...results import Commitment
 from ...rundir import NETWORK, RunFiles, read_job
+from ...settings import SEARCHING, Job
 from ..baselines import regrow, resized, works_on_genotype
 from .loading import build_network, narrower
 

@@ -1,15 +1,14 @@
 """Data and networks by the names that a job has for them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...config import SEARCHING, Job
 from ...data import Augmentation, Data, load
 from ...networks import accepts, build, check_mode, definition, fitting, load_weights, usual_size
+from ...settings import SEARCHING, Job
 from ..baselines import Family, family_of
 
 
@@ -28,8 +27,8 @@ def load_data(job: Job, *, download: bool = False, notify: Callable[[str], None]
         train_limit=job.train_limit,
         test_limit=job.test_limit,
         download=download,
-        streaming=job.streaming,
-        workers=job.workers,
+        streaming=job.config.machine.streaming,
+        workers=job.config.machine.workers,
         skip_broken=bool(job.skip_broken),
         augmentation=_augmentation(job),
     )
@@ -70,7 +69,7 @@ def build_network(
         ValueError: an unknown network or option, a mode that it does not have, weights that do not fit.
     """
     known = definition(job.network)
-    check_mode(job.network, job.config.mode)
+    check_mode(job.network, job.config.relaxation.mode)
     options = _options(job, classes, image_shape) | job.network_options
     network = build(job.network, seed=job.config.seed, **options)
     if job.weights is not None:
@@ -95,7 +94,7 @@ def family(job: Job, classes: int, image_shape: tuple[int, ...]) -> Family:
 
 def narrower(job: Job, widths: Mapping[str, Any]) -> Job:
     """The job for a network with fresh weights and other options."""
-    return replace(job, weights=None, network_options={**job.network_options, **widths})
+    return job.but(weights=None, network_options={**job.network_options, **widths})
 
 
 def _options(job: Job, classes: int, image_shape: tuple[int, ...]) -> dict[str, Any]:
@@ -109,11 +108,11 @@ def _options(job: Job, classes: int, image_shape: tuple[int, ...]) -> dict[str, 
         if stride > 1:
             wanted["stem_stride"] = stride
         # NAT connects null edges: its genotypes have them, and so have the networks that it transforms.
-        wanted["skips"] = job.config.skips or job.method in SEARCHING
-        if job.config.drop_path:
-            wanted["drop_path"] = job.config.drop_path
+        wanted["skips"] = job.config.relaxation.skips or job.method in SEARCHING
+        if job.config.training.drop_path:
+            wanted["drop_path"] = job.config.training.drop_path
         # The head's pools need as many pixels as small images have.
-        if job.config.auxiliary and size // stride >= 32:
+        if job.config.training.auxiliary and size // stride >= 32:
             wanted["auxiliary"] = True
     found = {name: value for name, value in wanted.items() if accepts(job.network, name)}
     return fitting(job.network, classes, channels) | found

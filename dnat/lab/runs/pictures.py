@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-from ...config import Job
 from ...costs import Cost
 from ...data import Data
 from ...edges import ORIGINAL, Edge, Space, in_order, units
@@ -19,6 +18,7 @@ from ...networks.genotypes import published, transformed
 from ...planning import find_edges
 from ...results import Commitment, EdgeReport, Transformation
 from ...rundir import RunFiles, read_job
+from ...settings import Job
 from ...tracing import trace
 from .. import drawing
 
@@ -29,7 +29,7 @@ def architecture_of(network: nn.Module, data: Data, job: Job, result: Transforma
     """A run's choices, its genotypes, and the picture's rows, in which an edge has only what its report lacks."""
     commitment = result.commitment.table() if result.commitment else None
     known = _of_reports(commitment)
-    rows = drawing.rows_to_json(picture_rows(network, data, result.commitment, job.config.moves))
+    rows = drawing.rows_to_json(picture_rows(network, data, result.commitment, job.config.relaxation.moves))
     own = [{k: v for k, v in row.items() if k == "key" or (k, v) not in known.get(row["key"], ())} for row in rows]
     genotypes = [asdict(genotype) for genotype in genotypes_of(network, job, result)]
     return {"commitment": commitment, "rows": own, "genotypes": genotypes}
@@ -113,7 +113,7 @@ def genotypes_of(network: nn.Module, job: Job, result: Transformation) -> tuple[
     genotype, commitment = getattr(network, "genotype", None), result.commitment
     if isinstance(genotype, Genotype) and result.genotype is not None:
         return genotype, result.genotype
-    if not isinstance(genotype, Genotype) or commitment is None or job.config.mode != "cell":
+    if not isinstance(genotype, Genotype) or commitment is None or job.config.relaxation.mode != "cell":
         return ()
     choices = {}
     for edge in commitment.edges:

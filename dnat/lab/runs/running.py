@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from ...config import SEARCHING, WHERE, Job
 from ...data import Data
 from ...distributed import from_first, joined, world
 from ...errors import UsageError
 from ...records import Records, holds_other
 from ...results import Transformation
 from ...rundir import ARCHITECTURE, NETWORK, RunFiles
+from ...settings import SEARCHING, WHERE, Job
 from ...tracking import Tracker
 from ...training import Progress
 from ..methods import METHODS, check_method
@@ -52,7 +52,7 @@ def run(
         ValueError, TypeError: a job that cannot be done; nothing was written then.
         DataError, NonFiniteError, LockedError, Interrupted: see there.
     """
-    with joined(job.config.device) as here:
+    with joined(job.config.machine.device) as here:
         if here.size > 1 and job.method in SEARCHING:
             raise UsageError(f"method {job.method!r} trains in one process: start it without torchrun")
         return _run(job, Path(directory), tracker, stop, download, anew, notify)

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...config import WHERE, Job, read_toml
 from ...errors import UsageError
 from ...locks import Lock, LockedError, is_held
 from ...naming import unknown
 from ...rundir import RECORD, RunFiles, atomic_write, check_name, read_table, write_json
+from ...settings import WHERE, Job, read_toml
 from .settings import Sweep, Trial, grid
 from .trials import Outcome, State, trial_command
 

@@ -18,8 +18,8 @@ PACKAGE = Path(dnat.__file__).parent
 ORDER = (
     "__init__ errors naming seeds settings distributed locks rundir operations networks moves counting tracing "
     "channels costs candidates edges rewriting narrowing budget relaxation selection data answers tasks "
-    "distillation training planning sensitivity discretization session checkpoints records tracking "
-    "measurement exports results decision optimizers attachment integrations loop state transformation "
+    "optimizers distillation training planning sensitivity discretization session checkpoints records tracking "
+    "measurement exports results decision attachment integrations loop state transformation "
     "proposal"
 )
 LAB = (

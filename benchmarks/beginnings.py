@@ -28,12 +28,11 @@ WAYS = {
 
 def distances(relaxed: dnat.RelaxedNetwork, images: torch.Tensor) -> dict[str, float]:
     """The mean distance of each operation on one batch, all of them computed at once."""
-    architecture = relaxed.train().architecture
-    with frozen_statistics(relaxed), architecture.taught() as found:
+    with frozen_statistics(relaxed.train()), relaxed.taught() as found:
         relaxed(images)
     by_name = collections.defaultdict(list)
     for (_, column), values in found.items():
-        by_name[architecture.columns[column]] += [float(v.detach()) for v in values]
+        by_name[relaxed.columns[column]] += [float(v.detach()) for v in values]
     return {name: statistics.mean(values) for name, values in by_name.items()}
 
 

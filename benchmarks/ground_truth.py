@@ -22,9 +22,9 @@ from dnat.lab.cli import make_job
 from dnat.lab.ground_truth import (
     SPACES,
     Known,
-    Outcome,
-    Standing,
-    Summary,
+    Lookup,
+    LookupSummary,
+    Ranking,
     compare_with_table,
     live_form,
     reachable,
@@ -50,9 +50,9 @@ def drawn(space: str, table: dict[str, float], n: int, seed: int) -> list[str]:
     return [architecture for architecture, _ in zip(found, range(n), strict=False)]
 
 
-def row(method: str, outcome: Outcome) -> str:
+def row(method: str, outcome: Lookup) -> str:
     """A line of the printed table."""
-    before, after, s = outcome.before, outcome.after, outcome.standing
+    before, after, s = outcome.before, outcome.after, outcome.ranking
     start = f"| {method} | {before.architecture} | {before.accuracy:.2f} |"
     if after is None or s is None:
         return f"{start} {outcome.problem} | | | | | | |"
@@ -62,7 +62,7 @@ def row(method: str, outcome: Outcome) -> str:
     return f"{start} {result} | {others} |"
 
 
-def verdict(method: str, found: Summary) -> str:
+def verdict(method: str, found: LookupSummary) -> str:
     """What a method's outcomes come to, beside random draws."""
     share = f"{found.regret / found.control_regret:.2f} of it" if found.control_regret else "all are equal"
     return (
@@ -73,15 +73,15 @@ def verdict(method: str, found: Summary) -> str:
     )
 
 
-def kept_outcome(row: dict[str, Any]) -> Outcome:
+def kept_lookup(row: dict[str, Any]) -> Lookup:
     """An outcome as --json keeps it."""
-    before, after, standing = row["before"], row["after"], row["standing"]
-    if standing:
-        standing |= {name: Known(**standing[name]) for name in ("best", "best_anywhere")}
-    return Outcome(
+    before, after, ranking = row["before"], row["after"], row["ranking"]
+    if ranking:
+        ranking |= {name: Known(**ranking[name]) for name in ("best", "best_anywhere")}
+    return Lookup(
         Known(**before),
         Known(**after) if after else None,
-        Standing(**standing) if standing else None,
+        Ranking(**ranking) if ranking else None,
         row["problem"],
     )
 
@@ -107,7 +107,7 @@ def main() -> None:
     try:
         there = options.json is not None and options.json.exists()
         kept = json.loads(options.json.read_text()) if there else []
-        known = {(r["method"], r["before"]["architecture"]): kept_outcome(r) for r in kept if r["asked"] == asked}
+        known = {(r["method"], r["before"]["architecture"]): kept_lookup(r) for r in kept if r["asked"] == asked}
         for name in options.methods:
             if name not in METHODS:
                 raise unknown("method", name, METHODS)

@@ -10,12 +10,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from dnat.lab.runs import sized
-from dnat.networks import NETWORKS, Size, accepts
+from dnat.networks import NETWORKS, NetworkSize, accepts
 
 FILE = Path(__file__).resolve().parent.parent / "dnat" / "networks" / "sizes.json"
 
 
-def size(name: str) -> Size:
+def size(name: str) -> NetworkSize:
     """What one network costs and where it may change."""
     if not accepts(name, "skips"):
         return sized(name, {})

@@ -40,15 +40,15 @@ def moves(operation: str, shape: Geometry, table: Table, pixels: int) -> tuple[t
         pixels: of its output, over all calls.
     """
     name = operation.removeprefix("g")
-    found = []
+    targets = []
     for target in table.get(name, ())[1:]:
-        if target not in ("skip_connect", "null") and _fits(target, shape):
+        if target not in ("skip_connect", "null") and _keeps_shape(target, shape):
             with torch.device("meta"):
                 layers = _layers(target, shape, bias=False).values()
             weights = sum(m.weight.numel() for m in layers if isinstance(m, nn.Conv2d))
-            found.append((target, weights * pixels))
+            targets.append((target, weights * pixels))
     own = shape.channels_out * shape.channels_in // shape.groups * shape.size**2 * pixels
-    return tuple((target, madds) for target, madds in found if madds < own)
+    return tuple((target, madds) for target, madds in targets if madds < own)
 
 
 def candidate(name: str, conv: nn.Module, norm: nn.Module | None = None, *, warm_start: bool = True) -> nn.Module:
@@ -78,17 +78,17 @@ def candidate(name: str, conv: nn.Module, norm: nn.Module | None = None, *, warm
 
 
 @torch.no_grad()
-def begin(made: nn.Module, source: nn.Module) -> None:
+def begin(target: nn.Module, source: nn.Module) -> None:
     """Let an operation of a searched cell begin close to the one whose place it may take.
 
     Of the same layers with smaller kernels, as the middle of each (`cropped`). Otherwise its first convolutions
     begin as the best approximation of what the source would be without activations, one convolution, and its other
     ones hand on what they are given; the last norm is the source's. A pool has no weights to begin with.
     """
-    if cropped(source, made):
+    if cropped(source, target):
         return
-    kernel = _linear(source)
-    convs = [m for m in made.modules() if isinstance(m, nn.Conv2d)]
+    kernel = _composed_kernel(source)
+    convs = [m for m in target.modules() if isinstance(m, nn.Conv2d)]
     if kernel is None or not convs:
         return
     first, second = convs[0], convs[1] if len(convs) > 1 else None
@@ -102,12 +102,12 @@ def begin(made: nn.Module, source: nn.Module) -> None:
             conv.weight.copy_(weight)
     for conv in convs[1 if first.groups == 1 else 2 :]:
         nn.init.dirac_(conv.weight, conv.groups)
-    norms = [[m for m in each.modules() if isinstance(m, nn.BatchNorm2d)][-1:] for each in (source, made)]
+    norms = [[m for m in each.modules() if isinstance(m, nn.BatchNorm2d)][-1:] for each in (source, target)]
     if all(norms):
         norms[1][0].load_state_dict(norms[0][0].state_dict())
 
 
-def _linear(source: nn.Module) -> Tensor | None:
+def _composed_kernel(source: nn.Module) -> Tensor | None:
     """The kernel of all of an operation's convolutions in one, as if nothing but norms stood between them.
 
     Norms scale by what they have recorded; the last one is left out. None where there are no convolutions.
@@ -166,7 +166,7 @@ def _padding(name: str, shape: Geometry) -> list[int]:
     return [p - shape.size // 2 + size // 2 * dilation for p in shape.padding]
 
 
-def _fits(name: str, shape: Geometry) -> bool:
+def _keeps_shape(name: str, shape: Geometry) -> bool:
     size, _ = _reach(name)
     if size % 2 == 0 or not name.endswith(f"_{size}x{size}"):
         return False  # it has no middle, or is a pair such as conv_1x3_3x1

@@ -221,22 +221,22 @@ class Counter(TorchDispatchMode):
         before, named = self.madds, dict(self.uncounted)
         out = func(*args, **kwargs)
         if name in _WHOLE and isinstance(out, Tensor) and not out.is_nested:
-            given = [*args, *(kwargs[k] for k in ("query", "key", "x", "y") if k in kwargs)]
-            self.madds, self.uncounted = before + (_WHOLE[name](given, out) or 0), named
+            operands = [*args, *(kwargs[k] for k in ("query", "key", "x", "y") if k in kwargs)]
+            self.madds, self.uncounted = before + (_WHOLE[name](operands, out) or 0), named
         return out
 
     def _add(self, name: str, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
         space, _, plain = name.partition("::")
         formulas = _NESTED if _is_nested(args) else _FORMULAS
         formula = formulas.get(plain.removesuffix("_")) if space == "aten" else None
-        found = None
+        madds = None
         with torch._C.DisableTorchFunction():
             if formula:
-                found = formula(args, out)
+                madds = formula(args, out)
             elif func in flop_registry and not _is_nested(args):
-                found = flop_registry[func](*args, **kwargs, out_val=out) // 2
-        if found is not None:
-            self.madds += int(found)
+                madds = flop_registry[func](*args, **kwargs, out_val=out) // 2
+        if madds is not None:
+            self.madds += int(madds)
         elif _may_multiply(name):
             self.uncounted[name] = None
 
@@ -253,7 +253,7 @@ class Counter(TorchDispatchMode):
             batch_first = args[8]
             self._sequences.add((x.shape[1], x.shape[0]) if batch_first else (x.shape[0], x.shape[1]))
 
-    def batch(self, given: Sequence[Tensor], made: Sequence[Tensor]) -> int | None:
+    def batch(self, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int | None:
         """How many images a run was given, where that is certain; else None.
 
         All outputs have the same first dimension, which is also that of an input, and no layer took it for
@@ -261,21 +261,21 @@ class Counter(TorchDispatchMode):
         recurrent and attention layers had the same batch, which is in one of the two first dimensions everywhere.
 
         Args:
-            given: the inputs of the network that was counted.
-            made: its outputs.
+            inputs: the inputs of the network that was counted.
+            outputs: its outputs.
         """
-        inputs, outputs = ([tuple(t.shape[:2]) for t in tensors if t.dim()] for tensors in (given, made))
-        first, firsts = {s[0] for s in inputs}, {s[0] for s in outputs}
+        shapes_in, shapes_out = ([tuple(t.shape[:2]) for t in tensors if t.dim()] for tensors in (inputs, outputs))
+        first, firsts = {s[0] for s in shapes_in}, {s[0] for s in shapes_out}
         if first <= {1}:
             return 1
-        if not firsts and len(inputs) > 1:
+        if not firsts and len(shapes_in) > 1:
             firsts = first
         if len(firsts) == 1 and firsts <= first and not firsts & self._lone:
             (rows,) = firsts
             if not any(time == rows != batch for time, batch in self._sequences):
                 return max(rows, 1)
         told = {batch for _, batch in self._sequences}
-        if len(told) == 1 and outputs and all(told & set(s) for s in inputs + outputs):
+        if len(told) == 1 and shapes_out and all(told & set(s) for s in shapes_in + shapes_out):
             return told.pop()
         return None
 
@@ -302,11 +302,11 @@ def checked_batch(batch: int | None) -> int | None:
     return batch
 
 
-def warn_of_batch(given: Sequence[Sequence[int]], made: Sequence[Sequence[int]]) -> None:
+def warn_of_batch(inputs: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]) -> None:
     """Warn that multiply-adds are those of a whole example, since these shapes do not tell its batch."""
-    inputs, outputs = (", ".join(str(tuple(shape)) for shape in shapes) or "none" for shapes in (given, made))
+    told = [", ".join(str(tuple(shape)) for shape in shapes) or "none" for shapes in (inputs, outputs)]
     warnings.warn(
-        f"how many images the example holds is not certain (inputs {inputs}; outputs {outputs}): "
+        f"how many images the example holds is not certain (inputs {told[0]}; outputs {told[1]}): "
         "multiply-adds are those of the whole example; tell their number with batch=",
         stacklevel=2,
     )

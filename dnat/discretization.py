@@ -341,7 +341,7 @@ def _buffers(network: nn.Module) -> dict[str, Tensor]:
     """Buffers by name; of a relaxed network without what its widths leave out."""
     if not isinstance(network, RelaxedNetwork):
         return dict(network.named_buffers())
-    columns, gates = network.architecture.columns, network.architecture.gates()
+    columns, gates = network.columns, network.gates()
     choices = {e: columns[int(gates[network.row(e)].argmax())] for e in network.edges if e.place}
     return cut_along(dict(network.network.named_buffers()), choices, network.orders)
 

@@ -46,7 +46,7 @@ def digest_of(
         task: which compares answers; without one as of class scores.
     """
     rows = [(group, relaxed.choices_of(group)) for group in relaxed.groups]
-    settings = [COMPARED, relaxed.edges[0].program.fingerprint, relaxed.mode, rows, seed, weights]
+    settings = [COMPARED, relaxed.edges.program.fingerprint, relaxed.mode, rows, seed, weights]
     compared = [] if task is None or isinstance(task, Classification) else [task]
     digest = hashlib.sha256(str(settings + compared).encode())
     for batch in batches:

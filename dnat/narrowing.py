@@ -39,22 +39,22 @@ def by_weights(network: nn.Module, edges: Iterable[Edge]) -> dict[str, tuple[int
     channel left out alone) orders channels better (docs/log.md).
     """
     state = _state(network)
-    found = {}
+    orders = {}
     for edge in edges:
         if edge.place:
-            made, read = (_squares(edge.place, state, n) for n in (edge.place.makers, edge.place.readers))
-            found[edge.key] = tuple((made * read).argsort(descending=True, stable=True).tolist())
-    return found
+            making, reading = (_squares(edge.place, state, n) for n in (edge.place.makers, edge.place.readers))
+            orders[edge.key] = tuple((making * reading).argsort(descending=True, stable=True).tolist())
+    return orders
 
 
 def _squares(place: Place, state: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
     """For each channel (class) the sum of the squares of its part of some weights."""
-    found = torch.zeros(place.classes, dtype=torch.float64)
+    sums = torch.zeros(place.classes, dtype=torch.float64)
     for name, dim, row in place.cuts:
         if name in names:
             squares = state[name].detach().double().cpu().square().movedim(dim, 0).reshape(len(row), -1).sum(1)
-            found.index_add_(0, torch.tensor(row), squares)
-    return found
+            sums.index_add_(0, torch.tensor(row), squares)
+    return sums
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
@@ -78,10 +78,10 @@ def slices(edge: Edge, stays: Iterable[int]) -> dict[str, tuple[int, Tensor]]:
 
 def cut(tensor: Tensor, dim: int, index: Tensor) -> Tensor:
     """A tensor's slices, in its memory layout."""
-    made = tensor.detach().index_select(dim, index.to(tensor.device))
+    remaining = tensor.detach().index_select(dim, index.to(tensor.device))
     if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-        made = made.contiguous(memory_format=torch.channels_last)
-    return made
+        remaining = remaining.contiguous(memory_format=torch.channels_last)
+    return remaining
 
 
 def narrowed(choices: Mapping[Edge, str], orders: Orders) -> list[tuple[Edge, list[int]]]:
@@ -91,12 +91,12 @@ def narrowed(choices: Mapping[Edge, str], orders: Orders) -> list[tuple[Edge, li
 
 def cut_along(tensors: Mapping[str, Tensor], choices: Mapping[Edge, str], orders: Orders) -> dict[str, Tensor]:
     """What remains of tensors that belong to parameters and buffers, by their names, when widths shrink."""
-    found = dict(tensors)
+    remaining = dict(tensors)
     for edge, stays in narrowed(choices, orders):
         for name, (dim, index) in slices(edge, stays).items():
-            if name in found:
-                found[name] = cut(found[name], dim, index)
-    return found
+            if name in remaining:
+                remaining[name] = cut(remaining[name], dim, index)
+    return remaining
 
 
 def narrow(network: nn.Module, edge: Edge, stays: Sequence[int]) -> None:
@@ -116,8 +116,8 @@ def narrow(network: nn.Module, edge: Edge, stays: Sequence[int]) -> None:
         if module is None or not isinstance(getattr(module, own, None), Tensor):
             continue
         old = getattr(module, own)
-        made = cut(old, dim, index)
-        setattr(module, own, nn.Parameter(made, old.requires_grad) if isinstance(old, nn.Parameter) else made)
+        new = cut(old, dim, index)
+        setattr(module, own, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
         changed[module] = None
     for module in changed:
         _resize(module)
@@ -171,14 +171,14 @@ def narrowable(program: Program, edges: Iterable[Edge]) -> tuple[Edge, ...]:
     edges, trials = tuple(edges), program.trials
     new = [e for e in edges if e.place and len(e.choices) > 1 and (e.key, "width") not in trials]
     trials |= {(edge.key, "width"): why for edge, why in _obstacles(program, new).items()}
-    found = []
+    tried = []
     for edge in edges:
         why = trials.get((edge.key, "width"), "")
         if why:
             refused = (*edge.refused, *((choice, why) for choice in edge.choices[1:]))
             edge = replace(edge, choices=(ORIGINAL,), refused=refused)
-        found.append(edge)
-    return tuple(found)
+        tried.append(edge)
+    return tuple(tried)
 
 
 def _obstacles(program: Program, edges: Sequence[Edge]) -> dict[Edge, str]:
@@ -205,12 +205,12 @@ def _obstacle(program: Program, edges: Sequence[Edge]) -> str:
                     state[name].index_fill_(dim, index.to(state[name].device), 0.0)
             narrow(small, edge, stays)
     args, kwargs = program.examples[0]
-    made = []
+    outputs = []
     for network in (large, small):
         try:
             with torch.no_grad(), in_mode(network, False), fixed_randomness():
-                made.append(tensors_of(network(*args, **kwargs)))
+                outputs.append(tensors_of(network(*args, **kwargs)))
         except Exception as error:  # whatever a user's forward does when a size is not what it expects
             return f"other code counts on its size: {str(error).splitlines()[0] if str(error) else error!r}"
-    alike = close(made[0], made[1], relative=TOLERANCE, absolute=TOLERANCE)
+    alike = close(outputs[0], outputs[1], relative=TOLERANCE, absolute=TOLERANCE)
     return "" if alike else "other code reads the channels"

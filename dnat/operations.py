@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .naming import unknown
+
 
 class FactorizedReduce(nn.Module):
     """The "identity" of an edge whose output has half the resolution or other channels.
@@ -133,6 +135,149 @@ class CellOperation(nn.Module):
     def extra_repr(self) -> str:
         """The edge's name and place, for `print(network)`."""
         return ", ".join(filter(None, (self.name, self.place)))
+
+
+# NAT++'s thirteen (docs/methods.md B1) and those that its code and the published genotypes have beside them.
+OPERATIONS: tuple[str, ...] = (
+    "max_pool_2x2",
+    "max_pool_3x3",
+    "max_pool_5x5",
+    "avg_pool_2x2",
+    "avg_pool_3x3",
+    "avg_pool_5x5",
+    "skip_connect",
+    "sep_conv_1x1",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "sep_conv_7x7",
+    "dil_conv_1x1",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+    "conv_1x1",
+    "conv_3x3",
+    "conv_5x5",
+    "conv_1x3_3x1",
+    "conv_1x7_7x1",
+    "conv_7x1_1x7",
+    "null",
+)
+
+
+class SeparableConv(nn.Sequential):
+    """Twice: ReLU, depthwise convolution, 1x1 convolution, norm; the first carries the stride."""
+
+
+class DilatedConv(nn.Sequential):
+    """ReLU, depthwise convolution with dilation 2, 1x1 convolution, norm."""
+
+
+class ReLUConv(nn.Sequential):
+    """ReLU, one convolution or a pair (1xk and kx1), norm."""
+
+
+class DropPath(nn.Dropout3d):
+    """In train mode, zeros for some of the images; the others are scaled up so that the mean stays.
+
+    It is torch's dropout of whole channels, where an image is one channel: it draws from torch's global generator.
+    `set_drop_path` changes the probability in a whole network, for recipes that raise it from epoch to epoch.
+
+    Shape:
+        - Input and output: (N, C, H, W)
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop, or pass on."""
+        return super().forward(x.unsqueeze(1)).squeeze(1)
+
+
+def set_drop_path(network: nn.Module, probability: float) -> None:
+    """Set the probability of drop-path in a network of cells; one that was built with `drop_path=0` has none."""
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.p = probability
+
+
+class EvenPool(nn.Module):
+    """A 2x2 pool with stride 1 that keeps the size: windows reach right and down, and the border does not count.
+
+    Shape:
+        - Input and output: (N, C, H, W)
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.pool = _pool(kind, 2, 1, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool with a border all around, and leave out the windows that reach left and up."""
+        return self.pool(x)[:, :, 1:, 1:]
+
+
+def _pool(kind: str, size: int, stride: int, padding: int) -> nn.Module:
+    # Only a 2x2 pool of an odd size needs ceil_mode, to have as many rows and columns as all the other operations.
+    ceil = size == 2 and stride > 1
+    if kind == "max":
+        return nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)
+    return nn.AvgPool2d(size, stride, padding, ceil_mode=ceil, count_include_pad=False)
+
+
+def _depthwise(channels: int, size: int, stride: int, dilation: int = 1) -> list[nn.Module]:
+    return [
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, size, stride, size // 2 * dilation, dilation, channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+    ]
+
+
+def relu_conv(channels_in: int, channels_out: int, size: int = 1, stride: int = 1) -> ReLUConv:
+    """ReLU, a convolution that keeps the size but for the stride, norm."""
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=False)
+    return ReLUConv(nn.ReLU(), conv, nn.BatchNorm2d(channels_out))
+
+
+def operation(name: str, channels: int, stride: int = 1) -> nn.Module:
+    """An operation that a genotype may name, from `channels` channels to as many (docs/methods.md A2, B1).
+
+    Of an input of H x W pixels the output has ceil(H / stride) x ceil(W / stride). Pools leave the border out of
+    the mean. A pair like conv_1x7_7x1 has its stride along the long side of each. conv_7x1_1x7 is the same
+    operation under its older name.
+
+    Args:
+        name: one of `OPERATIONS`.
+        channels: of the input and the output.
+        stride: 1 or 2.
+
+    Raises:
+        ValueError: an unknown name.
+
+    >>> operation("sep_conv_3x3", 4, stride=2)(torch.zeros(1, 4, 9, 9)).shape
+    torch.Size([1, 4, 5, 5])
+    """
+    if name not in OPERATIONS:
+        raise unknown("operation", name, OPERATIONS)
+    if name == "null":
+        return NullEdge(channels, channels, stride)
+    if name == "skip_connect":
+        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, stride)
+    kind, _, rest = name.partition("_")
+    size = max(int(rest[rest.index("x") - 1]), int(rest[rest.index("x") + 1]))
+    if kind in ("max", "avg"):
+        even = size == 2 and stride == 1
+        return EvenPool(kind) if even else _pool(kind, size, stride, padding=(size - 1) // 2)
+    if kind == "sep":
+        return SeparableConv(*_depthwise(channels, size, stride), *_depthwise(channels, size, 1))
+    if kind == "dil":
+        return DilatedConv(*_depthwise(channels, size, stride, dilation=2))
+    if rest.count("x") == 1:
+        return relu_conv(channels, channels, size, stride)
+    pad = size // 2
+    return ReLUConv(
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, (1, size), (1, stride), (0, pad), bias=False),
+        nn.Conv2d(channels, channels, (size, 1), (stride, 1), (pad, 0), bias=False),
+        nn.BatchNorm2d(channels),
+    )
 
 
 def copying_identity() -> nn.Module:

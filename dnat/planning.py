@@ -14,7 +14,9 @@ from .distributed import from_first
 from .edges import (
     ORIGINAL,
     Edge,
+    EdgeSet,
     Space,
+    common_choices,
     everything_else,
     groups_of,
     in_order,
@@ -36,7 +38,7 @@ def find_edges(
     *,
     everything: bool = False,
     only: Collection[str] | None = None,
-) -> tuple[Edge, ...]:
+) -> EdgeSet:
     """The edges of a network, in order of execution; all that they offer can be made, exactly, in both modes.
 
     Nested edges are found too (a branch and the units in it). In a network of genotype cells the edges are those
@@ -69,7 +71,7 @@ def find_edges(
         edges = in_order([*edges, *everything_else(program, [e for e in edges if not e.place])])
     groups = groups_of(program, [e for e in edges if len(e.choices) > 1])
     listed = (replace(e, group=groups.get(e.key, e.key)) for e in edges)
-    return tuple(e for e in listed if everything or len(e.choices) > 1)
+    return EdgeSet(e for e in listed if everything or len(e.choices) > 1)
 
 
 @dataclass(frozen=True)
@@ -87,17 +89,17 @@ class Times:
     def parts(self, edges: Sequence[Edge]) -> Parts:
         """What of each operation remains with a choice of a width; where several widths work on it, each has an
         equal part in that."""
-        found: dict[tuple[Edge, str], dict[int, float]] = {}
+        parts: dict[tuple[Edge, str], dict[int, float]] = {}
         for choice, seconds in self.narrow.items():
             widths = [(e, e.place) for e in edges if e.place and choice in e.choices]
             sharing = Counter(number for _, place in widths for number in place.operations)
             for edge, place in widths:
-                found[edge, choice] = {
+                parts[edge, choice] = {
                     i: (seconds[i] / self.whole[i]) ** (1 / sharing[i])
                     for i in sorted(place.operations)
                     if self.whole[i]
                 }
-        return found
+        return parts
 
 
 def times(network: nn.Module, batch: Example, program: Program, edges: Sequence[Edge]) -> Times:
@@ -125,7 +127,7 @@ class Plan:
         times: of the operations of the program; None without a latency budget.
     """
 
-    edges: tuple[Edge, ...]
+    edges: EdgeSet
     fixed: tuple[Edge, ...]
     costs: Costs
     limit: float | None
@@ -151,8 +153,8 @@ def make_plan(
         ValueError: nothing may change, a pattern of `config.edges` is that of nothing that may, or no legal set of
             choices keeps the budget.
     """
-    found = find_edges(program, config.moves, everything=True, only=config.edges)
-    edges = tuple(edge for edge in found if len(edge.choices) > 1)
+    places = find_edges(program, config.moves, everything=True, only=config.edges)
+    edges = EdgeSet(edge for edge in places if len(edge.choices) > 1)
     for pattern in config.edges or ():
         if not any(fnmatchcase(edge.key, pattern) for edge in edges):
             raise _no_such_edge(pattern, program, config)
@@ -177,21 +179,18 @@ def make_plan(
     costs = Costs(edges, taken.whole, taken.parts(edges)) if taken else Costs(edges)
     limit = asked.of(costs.total) if asked else None
     if limit is not None and limit < costs.total:
-        groups: dict[str, list[Edge]] = {}
-        for edge in edges:
-            groups.setdefault(edge.key if config.mode == "full" else edge.group, []).append(edge)
-        check_limit(groups, costs, limit)
-    return Plan(edges, tuple(edge for edge in found if len(edge.choices) < 2), costs, limit, taken)
+        check_limit(edges.groups(config.mode), costs, limit)
+    return Plan(edges, tuple(edge for edge in places if len(edge.choices) < 2), costs, limit, taken)
 
 
 def _no_such_edge(pattern: str, program: Program, config: Config) -> UsageError:
     """The error for a pattern of the setting `edges` that is that of no edge that may change."""
-    found = find_edges(program, config.moves, everything=True)
-    fixed = [edge for edge in found if fnmatchcase(edge.key, pattern) and len(edge.choices) < 2]
+    places = find_edges(program, config.moves, everything=True)
+    fixed = [edge for edge in places if fnmatchcase(edge.key, pattern) and len(edge.choices) < 2]
     if fixed:
         why = "; ".join(f"{choice}: {reason}" for choice, reason in fixed[0].refused)
         return UsageError(f"the setting edges has {pattern!r}, but {fixed[0].key} may not change: {why}")
-    return unknown("edge that may change", pattern, (e.key for e in found if len(e.choices) > 1))
+    return unknown("edge that may change", pattern, (e.key for e in places if len(e.choices) > 1))
 
 
 def check_choices(edges: Sequence[Edge], program: Program, config: Config) -> None:
@@ -213,20 +212,20 @@ def check_choices(edges: Sequence[Edge], program: Program, config: Config) -> No
             raise unknown("edge in choices", key, by_key)
         if choice not in by_key[key].choices:
             raise unknown(f"choice for {key}", choice, by_key[key].choices)
-    made = {edge: config.choices.get(edge.key, ORIGINAL) for edge in edges}
-    found = problems(made)
+    choices = {edge: config.choices.get(edge.key, ORIGINAL) for edge in edges}
+    reasons = problems(choices)
     if config.mode == "cell":
         groups: dict[str, set[str]] = {}
-        for edge, choice in made.items():
+        for edge, choice in choices.items():
             groups.setdefault(edge.group, set()).add(choice)
-        found += [f"in cell mode {group} can have one choice only" for group, c in groups.items() if len(c) > 1]
-    if found:
-        raise UsageError(f"the choices cannot be made together: {'; '.join(found)}")
+        reasons += [f"in cell mode {group} can have one choice only" for group, c in groups.items() if len(c) > 1]
+    if reasons:
+        raise UsageError(f"the choices cannot be made together: {'; '.join(reasons)}")
 
 
 def check_limit(groups: Groups, costs: Costs, limit: float) -> None:
     """Raise `InfeasibleError` where no legal set of choices keeps the limit."""
-    legal = {g: [c for c in m[0].choices if all(c in e.choices for e in m)] for g, m in groups.items()}
+    legal = {group: common_choices(members) for group, members in groups.items()}
     least = cheapest(groups, legal, costs)[1]
     if least > limit:
         raise InfeasibleError(

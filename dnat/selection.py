@@ -36,7 +36,7 @@ class Decision:
 
     Attributes:
         edge: the edge.
-        gates: what none, identity and original were worth at the decision (`Theta.scores`, which is g(theta)
+        gates: what none, identity and original were worth at the decision (`Theta.worths`, which is g(theta)
             where there are no other operations); for none it is the threshold.
         choice: "original", "identity", "none" or the name of another operation.
         margin: score of the choice minus the best other legal score; negative where a repair overruled.
@@ -89,7 +89,7 @@ def decide(
 ) -> tuple[Decision, ...]:
     """One decision for every edge.
 
-    Each group takes the choice with the largest score (`Theta.scores`) among those that are legal for all its
+    Each group takes the choice with the largest score (`Theta.worths`) among those that are legal for all its
     edges, by sign and not by magnitude; ties prefer original, then others, identity, none (docs/methods.md C5).
     Then, where the choices together would disconnect an output from the input, leave a node without any input, or
     could not be made exactly, groups are restored: those whose originals weigh most, and none that had no part in
@@ -107,7 +107,7 @@ def decide(
         skip_threshold: what the identity's gate must exceed on a null edge; by default see `THRESHOLDS`.
         ruled_out: {edge key: choice} that are not to be made.
         floor: in the unit of `costs`, what the choices need not go below; with a limit, the same.
-        worths: what each choice of each group is worth, in the order of theta; by default `Theta.scores`. With
+        worths: what each choice of each group is worth, in the order of theta; by default `Theta.worths`. With
             those, thresholds count for none and for skips.
 
     Raises:
@@ -115,12 +115,12 @@ def decide(
     """
     threshold, default_skip = THRESHOLDS[relaxed.architecture.gate]
     skip_threshold = default_skip if skip_threshold is None else skip_threshold
-    values = relaxed.architecture.scores().detach().cpu().tolist() if worths is None else worths
+    values = relaxed.worths().detach().cpu().tolist() if worths is None else worths
     scores: dict[str, dict[str, float]] = {}
     reasons: Reasons = {}
     own: dict[str, str] = {}
     for group, row in zip(relaxed.groups, values, strict=True):
-        gates = dict(zip(relaxed.architecture.columns, row, strict=True))
+        gates = dict(zip(relaxed.columns, row, strict=True))
         if worths is None:
             gates[NONE] = threshold
             if relaxed.members(group)[0].kind == "skip":

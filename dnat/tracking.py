@@ -166,7 +166,7 @@ class WandbTracker(Tracker):
             directory: the run directory.
             mode: offline: write files that `wandb sync` uploads. online: upload at once; where the server cannot
                 be reached within W&B's time-out the run is tracked offline.
-            label: the method's name as tables have it (`dnat.lab.summary.label`).
+            label: the method's name as tables have it (`dnat.lab.labels.label`).
             notify: is given what the user should read, a line each.
         """
         self.job, self.directory, self.mode, self.label = job, Path(directory), mode, label

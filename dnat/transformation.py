@@ -216,7 +216,7 @@ class Run:
         text = short_stage(given.config, trainer.batches)
         if text:
             warnings.warn(text, stacklevel=5)
-        if next(architecture.relaxed.others(), None) is not None:
+        if next(architecture.relaxed.added_parameters(), None) is not None:
             taken = burden(given.original, architecture.relaxed, given.data, given.config, given.task)
             self.listeners.tracker.burden(taken)
 
@@ -263,8 +263,8 @@ class Run:
         row = row_of(progress, name, rate, trained=trained, tested=tested)
         row |= {"seconds": round(taken, 3), "images_per_second": round(examples / taken, 1)}
         if self.architecture:
-            theta = self.architecture.relaxed.architecture
-            row |= {"gates": theta.gates().tolist(), "columns": list(theta.columns)}
+            relaxed = self.architecture.relaxed
+            row |= {"gates": relaxed.gates().tolist(), "columns": list(relaxed.columns)}
         self.loop.log(row, self.listeners.tracker.log)
 
     def commit(self) -> None:

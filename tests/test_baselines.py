@@ -18,7 +18,8 @@ import dnat
 from dnat.config import Config, Job, Search
 from dnat.lab.baselines import FOUND, LEARNERS, configured
 from dnat.lab.baselines import search as searching
-from dnat.lab.baselines.embedding import PAPER, fit, improved
+from dnat.lab.baselines.ascent import fit, improved
+from dnat.lab.baselines.embedding import PAPER
 from dnat.lab.baselines.search import SearchRun, divided
 from dnat.lab.baselines.spaces import GenotypeSpace
 from dnat.lab.cli import cli

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import dnat
-from dnat.candidates import _linear, begin, candidate, cropped, moves, separable
+from dnat.candidates import _composed_kernel, begin, candidate, cropped, moves, separable
 from dnat.moves import cost_of, read_transitions, transitions
 from dnat.networks.cells import operation
 from dnat.operations import Geometry, geometry, operation_name
@@ -390,7 +390,7 @@ def test_an_operation_of_a_cell_as_one_kernel(name):
     torch.manual_seed(0)
     source = spread_out(operation(name, 4))
     x = torch.randn(2, 4, 21, 21).double()
-    kernel = _linear(source)
+    kernel = _composed_kernel(source)
     found = nn.functional.conv2d(x, kernel, padding="same")
     rim = kernel.shape[-1] // 2  # half way through, padding is not what the kernel makes of zeros
     inside = (..., slice(rim, -rim), slice(rim, -rim))

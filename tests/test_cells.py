@@ -12,7 +12,7 @@ from dnat.answers import scores
 from dnat.budget import Costs
 from dnat.discretization import discretization
 from dnat.edges import problems
-from dnat.networks.cells import IMAGENET, CellNetwork, DropPath, operation, set_drop_path
+from dnat.networks.cells import IMAGENET, CellNetwork, DropPath, operation
 from dnat.networks.genotypes import (
     GENOTYPES,
     OPERATIONS,
@@ -22,7 +22,7 @@ from dnat.networks.genotypes import (
     concat_nodes,
     published,
 )
-from dnat.operations import FactorizedReduce, NullEdge
+from dnat.operations import FactorizedReduce, NullEdge, set_drop_path
 from dnat.relaxation import IDENTITY_NAME
 
 

@@ -16,7 +16,7 @@ from dnat.budget import Costs, by_edge
 from dnat.config import CONTROLS, Config, Job
 from dnat.edges import problems
 from dnat.lab.baselines import Family, family_of, resized
-from dnat.lab.baselines.channels import is_depthwise, narrowed
+from dnat.lab.baselines.channels import is_depthwise, widest
 from dnat.lab.baselines.controls import CHOSEN
 from dnat.lab.baselines.sets import random_set, uniform_set
 from dnat.lab.cli import cli
@@ -201,14 +201,14 @@ def test_the_widest_network_within_a_budget_by_hand():
     family = family_of("resnet20", {}, lambda **options: dnat.build("resnet20", seed=0, **options))
     assert (family.option, family.usual, family.whole) == ("width", 16, False)
     limit = 0.66 * 40551040
-    value = narrowed(family, X, limit)
+    value = widest(family, X, limit)
     sizes = {v / 256 * 16: resnet_madds([round(v / 256 * 16 * f) for f in (1, 2, 4)]) for v in range(1, 256)}
     assert value == max(v for v, madds in sizes.items() if madds <= limit)
     assert sizes[value] >= 0.97 * limit
     whole = Family("width", 16, True, lambda **options: dnat.build("resnet20", **options))
-    assert narrowed(whole, X, limit) == 12  # 13 costs 0.662
+    assert widest(whole, X, limit) == 12  # 13 costs 0.662
     with pytest.raises(ValueError, match=r"width 0\.0625 is the least"):
-        narrowed(family, X, 10)
+        widest(family, X, 10)
 
 
 def test_whose_width_can_be_told():
@@ -432,7 +432,7 @@ def test_controls_in_sweeps():
     # One recipe for all.
     for name in ("lr", "distillation", "feature_distillation", "epochs", "batch_size"):
         assert len({getattr(j.config, name) for j in jobs.values()}) == 1
-    assert [dnat.lab.summary.label(jobs[m].flat()) for m in methods[2:]] == [f"{m} 0.66" for m in CONTROLS]
+    assert [dnat.lab.labels.label(jobs[m].flat()) for m in methods[2:]] == [f"{m} 0.66" for m in CONTROLS]
     with pytest.raises(ValueError, match="control-random needs the budget"):
         planned(["control-random"])
     with pytest.raises(ValueError, match="did you mean 'control-random'"):

@@ -1,3 +1,4 @@
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -152,3 +153,19 @@ def test_nothing_private_is_in_the_repository():
             text = path.read_text(errors="ignore")
             assert str(Path.home()) + "/" not in text or str(Path.home()) == "/", path
             assert str(ROOT) not in text, path
+
+
+GLOSSARY = re.findall(r"^\| ([\w ]+) \| .* \| `(dnat[\w.]+)` \|$", GUIDES["concepts.md"], re.M)
+
+
+@pytest.mark.parametrize(("word", "name"), GLOSSARY)
+def test_a_word_of_the_glossary_is_one_of_the_code(word, name):
+    owner, _, last = name.rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    fields_of = getattr(owner, "__dataclass_fields__", {})
+    assert last in fields_of or pkgutil.resolve_name(name) is not None
+
+
+def test_the_glossary_has_a_word_once():
+    words = [word for word, _ in GLOSSARY]
+    assert len(set(words)) == len(words) >= 25

@@ -13,7 +13,7 @@ from reference import images
 
 import dnat
 from dnat.edges import in_order, units
-from dnat.lab.drawing import Row, draw, networks, rows_from_json, rows_to_json
+from dnat.lab.drawing import OperationRow, draw_network, networks, rows_from_json, rows_to_json
 from dnat.lab.runs import picture_rows
 from dnat.planning import find_edges
 from dnat.results import Commitment, EdgeReport
@@ -24,7 +24,7 @@ def rows_of(name, size=32, choices=None, space="dnat", **options):
     edges = {e.key: e for e in find_edges(program, space)}
     choices = choices or {}
     return [
-        Row(
+        OperationRow(
             key=e.key,
             kind=e.kind if e.key in edges else "fixed",
             operation=e.operation,
@@ -47,7 +47,9 @@ COSTS = {"before": dnat.Cost(200_000, 40_000_000), "after": dnat.Cost(100_000, 3
 
 def test_changed_edges_are_marked_and_the_file_is_the_same_every_time(tmp_path):
     rows = rows_of("resnet20", choices=CHANGED, skips=True)
-    first, second = (draw(rows, tmp_path / n, title="ResNet20", **COSTS, formats=("svg",))[0] for n in "ab")
+    first, second = (
+        draw_network(rows, tmp_path / n, title="ResNet20", **COSTS, formats=("svg",))[0] for n in "ab"
+    )
     assert first.read_bytes() == second.read_bytes()
     marks = {e.get("id") for e in ElementTree.parse(first).iter() if str(e.get("id")).startswith("edge:")}
     states = {row.key: row.state for row in rows}
@@ -63,7 +65,7 @@ def test_changed_edges_are_marked_and_the_file_is_the_same_every_time(tmp_path):
 def test_a_narrower_layer_says_how_many_channels_stay(tmp_path):
     choices = {"layer1.0.conv1:width": "5/8", "layer2.0.conv2>layer2.0.bn2": "none"}
     rows = rows_of("resnet8", choices=choices, space="dnat,width")
-    first, second = (draw(rows, tmp_path / n, title="ResNet8", **COSTS, formats=("svg",))[0] for n in "ab")
+    first, second = (draw_network(rows, tmp_path / n, title="ResNet8", **COSTS, formats=("svg",))[0] for n in "ab")
     assert first.read_bytes() == second.read_bytes()
     elements = {e.get("id"): e for e in ElementTree.parse(first).iter() if str(e.get("id")).startswith("edge:")}
     # A width is no box: it stands in the layer that makes the channels, if it is narrower.
@@ -125,7 +127,7 @@ def test_nothing_overlaps_or_leaves_the_page(name, size, narrow, tmp_path, monke
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: pages.append(self))
     rows = rows_of(name, size, space="dnat,width" if narrow else "dnat")
     rows = [replace(row, choice="5/8") if row.kind == "width" else row for row in rows]
-    draw(rows, tmp_path / "x", title=name, **COSTS, formats=("png",))
+    draw_network(rows, tmp_path / "x", title=name, **COSTS, formats=("png",))
     (figure,) = pages
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
@@ -145,8 +147,8 @@ def test_nothing_overlaps_or_leaves_the_page(name, size, narrow, tmp_path, monke
 
 
 def test_names_of_users_are_text(tmp_path):
-    row = Row("blocks.0.<script>$x_$", "unit", "$a_b$&<b>", (3, 8, 8), (3, 8, 8), 10, "identity")
-    (path,) = draw([row], tmp_path / "x", title="<script>$\\frac{", **COSTS, formats=("svg",))
+    row = OperationRow("blocks.0.<script>$x_$", "unit", "$a_b$&<b>", (3, 8, 8), (3, 8, 8), 10, "identity")
+    (path,) = draw_network([row], tmp_path / "x", title="<script>$\\frac{", **COSTS, formats=("svg",))
     text = path.read_text()
     assert "<script>" not in text
     assert any("$a_b$&<b>" in (e.text or "") for e in ElementTree.parse(path).iter())
@@ -155,28 +157,28 @@ def test_names_of_users_are_text(tmp_path):
 def test_rows_survive_json():
     rows = [
         *rows_of("resnet8", skips=True),
-        Row("a", "unit", "conv", (1,), (2,), 3, "none", (0.0, 0.5, 1.0), True),
-        Row("b", "unit", "conv", (4,), (2,), 3, left=(3, 2)),
+        OperationRow("a", "unit", "conv", (1,), (2,), 3, "none", (0.0, 0.5, 1.0), True),
+        OperationRow("b", "unit", "conv", (4,), (2,), 3, left=(3, 2)),
     ]
     assert rows_from_json(json.loads(json.dumps(rows_to_json(rows)))) == rows
 
 
 def test_formats(tmp_path):
-    files = draw(rows_of("resnet8"), tmp_path / "a.b", title="x", **COSTS, formats=("png", "svg", "pdf"))
+    files = draw_network(rows_of("resnet8"), tmp_path / "a.b", title="x", **COSTS, formats=("png", "svg", "pdf"))
     heads = [path.read_bytes()[:5] for path in files]
     assert [p.name for p in files] == ["a.b.png", "a.b.svg", "a.b.pdf"]
     assert heads[0][1:4] == b"PNG"
     assert heads[1] == b"<?xml"
     assert heads[2] == b"%PDF-"
     with pytest.raises(ValueError, match="unknown format 'gif'"):
-        draw([], tmp_path / "x", title="x", **COSTS, formats=("gif",))
+        draw_network([], tmp_path / "x", title="x", **COSTS, formats=("gif",))
 
 
 def test_what_dies_inside_a_changed_branch_is_shown_as_gone():
     block = networks._blocks(
         [
-            Row("f.0.conv", "branch", "Sequential", (4, 8, 8), (4, 8, 8), 1, "none"),
-            Row("f.0.conv.1", "unit", "conv_3x3", (4, 8, 8), (4, 8, 8), 1),
+            OperationRow("f.0.conv", "branch", "Sequential", (4, 8, 8), (4, 8, 8), 1, "none"),
+            OperationRow("f.0.conv.1", "unit", "conv_3x3", (4, 8, 8), (4, 8, 8), 1),
         ]
     )[0]
-    assert networks._inside(block.units[0], block.wholes[0])
+    assert networks._is_inside(block.units[0], block.wholes[0])

@@ -23,8 +23,8 @@ from dnat.discretization import discretization
 from dnat.edges import problems
 from dnat.lab.ground_truth import (
     Known,
-    Outcome,
-    Standing,
+    Lookup,
+    Ranking,
     compare_with_table,
     live_form,
     prices,
@@ -213,11 +213,11 @@ def test_the_best_at_the_cost_by_hand():
     price = prices("nasbench201", (3, 8, 8), num_classes=5, **TINY["nasbench201"])
     assert outcome.before == Known("333333", 65.0, price.of("333333"))
     assert outcome.after == Known("300330", 59.0, price.of("300330"))
-    assert outcome.standing.best == Known("111333", 62.0, price.of("111333"))
-    assert outcome.standing.best_anywhere == outcome.before
+    assert outcome.ranking.best == Known("111333", 62.0, price.of("111333"))
+    assert outcome.ranking.best_anywhere == outcome.before
     assert (outcome.regret, outcome.regret_anywhere, outcome.problem) == (3.0, 6.0, "")
-    assert outcome.standing.reachable == 290
-    assert outcome.standing.missing == 0
+    assert outcome.ranking.reachable == 290
+    assert outcome.ranking.missing == 0
 
 
 def test_the_budget_is_what_counts_and_not_what_was_used_of_it():
@@ -235,17 +235,17 @@ def test_the_budget_is_what_counts_and_not_what_was_used_of_it():
         (outcome,) = compared(method, [start], "nasbench_macro", budget=budget)
         allowed = budget * price.of(start) if isinstance(budget, float) else price.of("10212110")
         within = [MACRO[c] for c in reached if price.of(c) <= allowed]
-        assert outcome.standing.allowed == pytest.approx(allowed)
-        assert outcome.standing.among == len(within)
-        assert outcome.standing.best.accuracy == max(within)
-        assert outcome.standing.mean == pytest.approx(statistics.fmean(within))
-        assert outcome.standing.rank == 1 + sum(a > MACRO["10212110"] for a in within)
+        assert outcome.ranking.allowed == pytest.approx(allowed)
+        assert outcome.ranking.among == len(within)
+        assert outcome.ranking.best.accuracy == max(within)
+        assert outcome.ranking.mean == pytest.approx(statistics.fmean(within))
+        assert outcome.ranking.rank == 1 + sum(a > MACRO["10212110"] for a in within)
         assert outcome.regret == max(within) - MACRO["10212110"]
         assert outcome.used == pytest.approx(price.of("10212110") / allowed)
     # What costs more than was allowed stands beside all at its own cost.
     for options in ({}, {"budget": 0.2}):
         (outcome,) = compared(method, [start], "nasbench_macro", **options)
-        assert outcome.standing.allowed == price.of("10212110")
+        assert outcome.ranking.allowed == price.of("10212110")
         assert outcome.used == 1.0
 
 
@@ -272,33 +272,33 @@ def test_where_a_result_stands_by_trying_all(cell, choices, moves, after):
         c for c in CELLS if alive(c) == c and all(may_become(a, b, more) for a, b in zip(start, c, strict=True))
     ]
     within = [TABLE[c] for c in reached if madds(c) <= madds(after)]
-    standing = outcome.standing
+    ranking = outcome.ranking
     assert outcome.problem == ""
     assert outcome.after.architecture == after
     assert outcome.after.accuracy == TABLE[after]
-    assert standing.best.accuracy == max(within)
-    assert madds(standing.best.architecture) <= madds(after)
-    assert TABLE[standing.best.architecture] == max(within)
-    assert standing.best_anywhere.accuracy == max(TABLE[c] for c in reached)
-    assert standing.rank == sorted(within, reverse=True).index(TABLE[after]) + 1
-    assert (standing.among, standing.reachable) == (len(within), len(reached))
-    assert standing.mean == pytest.approx(sum(within) / len(within))
-    variance = sum((a - standing.mean) ** 2 for a in within) / len(within)
-    assert standing.std == pytest.approx(math.sqrt(variance))
-    assert outcome.control_regret == pytest.approx(max(within) - standing.mean)
+    assert ranking.best.accuracy == max(within)
+    assert madds(ranking.best.architecture) <= madds(after)
+    assert TABLE[ranking.best.architecture] == max(within)
+    assert ranking.best_anywhere.accuracy == max(TABLE[c] for c in reached)
+    assert ranking.rank == sorted(within, reverse=True).index(TABLE[after]) + 1
+    assert (ranking.among, ranking.reachable) == (len(within), len(reached))
+    assert ranking.mean == pytest.approx(sum(within) / len(within))
+    variance = sum((a - ranking.mean) ** 2 for a in within) / len(within)
+    assert ranking.std == pytest.approx(math.sqrt(variance))
+    assert outcome.control_regret == pytest.approx(max(within) - ranking.mean)
     # Drawing does the same, within five standard errors.
     draws = torch.tensor(within)[torch.randint(len(within), (20_000,))]
-    assert abs(draws.mean().item() - standing.mean) <= 5 * standing.std / math.sqrt(20_000) + 1e-4
-    assert (draws > standing.mean + 1e-4).double().mean().item() == pytest.approx(standing.better, abs=0.02)
+    assert abs(draws.mean().item() - ranking.mean) <= 5 * ranking.std / math.sqrt(20_000) + 1e-4
+    assert (draws > ranking.mean + 1e-4).double().mean().item() == pytest.approx(ranking.better, abs=0.02)
 
 
 def test_where_all_are_equal_nothing_is_won_and_the_cheapest_is_named():
     outcomes = compared(choosing({5: "none"}), ["333333"], table=dict.fromkeys(CELLS, 80.1))
-    standing = outcomes[0].standing
-    assert (standing.rank, standing.std, standing.better, outcomes[0].regret) == (1, 0.0, 0.0, 0.0)
-    assert standing.mean == pytest.approx(80.1)
+    ranking = outcomes[0].ranking
+    assert (ranking.rank, ranking.std, ranking.better, outcomes[0].regret) == (1, 0.0, 0.0, 0.0)
+    assert ranking.mean == pytest.approx(80.1)
     # Of skips alone, the first by its digits: 0 -> 3.
-    assert standing.best.architecture == standing.best_anywhere.architecture == "000100"
+    assert ranking.best.architecture == ranking.best_anywhere.architecture == "000100"
     found = summary(outcomes)
     assert (found.wins, found.losses, found.ties, found.wins_by_chance, found.p_value) == (0, 0, 1, 0.0, 1.0)
 
@@ -306,10 +306,10 @@ def test_where_all_are_equal_nothing_is_won_and_the_cheapest_is_named():
 def test_what_the_table_lacks_is_left_out_and_counted():
     table = {c: a for c, a in TABLE.items() if c != "111333"}
     (outcome,) = compared(choosing({5: "none"}), ["333333"], table=table)
-    assert outcome.standing.missing == 1
-    assert outcome.standing.reachable == 289
-    assert outcome.standing.best.accuracy == 62.0
-    assert outcome.standing.best.architecture == "113133"
+    assert outcome.ranking.missing == 1
+    assert outcome.ranking.reachable == 289
+    assert outcome.ranking.best.accuracy == 62.0
+    assert outcome.ranking.best.architecture == "113133"
     (outcome,) = compared(choosing({5: "none"}), ["333333"], table={"333333": 90.0, "111111": 80.0})
     assert outcome.problem == "the result 300330 is not in the table of accuracies"
 
@@ -326,8 +326,8 @@ def test_layers_of_the_macro_space_by_hand():
     (outcome,) = compared(method, ["12212112"], "nasbench_macro")
     assert outcome.before.accuracy == 60 + 54 / 4
     assert (outcome.after.architecture, outcome.after.accuracy) == ("10212110", 60 + 34 / 4)
-    assert outcome.standing.reachable == 32
-    assert outcome.standing.best.accuracy >= outcome.after.accuracy
+    assert outcome.ranking.reachable == 32
+    assert outcome.ranking.best.accuracy >= outcome.after.accuracy
 
 
 def same_function(network, space, architecture, data):
@@ -371,7 +371,7 @@ def test_what_dnat_makes_is_the_architecture_that_is_looked_up(space, inputs, op
         assert same_function(result.network, space, outcome.after.architecture, tiny_data())
         assert outcome.after.madds == result.cost_after.madds
         assert outcome.after.madds <= options.get("budget", 1) * outcome.before.madds
-        assert 1 <= outcome.standing.rank <= outcome.standing.among <= outcome.standing.reachable
+        assert 1 <= outcome.ranking.rank <= outcome.ranking.among <= outcome.ranking.reachable
         assert outcome.regret >= 0
 
 
@@ -392,7 +392,7 @@ def test_the_methods_that_dnat_is_compared_with(method, space):
     (outcome,) = compared(METHODS[method], [start], space, search=search)
     assert outcome.problem == ""
     assert outcome.after.architecture in reachable(space, start)
-    assert 1 <= outcome.standing.rank <= outcome.standing.among
+    assert 1 <= outcome.ranking.rank <= outcome.ranking.among
 
 
 def test_a_budget_out_of_reach_is_marked():
@@ -410,7 +410,7 @@ def test_training_alone_changes_nothing(space, inputs):
         assert outcome.before == outcome.after
         assert outcome.before.architecture == (alive(text) if space == "nasbench201" else text)
         # At the cost of all that is there everything that can be reached may be drawn.
-        assert outcome.standing.among == outcome.standing.reachable
+        assert outcome.ranking.among == outcome.ranking.reachable
     assert summary(outcomes).unchanged == len(inputs)
 
 
@@ -484,7 +484,7 @@ def test_what_is_no_architecture_is_marked_and_the_others_go_on(method, words):
 
     marked, fine = compared(first_only, ["333333", "333313"], epochs=1, architecture_epochs=1)
     assert re.search(words, marked.problem)
-    assert marked.after is marked.standing is None
+    assert marked.after is marked.ranking is None
     assert math.isnan(marked.regret)
     assert math.isnan(marked.regret_anywhere)
     assert math.isnan(marked.control_regret)
@@ -629,8 +629,8 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def an_outcome(after, mean, better, best=90.0, anywhere=95.0, before=85.0):
     known = [Known("333333", before, 9), Known("300330", after, 5), Known("111333", best, 5)]
-    standing = Standing(10, known[2], Known("333331", anywhere, 8), 2, 4, mean, 1.0, better, 6, 0)
-    return Outcome(known[0], known[1], standing)
+    ranking = Ranking(10, known[2], Known("333331", anywhere, 8), 2, 4, mean, 1.0, better, 6, 0)
+    return Lookup(known[0], known[1], ranking)
 
 
 def test_a_summary_by_hand():
@@ -640,7 +640,7 @@ def test_a_summary_by_hand():
         an_outcome(87.0, 86.5, 0.25),
         an_outcome(80.0, 84.0, 0.5),
         an_outcome(0.1 + 0.2, 0.3, 0.75, best=0.5),
-        Outcome(Known("111111", 20.0, 1), problem="no network within 5"),
+        Lookup(Known("111111", 20.0, 1), problem="no network within 5"),
     ]
     found = summary(outcomes)
     assert (found.n, found.failed, found.unchanged) == (4, 1, 0)

@@ -29,7 +29,7 @@ def test_lightning_trains_what_comes_out(tmp_path):
     lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
     from dnat.integrations.lightning import Transform
 
-    data, (x, y) = examples()
+    _, (x, y) = examples()
 
     class Classifier(lightning.LightningModule):
         def __init__(self):
@@ -110,7 +110,12 @@ def test_hugging_faces_trainer_trains_what_comes_out(tmp_path):
 
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48, vocab_size=50, num_labels=2
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        vocab_size=50,
+        num_labels=2,
     )
     model = transformers.BertForSequenceClassification(config)
     ids = torch.randint(5, 50, (32, 12))

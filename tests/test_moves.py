@@ -19,10 +19,12 @@ from dnat.config import Config, Job, parse_amount, read_toml
 from dnat.discretization import discretization
 from dnat.edges import problems
 from dnat.lab.runs import redraw, restore, run
-from dnat.networks.cells import CellNetwork, SeparableConv
+from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import CellEdge, CellGenotype, Genotype
+from dnat.operations import SeparableConv
 from dnat.planning import make_plan
 from dnat.relaxation import CHOICES, FORGETTING
+from dnat.relaxation.modes import Open
 from dnat.selection import decide
 from dnat.training import ArchitectureLoss, Interrupted, Progress, Trainer, burden, effects
 
@@ -252,7 +254,7 @@ def test_operations_learn_what_the_original_computes(name):
     """While gates are closed: by the definition, and without touching anything else."""
     made, x = NETWORKS[name](), images(4, 8)
     relaxed = dnat.relax(made, edges_of(made)).train()
-    with relaxed.architecture.taught() as distances:
+    with relaxed.taught() as distances:
         relaxed(x)
     edge = next(e for e in relaxed.edges if len(e.others) > 2)
     entry, exit = (relaxed.network.get_submodule(p) for p in (edge.entry, edge.exit))
@@ -273,12 +275,14 @@ def test_operations_learn_what_the_original_computes(name):
     relaxed.zero_grad()
     torch.stack([d for found in distances.values() for d in found]).sum().backward()
     moved = {n for n, p in relaxed.network.named_parameters() if p.grad is not None and p.grad.any()}
-    names = {n for n, p in relaxed.network.named_parameters() if any(p is other for other in relaxed.others())}
+    names = {
+        n for n, p in relaxed.network.named_parameters() if any(p is other for other in relaxed.added_parameters())
+    }
     assert moved == names != set()
     assert relaxed.architecture.theta.grad is None or not relaxed.architecture.theta.grad.any()
     with torch.no_grad():
         relaxed(x)
-    assert relaxed.architecture.distances is None  # and nothing is collected outside
+    assert relaxed.passes.distances is None  # and nothing is collected outside
 
 
 def test_while_they_learn_the_rest_learns_as_from_the_original():
@@ -298,7 +302,7 @@ def test_while_they_learn_the_rest_learns_as_from_the_original():
     norm.register_forward_hook(
         lambda module, args, y: y + 0.3 * (conv.sep_conv_3x3(stashed[-1].detach()) - y.detach())
     )
-    with relaxed.architecture.taught():
+    with relaxed.taught():
         ours = relaxed(x)
     theirs = twin(x)
     assert torch.allclose(ours, theirs)
@@ -319,7 +323,7 @@ def test_computing_again_changes_nothing(name, taught, monkeypatch):
     def run():
         relaxed = dnat.relax(made, edges_of(made)).train()
         relaxed.architecture.theta.data += 0.1
-        with relaxed.architecture.taught() if taught else contextlib.nullcontext({}) as found:
+        with relaxed.taught() if taught else contextlib.nullcontext({}) as found:
             loss = relaxed(x).square().sum()
         (loss + sum(d for ds in found.values() for d in ds)).backward()
         gradients = {n: p.grad for n, p in relaxed.named_parameters() if p.grad is not None}
@@ -361,8 +365,8 @@ def test_a_network_with_activation_checkpoints(space, gate, how):
         relaxed.sample(0, 0)
         if how == "settling":
             relaxed.settle({e.key: e.choices[1] for e in relaxed.edges})
-            relaxed.architecture.settled = 0.3
-        with relaxed.architecture.taught() if how == "taught" else contextlib.nullcontext({}) as distances:
+            relaxed.settle_to(0.3)
+        with relaxed.taught() if how == "taught" else contextlib.nullcontext({}) as distances:
             loss = relaxed(x).square().sum()
         (loss + sum(d for ds in distances.values() for d in ds)).backward()
         assert all(len(ds) == 1 for ds in distances.values())
@@ -454,7 +458,7 @@ def test_the_score_is_what_choosing_would_change():
         architecture.distance[:] = torch.rand(architecture.distance.shape, generator=generator)
     shares = architecture.theta[:, 3:] * architecture.offered
     shares = shares / shares.sum(1, keepdim=True).clamp(min=1)
-    scores, gates = architecture.scores(), architecture.gates()
+    scores, gates = architecture.worths(), architecture.gates()
     for row, group in enumerate(relaxed.groups):
         # The original computes 0; each operation errs along an axis of its own.
         operations = torch.diag(architecture.distance[row].sqrt())
@@ -477,18 +481,18 @@ def test_a_step_takes_one_operation_of_each_group():
     drawn = []
     for step in range(300):
         relaxed.sample(5, step)
-        drawn.append(relaxed.architecture.sampled)
+        drawn.append(relaxed.architecture.mode.places)
     relaxed.sample(5, 7)
-    assert relaxed.architecture.sampled == drawn[7]
+    assert relaxed.architecture.mode.places == drawn[7]
     assert drawn != sorted(drawn)
     for row, group in enumerate(relaxed.groups):
         names = [relaxed.architecture.columns[3 + d[row]] for d in drawn]
         counts = {name: names.count(name) for name in dict(relaxed.members(group)[0].others)}
         assert sum(counts.values()) == 300
         assert all(abs(c - 300 / len(counts)) < 50 for c in counts.values())
-    with relaxed.architecture.taught() as found:
+    with relaxed.taught() as found:
         relaxed(x).sum().backward()
-    assert {row: column - 3 for row, column in found} == dict(enumerate(relaxed.architecture.sampled))
+    assert {row: column - 3 for row, column in found} == dict(enumerate(relaxed.architecture.mode.places))
     computed = set()
     for edge in relaxed.edges:
         for choice, _ in edge.others:
@@ -522,7 +526,7 @@ def test_memory_is_bounded():
     plain = saved_bytes(made.train(), x, lambda y: y.sum())
     relaxed = dnat.relax(made, edges_of(made, 32)).train()
     relaxed.sample(0, 0)
-    with relaxed.architecture.taught():
+    with relaxed.taught():
         teaching = saved_bytes(relaxed, x, lambda y: y.sum())
     assert plain < teaching < 2 * plain
     for parameter in relaxed.weights():
@@ -689,7 +693,7 @@ def test_shares_stay_between_0_and_1():
         named = relaxed.architecture.theta[:, 3:]
         assert named.min() == 0
         assert named.max() <= 1
-    assert relaxed.architecture.sampled is None
+    assert relaxed.architecture.mode == Open()
     gates = relaxed.architecture.gates()
     assert torch.allclose(gates[:, 2:].sum(1), relaxed.architecture.open_gates()[:, 2], atol=1e-6)
 

@@ -25,21 +25,12 @@ from dnat.lab.cli import cli
 from dnat.lab.report import draw, gather, markdown, page
 from dnat.lab.report import series as numbers
 from dnat.lab.report.configuration import recipes, settings
-from dnat.lab.report.figures import (
-    DARK,
-    LIGHT,
-    METHOD_COLOURS,
-    Look,
-    cost_figure,
-    curve_figure,
-    plain,
-    spread_apart,
-    strip_figure,
-    tradeoff_figure,
-)
+from dnat.lab.report.figures import cost_figure, curve_figure, strip_figure, tradeoff_figure
 from dnat.lab.report.gather import number
 from dnat.lab.report.headline import headline, sentences
+from dnat.lab.report.looks import DARK, LIGHT, METHOD_COLOURS, Look, plain
 from dnat.lab.report.page import _tile
+from dnat.lab.report.placing import spread_apart
 from dnat.lab.report.published import PUBLISHED, published
 from dnat.lab.report.table import papers_tables
 from dnat.lab.runs import run

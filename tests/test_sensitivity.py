@@ -290,7 +290,7 @@ def state_of(relaxed):
         {path: module.training for path, module in relaxed.named_modules()},
         {path: module.__dict__.get("forward") for path, module in relaxed.named_modules()},
         {path: set(module.__dict__) for path, module in relaxed.named_modules()},
-        relaxed.architecture.tried,
+        relaxed.architecture.mode,
     )
 
 

@@ -16,19 +16,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dnat.config import METHODS, Config, Job, Search
-from dnat.lab.summary import (
-    Comparison,
-    Row,
-    bootstrap_interval,
-    holm,
-    label,
-    markdown,
-    sign_flip,
-    summarize,
-    t_interval,
-    trial_from,
-    wilcoxon,
-)
+from dnat.lab.labels import label
+from dnat.lab.summary import Comparison, Row, markdown, summarize, trial_from
+from dnat.lab.summary.statistics import bootstrap_interval, holm, paired_t, sign_flip, t_interval, wilcoxon
 
 # NAT on ResNet20 and CIFAR-10, five runs, as the DNAT paper's second table has them.
 NAT_RESNET20 = (10.0, 75.14, 91.05, 10.0, 92.68)
@@ -277,6 +267,12 @@ def test_wilcoxon_of_nothing_but_zeros():
     assert wilcoxon([0.0, 0.0]) == 1.0
     with pytest.raises(ValueError, match="at least 1"):
         wilcoxon([])
+
+
+@pytest.mark.parametrize("differences", LISTS)
+def test_paired_t_is_scipys(differences):
+    assert paired_t(differences) == close(stats.ttest_1samp(differences, 0).pvalue)
+    assert paired_t([1.5, 1.5, 1.5]) is None
 
 
 def closure(p_values):
@@ -889,12 +885,16 @@ def test_small_p_values_and_small_differences_are_written_plainly():
     assert found["nat++"]["difference"] == "+0.00 [+0.00, +0.00]"
 
 
-def test_the_module_needs_no_torch_of_its_own():
+def test_the_modules_need_no_torch_of_their_own():
     import ast
     from pathlib import Path
 
-    tree = ast.parse(Path(sys.modules["dnat.lab.summary"].__file__).read_text())
-    modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-    modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    assert not modules & {"torch", "pathlib", "os", "io", "json"}
-    assert not any(isinstance(n, ast.Name) and n.id == "open" for n in ast.walk(tree))
+    folder = Path(sys.modules["dnat.lab.summary"].__file__).parent
+    files = [*folder.glob("*.py"), *(folder.parent / f"{name}.py" for name in ("formatting", "fields", "labels"))]
+    assert len(files) == 10
+    for path in files:
+        tree = ast.parse(path.read_text())
+        modules = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        modules |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        assert not modules & {"torch", "pathlib", "os", "io", "json"}
+        assert not any(isinstance(n, ast.Name) and n.id == "open" for n in ast.walk(tree))

@@ -16,8 +16,8 @@ from rich.console import Console
 from dnat.config import Job, read_toml
 from dnat.lab import sweep as sweeps
 from dnat.lab.cli import cli, exit_code
+from dnat.lab.labels import label
 from dnat.lab.runs import run
-from dnat.lab.summary import label
 from dnat.lab.sweep import (
     Options,
     Standing,

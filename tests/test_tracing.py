@@ -103,3 +103,12 @@ def test_errors_say_what_was_wrong(network, example, error, words):
 def test_one_image_is_doubled_where_batch_norm_needs_two():
     network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
     assert [t.batch for t in dnat.trace(network, images(1)).traces] == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_no_hook_stays_behind():
+    """Not on all modules either, where a scripted one needs that: torch.compile would warn of it."""
+    network = nn.Sequential(nn.Linear(3, 3), torch.jit.trace(nn.Linear(3, 3), torch.rand(2, 3)))
+    dnat.trace(network, torch.rand(2, 3))
+    assert not torch.nn.modules.module._has_any_global_hook()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())

@@ -22,6 +22,8 @@ from .edge import IDENTITY as IDENTITY
 from .edge import NONE as NONE
 from .edge import ORIGINAL as ORIGINAL
 from .edge import Edge as Edge
+from .edge import EdgeSet as EdgeSet
+from .edge import common_choices as common_choices
 from .edge import crosses as crosses
 from .edge import in_order as in_order
 from .edge import kept_of as kept_of

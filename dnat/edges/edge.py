@@ -1,11 +1,12 @@
 """An edge, and what sets of choices do to a network's values: what is legal together."""
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..channels import Place
+from ..naming import unknown
 from ..tracing import Program, State, Trace
 
 Kind = Literal["unit", "block", "branch", "operation", "skip", "width", "other"]
@@ -54,6 +55,9 @@ class Edge:
     part: int | None = None
     place: Place | None = field(default=None, repr=False, compare=False)
     program: Program = field(repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def values(self, trace: Trace) -> list[tuple[int, int]]:
         """The values (in, out) of each of the edge's calls in a trace; a width takes no other's place."""
@@ -127,6 +131,38 @@ class Edge:
         return replace(self, choices=choices, refused=(*self.refused, (choice, why)))
 
 
+class EdgeSet(tuple[Edge, ...]):
+    """A tuple of edges of one program, in its order, which says what they have in common."""
+
+    @property
+    def program(self) -> Program:
+        """The program in which they were found."""
+        return self[0].program
+
+    @property
+    def trace(self) -> Trace:
+        """Its first trace."""
+        return self.program.traces[0]
+
+    def groups(self, mode: str) -> dict[str, list[Edge]]:
+        """{name: edges} of the groups that share theta; in full mode each edge is one.
+
+        Raises:
+            ValueError: a mode that is neither "full" nor "cell".
+        """
+        if mode not in ("full", "cell"):
+            raise unknown("mode", mode, ["full", "cell"])
+        groups: dict[str, list[Edge]] = {}
+        for edge in self:
+            groups.setdefault(edge.key if mode == "full" else edge.group, []).append(edge)
+        return groups
+
+
+def common_choices(edges: Sequence[Edge]) -> tuple[str, ...]:
+    """What all edges of a group may become."""
+    return tuple(c for c in edges[0].choices if all(c in edge.choices for edge in edges))
+
+
 STEPS = 8
 """Into so many steps a width is divided."""
 
@@ -140,11 +176,11 @@ def widths_of(classes: int) -> tuple[str, ...]:
     >>> widths_of(16), widths_of(3)
     (('7/8', '6/8', '5/8', '4/8', '3/8', '2/8', '1/8'), ('6/8', '3/8'))
     """
-    found: dict[int, str] = {}
+    shares: dict[int, str] = {}
     for step in range(STEPS - 1, 0, -1):
         choice = f"{step}/{STEPS}"
-        found.setdefault(kept_of(classes, choice), choice)
-    return tuple(choice for kept, choice in found.items() if kept < classes)
+        shares.setdefault(kept_of(classes, choice), choice)
+    return tuple(choice for kept, choice in shares.items() if kept < classes)
 
 
 def kept_of(classes: int, choice: str) -> int:
@@ -161,11 +197,10 @@ def kept_of(classes: int, choice: str) -> int:
 
 def in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:
     """Edges in order of execution, an outer one before those inside it; what is not called comes last."""
-    edges = list(edges)
+    edges = EdgeSet(edges)
     order: dict[str, int] = {}
-    for edge in edges[:1]:
-        for i, call in enumerate(edge.program.traces[0].calls):
-            order.setdefault(call.path, i)
+    for i, call in enumerate(edges.trace.calls if edges else ()):
+        order.setdefault(call.path, i)
     last = len(order)
     return tuple(sorted(edges, key=lambda e: (order.get(e.entry, last), -order.get(e.exit, last))))
 
@@ -176,28 +211,26 @@ def replacements(trace: Trace, choices: Mapping[Edge, str]) -> tuple[set[int], d
     A value that another operation computes counts as becoming that operation's input: it depends on nothing else.
     Where several edges end at one value, the outermost that changes decides: what is inside is gone with it.
     """
-    found: dict[int, tuple[int, str]] = {}
+    ends: dict[int, tuple[int, str]] = {}
     for edge, choice in choices.items():
         if choice == ORIGINAL:
             continue
         for value_in, value_out in edge.values(trace):
-            if value_out not in found or value_in < found[value_out][0]:
-                found[value_out] = (value_in, choice)
-    zero = {out for out, (_, choice) in found.items() if choice == NONE}
-    return zero, {out: start for out, (start, choice) in found.items() if choice != NONE}
+            if value_out not in ends or value_in < ends[value_out][0]:
+                ends[value_out] = (value_in, choice)
+    zero = {out for out, (_, choice) in ends.items() if choice == NONE}
+    return zero, {out: start for out, (start, choice) in ends.items() if choice != NONE}
 
 
 def problems(choices: Mapping[Edge, str]) -> list[str]:
     """Why a set of choices cannot be made together, over all traces; empty if it can (`Trace.problems`)."""
-    programs = {id(edge.program): edge.program for edge in choices}
-    found: dict[str, None] = {}
-    for program in programs.values():
-        for trace in program.traces:
-            zero, same = replacements(trace, choices)
-            found.update(dict.fromkeys(trace.problems(zero, same)))
-            found.update(dict.fromkeys(_reductions_of_nothing(trace, choices, zero, same)))
-    found.update(dict.fromkeys(_crossings(choices)))
-    return list(found)
+    reasons: dict[str, None] = {}
+    for trace in EdgeSet(choices).program.traces if choices else ():
+        zero, same = replacements(trace, choices)
+        reasons.update(dict.fromkeys(trace.problems(zero, same)))
+        reasons.update(dict.fromkeys(_reductions_of_nothing(trace, choices, zero, same)))
+    reasons.update(dict.fromkeys(_crossings(choices)))
+    return list(reasons)
 
 
 def _reductions_of_nothing(

@@ -10,7 +10,7 @@ from ..candidates import moves
 from ..errors import UsageError
 from ..moves import Table, cost_of, read_transitions, transitions
 from ..naming import unknown
-from ..networks.genotypes import OPERATIONS
+from ..operations import OPERATIONS
 from ..tracing import Program, State, Trace
 from .edge import IDENTITY, NONE, ORIGINAL, Edge, in_order, problems
 from .places import candidate_edges
@@ -58,10 +58,10 @@ def legal_edges(
     """
     table, goes, shrinks = parts_of(space)
     places = _distinct(candidate_edges(program))
-    edges = _worth(_with_choices(edge) for edge in places) if goes else [_still(edge) for edge in places]
+    edges = _without_wrappers(map(_with_choices, places)) if goes else [_fixed_operation(e) for e in places]
     edges += width_edges(program) if shrinks else ()
     free = {e.key for e in edges if only is None or any(fnmatchcase(e.key, pattern) for pattern in only)}
-    edges = [e if e.key in free else _barred(e) for e in edges]
+    edges = [e if e.key in free else _without_choices(e) for e in edges]
     if table is not None:
         edges = [_with_others(edge, table) if edge.key in free and not edge.place else edge for edge in edges]
     return in_order(edges) if shrinks else tuple(edges)
@@ -84,21 +84,21 @@ def possible_edges(program: Program, names: Mapping[str, str]) -> tuple[Edge, ..
 
 def _distinct(edges: Iterable[Edge]) -> list[Edge]:
     """Of modules that wrap each other and do the same, the unit if there is one, else the outermost."""
-    found: dict[tuple[tuple[int, int], ...], Edge] = {}
+    outermost: dict[tuple[tuple[int, int], ...], Edge] = {}
     for edge in edges:
         place = tuple(edge.values(edge.program.traces[0]))
-        if place not in found or edge.kind in ("unit", "operation"):
-            found[place] = edge
-    return list(found.values())
+        if place not in outermost or edge.kind in ("unit", "operation"):
+            outermost[place] = edge
+    return list(outermost.values())
 
 
-def _worth(edges: Iterable[Edge]) -> list[Edge]:
+def _without_wrappers(edges: Iterable[Edge]) -> list[Edge]:
     """Without blocks around a single unit (and its activation) that may become no more than the unit may."""
     edges = list(edges)
-    found = {edge.entry: set(edge.choices) for edge in edges if edge.kind == "unit"}
+    units = {edge.entry: set(edge.choices) for edge in edges if edge.kind == "unit"}
 
     def inside(edge: Edge) -> list[set[str]]:
-        return [c for entry, c in found.items() if entry.startswith(edge.entry + ".")]
+        return [c for entry, c in units.items() if entry.startswith(edge.entry + ".")]
 
     return [
         e
@@ -111,9 +111,9 @@ def _with_choices(edge: Edge) -> Edge:
     if edge.kind == "skip":
         return edge
     choices, refused = [ORIGINAL], []
-    fixed = _unlearned(edge)
-    none = fixed or _unheard(edge) or next(iter(problems({edge: NONE})), "")
-    for choice, why in ((IDENTITY, fixed or _no_identity(edge)), (NONE, none)):
+    fixed = _why_not_trained(edge)
+    none = fixed or _why_not_missed(edge) or next(iter(problems({edge: NONE})), "")
+    for choice, why in ((IDENTITY, fixed or _why_no_identity(edge)), (NONE, none)):
         if why:
             refused.append((choice, why))
         else:
@@ -122,13 +122,13 @@ def _with_choices(edge: Edge) -> Edge:
     return replace(edge, choices=tuple(choices), refused=tuple(refused), kind=kind)
 
 
-def _still(edge: Edge) -> Edge:
+def _fixed_operation(edge: Edge) -> Edge:
     """The edge as it is where nothing but widths may change."""
     why = "the space has widths alone"
     return replace(edge, choices=(ORIGINAL,), refused=((IDENTITY, why), (NONE, why)))
 
 
-def _barred(edge: Edge) -> Edge:
+def _without_choices(edge: Edge) -> Edge:
     """The edge without the choices that it has, since a setting keeps it as it is."""
     for choice in edge.choices[1:]:
         edge = edge.without(choice, "not among the edges that may change (setting edges)")
@@ -138,7 +138,8 @@ def _barred(edge: Edge) -> Edge:
 def _with_others(edge: Edge, table: Mapping[str, tuple[str, ...]]) -> Edge:
     """The edge with the other operations that a table lets it become."""
     shape = edge.program.modules[edge.entry].geometry
-    if _unlearned(edge) or _unheard(edge) or edge.reentrant:  # a checkpoint's first run teaches them nothing
+    # A checkpoint's first run would teach other operations nothing.
+    if _why_not_trained(edge) or _why_not_missed(edge) or edge.reentrant:
         return edge
     trace = edge.program.traces[0]
     if edge.kind == "unit" and shape and edge.lone:
@@ -159,16 +160,16 @@ def _with_others(edge: Edge, table: Mapping[str, tuple[str, ...]]) -> Edge:
     return replace(edge, choices=(ORIGINAL, *names, *edge.choices[1:]), others=others)
 
 
-def _no_identity(edge: Edge) -> str:
+def _why_no_identity(edge: Edge) -> str:
     """Why the edge cannot become an identity; empty if it can."""
     if edge.part is not None:
         return "it is given or gives several tensors"
     if edge.kind != "operation":
-        return _unlike(edge)
+        return _why_unlike(edge)
     return "it is one" if edge.operation == "skip_connect" else ""
 
 
-def _unlike(edge: Edge) -> str:
+def _why_unlike(edge: Edge) -> str:
     """How the edge's output differs from its input in shape or type; empty if it does not."""
     for trace in edge.program.traces:
         for a, b in ((trace.values[a], trace.values[b]) for a, b in edge.values(trace)):
@@ -181,13 +182,13 @@ def _unlike(edge: Edge) -> str:
     return ""
 
 
-def _unlearned(edge: Edge) -> str:
+def _why_not_trained(edge: Edge) -> str:
     """Whether the edge runs where the network switches gradients off: its theta could not be trained."""
     calls = (t.calls[i] for t in edge.program.traces for i in t.calls_of(edge.entry))
     return "" if all(call.learns for call in calls) else "the network runs it without gradients (under no_grad)"
 
 
-def _unheard(edge: Edge) -> str:
+def _why_not_missed(edge: Edge) -> str:
     """Why the edge's output could not be missed; empty if it depends on the input and is read."""
     for trace in edge.program.traces:
         states = trace.propagate()
@@ -203,7 +204,7 @@ def nones_once(edges: Iterable[Edge]) -> list[Edge]:
     """Takes none from edges where another edge's none does the same and more."""
     edges = list(edges)
     changes = {e.key: [_change(e, trace) for trace in e.program.traces] for e in edges if NONE in e.choices}
-    found = []
+    once = []
     for place, edge in enumerate(edges):
         for other_place, other in enumerate(edges):
             if edge is other or edge.key not in changes or other.key not in changes:
@@ -213,8 +214,8 @@ def nones_once(edges: Iterable[Edge]) -> list[Edge]:
             if covered and not (mutual and place < other_place):
                 edge = edge.without(NONE, f"the same as none at {other.key}")
                 break
-        found.append(edge)
-    return found
+        once.append(edge)
+    return once
 
 
 def _change(edge: Edge, trace: Trace) -> tuple[set[int], set[int], frozenset[int]]:
@@ -250,13 +251,13 @@ def groups_of(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
         parts = entry.split(".")
         for depth in range(1, len(parts) + 1):
             path = ".".join(parts[:depth])
-            found = program.modules.get(path)
+            block = program.modules.get(path)
             inside = edge.exit == path or edge.exit.startswith(path + ".")
-            if found is None or not inside or counts[found.name, found.structure] < 2:
+            if block is None or not inside or counts[block.name, block.structure] < 2:
                 continue
             places = [p[len(path) + 1 :] or "." for p in dict.fromkeys((entry, edge.exit))]
             ending = ENDING if edge.place else ""
-            groups[edge.key] = f"{found.name}-{found.structure}:{'>'.join(places)}{ending}"
+            groups[edge.key] = f"{block.name}-{block.structure}:{'>'.join(places)}{ending}"
             break
     return groups
 

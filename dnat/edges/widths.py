@@ -13,8 +13,8 @@ def width_edges(program: Program) -> tuple[Edge, ...]:
 
     A layer that reads the channels must be a module of which they are the first argument: there they are weighed.
     """
-    found = (_edge(program, place) for place in places(program))
-    return tuple(edge for edge in found if edge is not None)
+    edges = (_edge(program, place) for place in places(program))
+    return tuple(edge for edge in edges if edge is not None)
 
 
 def _edge(program: Program, place: Place) -> Edge | None:
@@ -25,7 +25,7 @@ def _edge(program: Program, place: Place) -> Edge | None:
     first = min(readers, key=lambda path: trace.calls_of(path)[0])
     maker = place.makers[0].rpartition(".")[0]
     calls = trace.calls_of(maker)
-    made = trace.values[trace.calls[calls[0]].outputs[0]].shape[1:] if calls else ()
+    shape = trace.values[trace.calls[calls[0]].outputs[0]].shape[1:] if calls else ()
     each = next(len(row) for name, _, row in place.cuts if name == place.makers[0]) // place.classes
     why = "a width is no operation: it becomes narrower, and what it leaves out goes with it"
     return Edge(
@@ -34,8 +34,8 @@ def _edge(program: Program, place: Place) -> Edge | None:
         operation=f"{place.classes} channels" if each == 1 else f"{place.classes} x {each} channels",
         entry=first,
         exit=first,
-        shape_in=made,
-        shape_out=made,
+        shape_in=shape,
+        shape_out=shape,
         madds=sum(trace.operations[i].madds for i in place.operations) // max(trace.batch, 1),
         choices=(ORIGINAL, *widths_of(place.classes)),
         group="",

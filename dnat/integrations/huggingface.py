@@ -23,7 +23,7 @@ except ImportError as error:
     ) from error
 
 
-class Transform(TrainerCallback):  # type: ignore[misc]
+class Transform(TrainerCallback):
     """Theta's step after each of the Trainer's, on the same batch; when the steps are done, the plain network.
 
     The network's outputs must have a `loss`, as those of transformers have when they are given labels.

@@ -12,7 +12,9 @@ from ..errors import UsageError
 try:
     import lightning.pytorch as lightning
 except ImportError as error:
-    raise UsageError(f"dnat.integrations.lightning needs Lightning: pip install 'dnat[lightning]' ({error})") from error
+    raise UsageError(
+        f"dnat.integrations.lightning needs Lightning: pip install 'dnat[lightning]' ({error})"
+    ) from error
 
 
 class Transform(lightning.Callback):

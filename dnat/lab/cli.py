@@ -269,7 +269,7 @@ def _tracker(job: Any, directory: Path, wandb: str, screen: Any) -> Any:
     terminal = TerminalTracker(screen, job.config.epochs)
     if wandb == "off":
         return terminal
-    from .summary import label
+    from .labels import label
 
     def notify(text: str) -> None:
         screen.print(text, highlight=False, markup=False)

@@ -25,7 +25,7 @@ from ..errors import UsageError
 from ..networks import (
     GENOTYPES,
     Genotype,
-    Size,
+    NetworkSize,
     accepts,
     build,
     check_mode,
@@ -301,8 +301,8 @@ def _finish(
     return record
 
 
-def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) -> Size:
-    """Count a network by name, without computing anything: see `Size`.
+def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) -> NetworkSize:
+    """Count a network by name, without computing anything: see `NetworkSize`.
 
     Args:
         name: of the network.
@@ -315,7 +315,9 @@ def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) 
         edges = find_edges(trace(network, example, batch=len(example)))
         found = cost(network, example, batch=len(example))
     modes = known.modes if known else ("full", "cell")
-    return Size(found.params, found.madds, len(edges), len({e.group for e in edges}) if "cell" in modes else None)
+    return NetworkSize(
+        found.params, found.madds, len(edges), len({e.group for e in edges}) if "cell" in modes else None
+    )
 
 
 @dataclass(frozen=True)
@@ -367,7 +369,7 @@ def survey(network: nn.Module, example: Tensor, measured_batch: int | None = Non
 
 def picture_rows(
     network: nn.Module, data: Data, commitment: Commitment | None, space: Space = "dnat"
-) -> list[drawing.Row]:
+) -> list[drawing.OperationRow]:
     """Every operation of a network, in order, and what became of it, for the picture."""
     program = trace(network, data.example(2))
     edges = {e.key: e for e in find_edges(program, space)}
@@ -378,9 +380,9 @@ def picture_rows(
     removed = set(commitment.removed) if commitment else set()
     left = _left({edge: _choice(reports, edge) for edge in edges.values() if edge.place})
 
-    def row(edge: Edge) -> drawing.Row:
+    def row(edge: Edge) -> drawing.OperationRow:
         report, choice = reports.get(edge.key), _choice(reports, edge)
-        found = drawing.Row(
+        found = drawing.OperationRow(
             key=edge.key,
             kind=edge.kind if edge.key in edges else "fixed",
             operation=edge.operation,
@@ -453,7 +455,9 @@ def draw(
     """Draw a run's before/after picture into a folder; with a genotype also its cells."""
     title = f"{job.network} on {job.data}, {job.method}"
     rows = drawing.rows_from_json(architecture["rows"])
-    files = drawing.draw(rows, folder / "architecture", title=title, before=before, after=after, formats=formats)
+    files = drawing.draw_network(
+        rows, folder / "architecture", title=title, before=before, after=after, formats=formats
+    )
     found = [Genotype.from_json(json.dumps(g)) for g in architecture.get("genotypes", ())]
     if found:
         first, last = found

@@ -20,7 +20,7 @@ from ..seeds import Stream, torch_seed
 from .catalogue import FAMILIES as FAMILIES
 from .catalogue import NETWORKS as NETWORKS
 from .catalogue import Definition as Definition
-from .catalogue import Size as Size
+from .catalogue import NetworkSize as NetworkSize
 from .catalogue import check_mode as check_mode
 from .catalogue import definition as definition
 from .catalogue import sizes as sizes

@@ -51,7 +51,7 @@ class Definition:
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     """What a network costs and where it may change: counted, not taken from papers.
 
     Attributes:
@@ -151,10 +151,10 @@ FAMILIES: Mapping[str, Definition] = MappingProxyType({d.name: d for d in _famil
 
 
 @functools.cache
-def sizes() -> Mapping[str, Size]:
+def sizes() -> Mapping[str, NetworkSize]:
     """What each single network costs, as `sizes.json` says."""
     table = json.loads((files(__package__) / "sizes.json").read_text())
-    return MappingProxyType({name: Size(**row) for name, row in table.items()})
+    return MappingProxyType({name: NetworkSize(**row) for name, row in table.items()})
 
 
 def usual_size(name: str) -> int:

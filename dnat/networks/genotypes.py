@@ -22,31 +22,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..naming import unknown
-
-# NAT++'s thirteen (docs/methods.md B1) and those that its code and the published genotypes have beside them.
-OPERATIONS: tuple[str, ...] = (
-    "max_pool_2x2",
-    "max_pool_3x3",
-    "max_pool_5x5",
-    "avg_pool_2x2",
-    "avg_pool_3x3",
-    "avg_pool_5x5",
-    "skip_connect",
-    "sep_conv_1x1",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "sep_conv_7x7",
-    "dil_conv_1x1",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-    "conv_1x1",
-    "conv_3x3",
-    "conv_5x5",
-    "conv_1x3_3x1",
-    "conv_1x7_7x1",
-    "conv_7x1_1x7",
-    "null",
-)
+from ..operations import OPERATIONS
 
 MOST_NODES = 100
 """Of a cell: those of the papers have up to 7, and what thousands cost nobody would wait for."""

@@ -24,10 +24,10 @@ scaled so that g(0) = 0 and g(1) = 1 exactly; it flattens beyond both ends. Thet
 original 1), where every output equals the original network's bit for bit, in eval and in train mode.
 """
 
+from .attaching import IDENTITY_NAME as IDENTITY_NAME
+from .attaching import module_name as module_name
 from .mixing import mix as mix
-from .network import IDENTITY_NAME as IDENTITY_NAME
 from .network import RelaxedNetwork as RelaxedNetwork
-from .network import module_name as module_name
 from .network import relax as relax
 from .theta import CHOICES as CHOICES
 from .theta import FORGETTING as FORGETTING

@@ -14,7 +14,8 @@ from ..distributed import SyncedNorms
 from ..edges import IDENTITY, ORIGINAL, Edge
 from ..tracing import kept_buffers
 from .mixing import distance, mix, value_of
-from .theta import CHOICES, Theta
+from .passes import ForwardPasses
+from .theta import CHOICES
 
 
 class EdgeHooks:
@@ -24,16 +25,16 @@ class EdgeHooks:
     conv(y)`, then `norm(a), norm(b)`): what the norm is given tells which input belongs to it.
 
     Args:
-        theta: with the gates.
+        passes: with the gates.
         row: of the edge's group.
         edge: the edge.
         modules: {choice: module} of the choices that have one.
     """
 
-    def __init__(self, theta: Theta, row: int, edge: Edge, modules: Mapping[str, nn.Module]) -> None:
-        self.theta, self.row = theta, row
+    def __init__(self, passes: ForwardPasses, row: int, edge: Edge, modules: Mapping[str, nn.Module]) -> None:
+        self.passes, self.row = passes, row
         self.reduction = modules.get(IDENTITY)
-        self.others = {theta.columns.index(name): m for name, m in modules.items() if name != IDENTITY}
+        self.others = {passes.theta.columns.index(name): m for name, m in modules.items() if name != IDENTITY}
         self.has_identity = IDENTITY in edge.choices
         self.is_null = edge.kind == "skip"
         self.inputs: list[Tensor] = []
@@ -67,21 +68,21 @@ class EdgeHooks:
 
     def _relaxed(self, args: tuple[Any, ...], output: Tensor) -> Tensor:
         if self.is_pair:
-            place = next(i for i, (made, _) in enumerate(self.waiting) if made is args[0])
+            place = next(i for i, (begun, _) in enumerate(self.waiting) if begun is args[0])
             _, x = self.waiting.pop(place)
         else:
             x = self._input()
-        gates = self.theta.row(self.row)
-        needed = [column for column in self.theta.needed(self.row) if column in self.others]
+        gates = self.passes.row(self.row)
+        needed = [column for column in self.passes.needed(self.row) if column in self.others]
         if not needed:
             return mix(self._own(output, x, gates))
-        mixed = self._taught if self.theta.teaches() else self._mixed
+        mixed = self._taught if self.passes.teaches() else self._mixed
         if torch.is_grad_enabled():
             # What the operations compute is computed again when it is needed: as long as it would wait, only the
             # edge's input and the original's output are kept.
             modules = [self.others[column] for column in needed]
             modules += [self.reduction] if self.reduction is not None else []
-            found = checkpoint(
+            out, distances = checkpoint(
                 mixed,
                 *(output, x, needed, *gates),
                 use_reentrant=False,
@@ -89,9 +90,8 @@ class EdgeHooks:
                 context_fn=functools.partial(_twice, modules, SyncedNorms.present()),
             )
         else:
-            found = mixed(output, x, needed, *gates)
-        out, distances = found
-        self.theta.collect(self.row, needed, distances)
+            out, distances = mixed(output, x, needed, *gates)
+        self.passes.collect(self.row, needed, distances)
         return out
 
     def _own(self, y: Tensor, x: Tensor, gates: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -109,11 +109,11 @@ class EdgeHooks:
         return mix([*self._own(y, x, gates), *others]), []
 
     def _taught(self, y: Tensor, x: Tensor, columns: list[int], *gates: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The same, while other operations learn: see `Theta.taught`."""
+        """The same, while other operations learn: see `ForwardPasses.taught`."""
         before, target = x.detach(), y.detach()
-        made = [self.others[column](before) for column in columns]
-        distances = [distance(other, target) for other in made]
-        others = [(other, gates[column]) for other, column in zip(made, columns, strict=True)]
+        outputs = [self.others[column](before) for column in columns]
+        distances = [distance(output, target) for output in outputs]
+        others = [(output, gates[column]) for output, column in zip(outputs, columns, strict=True)]
         slope = sum((gates[column] for column in columns), start=gates[CHOICES.index(ORIGINAL)])
         return mix([*self._own(y, x, gates), *others], slope), distances
 
@@ -128,16 +128,19 @@ class WidthHooks:
     reads zeros where a narrower network has nothing, and the original's own input where theta says "original".
 
     Args:
-        theta: with the gates.
+        passes: with the gates.
         row: of the edge's group.
         edge: the width.
         order: its channels (classes), those that matter most first.
     """
 
-    def __init__(self, theta: Theta, row: int, edge: Edge, order: Sequence[int]) -> None:
+    def __init__(self, passes: ForwardPasses, row: int, edge: Edge, order: Sequence[int]) -> None:
         assert edge.place
-        self.theta, self.row = theta, row
-        self.columns = [CHOICES.index(ORIGINAL), *(theta.columns.index(choice) for choice in edge.choices[1:])]
+        self.passes, self.row = passes, row
+        self.columns = [
+            CHOICES.index(ORIGINAL),
+            *(passes.theta.columns.index(choice) for choice in edge.choices[1:]),
+        ]
         rank = torch.empty(len(order), dtype=torch.long)
         rank[torch.tensor(order)] = torch.arange(len(order))
         kept = torch.tensor([edge.kept(choice) for choice in edge.choices])
@@ -148,7 +151,7 @@ class WidthHooks:
 
     def enter(self, name: str, axis: int, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Before a layer that reads the channels along an axis of its first argument."""
-        gates = [self.theta.row(self.row)[column] for column in self.columns]
+        gates = [self.passes.row(self.row)[column] for column in self.columns]
         if not torch.is_grad_enabled() and [value_of(gate) for gate in gates] == [1.0] + [0.0] * (len(gates) - 1):
             return None  # as it is in the network itself
         x = args[0]

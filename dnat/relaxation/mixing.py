@@ -20,10 +20,10 @@ class _Mix(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(slope: Tensor | None, *given: Tensor) -> Tensor:
-        n = len(given) // 2
+    def forward(slope: Tensor | None, *terms: Tensor) -> Tensor:
+        n = len(terms) // 2
         out = None
-        for x, scale in zip(given[:n], given[n:], strict=True):
+        for x, scale in zip(terms[:n], terms[n:], strict=True):
             number = value_of(scale)
             if number is None or out is None:
                 part = _scaled(x, scale, number)
@@ -39,19 +39,19 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        slope, *given = ctx.saved_tensors
-        n, (gradient,) = len(given) // 2, gradients
-        tensors, scales = given[:n], given[n:]
+        slope, *terms = ctx.saved_tensors
+        n, (gradient,) = len(terms) // 2, gradients
+        tensors, scales = terms[:n], terms[n:]
         slopes = [scales[0] if slope is None else slope, *scales[1:]]
         needs = ctx.needs_input_grad[1:]
-        found: list[Tensor | None] = [None]
+        results: list[Tensor | None] = [None]
         for scale, needed in zip(slopes, needs[:n], strict=True):
             # A second derivative depends on the scale even where its value does not matter to the first.
             number = None if needed and torch.is_grad_enabled() else value_of(scale) if needed else 0
-            found.append(gradient if number == 1 else gradient * scale if number != 0 else None)
+            results.append(gradient if number == 1 else gradient * scale if number != 0 else None)
         for x, scale, needed in zip(tensors, scales, needs[n:], strict=True):
-            found.append(_inner(gradient, x, scale) if needed else None)
-        return tuple(found)
+            results.append(_inner(gradient, x, scale) if needed else None)
+        return tuple(results)
 
 
 def value_of(scale: Tensor) -> float | None:
@@ -96,12 +96,12 @@ def mix(terms: Sequence[tuple[Tensor, Tensor]], slope: Tensor | None = None) -> 
     return _Mix.apply(slope, *(x.to(like) for x, _ in terms), *(gate.to(like) for _, gate in terms))
 
 
-def distance(made: Tensor, target: Tensor) -> Tensor:
-    """How far an operation's output is from what it was to be; see `Theta.taught`."""
-    wide = torch.promote_types(made.dtype, torch.float32)
-    made, target = made.to(wide), target.to(wide)
-    size = _variance(made.detach()) + _variance(target)
-    return mse_loss(made, target) / (size + 1e-6)
+def distance(output: Tensor, target: Tensor) -> Tensor:
+    """How far an operation's output is from what it was to be; see `ForwardPasses.taught`."""
+    wide = torch.promote_types(output.dtype, torch.float32)
+    output, target = output.to(wide), target.to(wide)
+    size = _variance(output.detach()) + _variance(target)
+    return mse_loss(output, target) / (size + 1e-6)
 
 
 def _variance(x: Tensor) -> Tensor:

@@ -1,27 +1,21 @@
 """The network with theta on its edges."""
 
-import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..candidates import begin, candidate
-from ..edges import IDENTITY, NONE, ORIGINAL, Edge
+from ..edges import NONE, ORIGINAL, Edge, EdgeSet, common_choices
 from ..errors import UsageError
-from ..naming import unknown
 from ..narrowing import Orders, by_weights
-from ..networks.cells import operation
-from ..operations import CellOperation, NullEdge
 from ..seeds import Stream, numpy_generator, torch_seed
 from ..tracing import copied
-from .hooks import EdgeHooks, WidthHooks
+from .attaching import attach, attach_width, module_name
+from .passes import ForwardPasses
 from .theta import CHOICES, Theta
-
-IDENTITY_NAME = "identity_operation"
-"""The name under which a null edge holds the operation that connects it."""
 
 
 class RelaxedNetwork(nn.Module):
@@ -37,12 +31,14 @@ class RelaxedNetwork(nn.Module):
         groups: name of the group of each row of theta.
         orders: of the channels of widths, see `dnat.narrowing`.
         architecture: the `Theta` module.
+        columns: the choices that theta has columns for; see `CHOICES`.
+        passes: what the edges share in a forward pass.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        edges: tuple[Edge, ...],
+        edges: EdgeSet,
         mode: str,
         gate: str,
         *,
@@ -50,49 +46,29 @@ class RelaxedNetwork(nn.Module):
         orders: Orders | None = None,
     ) -> None:
         super().__init__()
-        if mode not in ("full", "cell"):
-            raise unknown("mode", mode, ["full", "cell"])
         self.network = network
         self.edges = edges
         self.mode = mode
-        self.groups = tuple(dict.fromkeys(e.key if mode == "full" else e.group for e in edges))
-        names = dict.fromkeys(name for e in edges for name in e.beside)
-        rows = [self.choices_of(group) for group in self.groups]
+        self._members = edges.groups(mode)
+        self.groups = tuple(self._members)
+        self._rows = {group: row for row, group in enumerate(self.groups)}
+        self.columns = (*CHOICES, *dict.fromkeys(name for e in edges for name in e.beside))
+        choices = [self.choices_of(group) for group in self.groups]
         widths = [self.members(group)[0].place is not None for group in self.groups]
-        self.architecture = Theta(rows, gate, (*CHOICES, *names), widths)
-        given = orders or {}
-        missing = [e for e in edges if e.place and e.key not in given]
-        self.orders = {**by_weights(network, missing), **given}
+        self.architecture = Theta(choices, gate, self.columns, widths)
+        self.passes = ForwardPasses(self.architecture)
+        orders = orders or {}
+        missing = [e for e in edges if e.place and e.key not in orders]
+        self.orders = {**by_weights(network, missing), **orders}
         self.theta_key = "architecture.theta" if "theta" in network.state_dict() else "theta"
         self._handles: list[RemovableHandle] = []
         for edge in edges:
             if edge.place:
-                self._narrow(edge)
+                self._handles += attach_width(network, edge, self.passes, self.row(edge), self.orders[edge.key])
             else:
-                self._attach(edge, warm_start)
+                self._handles += attach(network, edge, self.passes, self.row(edge), warm_start=warm_start)
         self.register_state_dict_post_hook(_strip_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
-
-    def _attach(self, edge: Edge, warm_start: bool) -> None:
-        entry, exit = self.network.get_submodule(edge.entry), self.network.get_submodule(edge.exit)
-        modules = {}
-        for choice in edge.modules:
-            # Registered on the edge's module, so that its weights train and are saved with the network's.
-            modules[choice] = _module(choice, entry, None if exit is entry else exit, warm_start)
-        for choice, module in modules.items():
-            entry.add_module(module_name(choice), module)
-        hooks = EdgeHooks(self.architecture, self.row(edge), edge, modules)
-        self._handles.append(entry.register_forward_pre_hook(hooks.enter, with_kwargs=True, prepend=True))
-        if exit is not entry:
-            self._handles.append(entry.register_forward_hook(hooks.between, with_kwargs=True))
-        self._handles.append(exit.register_forward_hook(hooks.leave, with_kwargs=True))
-
-    def _narrow(self, edge: Edge) -> None:
-        assert edge.place
-        hooks = WidthHooks(self.architecture, self.row(edge), edge, self.orders[edge.key])
-        for name, axis in zip(edge.place.readers, edge.place.axes, strict=True):
-            reader = self.network.get_submodule(name.rpartition(".")[0])
-            self._handles.append(reader.register_forward_pre_hook(functools.partial(hooks.enter, name, axis)))
 
     def sample(self, seed: int, step: int) -> None:
         """Let one other operation of each group take part in a step, all alike likely; `sample_all` undoes it.
@@ -101,16 +77,37 @@ class RelaxedNetwork(nn.Module):
         """
         draws = numpy_generator(seed, Stream.CANDIDATES, step).random(len(self.groups))
         # Of a group without any, one that it does not have.
-        self.architecture.sampled = [
-            row[int(draw * len(row))] if row else 0
-            for row, draw in zip(self.architecture.alternatives, draws, strict=True)
-        ]
+        self.architecture.sample(
+            [
+                row[int(draw * len(row))] if row else 0
+                for row, draw in zip(self.architecture.alternatives, draws, strict=True)
+            ]
+        )
 
     def sample_all(self) -> None:
         """Let all operations take part."""
-        self.architecture.sampled = None
+        self.architecture.sample(None)
 
-    def others(self) -> Iterator[nn.Parameter]:
+    def sample_chosen(self, choices: Mapping[str, str]) -> None:
+        """Set theta to choices (`set_one_hot`), and let no other operation take part than they name.
+
+        Args:
+            choices: {edge key: choice} for every edge; edges of a group have one choice.
+        """
+        self.set_one_hot(choices)
+        if len(self.columns) > len(CHOICES):
+            places = []
+            for row, members in zip(self.architecture.alternatives, self._members.values(), strict=True):
+                choice = choices[members[0].key]
+                # Of a group whose choice is no other operation, the first: its share is 0.
+                places.append((row or [0])[0] if choice in CHOICES else self.columns.index(choice) - len(CHOICES))
+            self.architecture.sample(places)
+
+    def trying(self, group: str, choice: str) -> AbstractContextManager[None]:
+        """Within, a group computes what it would if a choice were made; all others what they did before."""
+        return self.architecture.trying(self._rows[group], choice)
+
+    def added_parameters(self) -> Iterator[nn.Parameter]:
         """The weights of the operations that may take others' places; a part of `weights()`."""
         for edge in self.edges:
             for choice, _ in edge.others:
@@ -118,24 +115,23 @@ class RelaxedNetwork(nn.Module):
 
     def row(self, edge: Edge) -> int:
         """The row of theta that weighs an edge."""
-        return self.groups.index(edge.key if self.mode == "full" else edge.group)
+        return self._rows[edge.key if self.mode == "full" else edge.group]
 
     def choices_of(self, group: str) -> tuple[str, ...]:
         """What a group may become: what all its edges may become."""
-        members = self.members(group)
-        return tuple(c for c in members[0].choices if all(c in edge.choices for edge in members))
+        return common_choices(self.members(group))
 
     def by_group(self) -> dict[str, list[Edge]]:
         """The edges of every group, in the order of theta's rows."""
-        return {group: self.members(group) for group in self.groups}
+        return {group: list(members) for group, members in self._members.items()}
 
     def members(self, group: str) -> list[Edge]:
         """The edges of a group."""
-        return [e for e in self.edges if group == (e.key if self.mode == "full" else e.group)]
+        return self._members[group]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the network computes with its edges relaxed."""
-        with self.architecture.fixed():
+        with self.passes.whole():
             return self.network(*args, **kwargs)
 
     def weights(self) -> Iterator[nn.Parameter]:
@@ -149,17 +145,37 @@ class RelaxedNetwork(nn.Module):
     def settle(self, choices: Mapping[str, str]) -> None:
         """Let the gates go from where they are to those of the choices, where they are one-hot (none: all 0).
 
-        `architecture.settled` says how far they are. At the end the network computes what the plain one does.
+        `settle_to` says how far they are. At the end the network computes what the plain one does.
 
         Args:
             choices: {edge key: choice} for every edge; edges of a group have one choice.
         """
-        columns = self.architecture.columns
-        end = torch.zeros(len(self.groups), len(columns))
+        end = torch.zeros(len(self.groups), len(self.columns))
         for edge in self.edges:
             if choices[edge.key] != NONE:
-                end[self.row(edge), columns.index(choices[edge.key])] = 1.0
+                end[self.row(edge), self.columns.index(choices[edge.key])] = 1.0
         self.architecture.settle(end)
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether `settle` was called: theta does not count any more."""
+        return self.architecture.is_settling
+
+    def settle_to(self, progress: float) -> None:
+        """Put the gates at a share of the way to their end, from 0 to 1."""
+        self.architecture.settle_to(progress)
+
+    def gates(self) -> Tensor:
+        """What each choice is weighed by now, (groups, columns)."""
+        return self.architecture.gates()
+
+    def worths(self) -> Tensor:
+        """What each choice is worth, as theta stands: (groups, columns); see `Theta.worths`."""
+        return self.architecture.worths()
+
+    def taught(self) -> AbstractContextManager[dict[tuple[int, int], list[Tensor]]]:
+        """Within, a forward pass teaches other operations what the originals compute: `ForwardPasses.taught`."""
+        return self.passes.taught()
 
     @torch.no_grad()
     def set_one_hot(self, choices: Mapping[str, str]) -> None:
@@ -168,13 +184,15 @@ class RelaxedNetwork(nn.Module):
         Args:
             choices: {edge key: choice}; edges that are missing keep theta.
         """
+        theta = self.architecture.theta
+        rows = theta.detach().clone()
         for edge in self.edges:
             if edge.key in choices:
                 choice = choices[edge.key]
                 # Another operation stands in the original's place: that is open then, too.
                 open_ = {choice, *({ORIGINAL} if choice not in CHOICES else ())} - {NONE}
-                row = [float(c in open_) for c in self.architecture.columns]
-                self.architecture.theta[self.row(edge)] = self.architecture.theta.new_tensor(row)
+                rows[self.row(edge)] = rows.new_tensor([float(c in open_) for c in self.columns])
+        theta.copy_(rows)
 
     def detached(self) -> nn.Module:
         """A copy of the network with its present weights and without hooks, theta and added operations."""
@@ -186,24 +204,6 @@ class RelaxedNetwork(nn.Module):
             for choice in edge.modules:
                 delattr(twin.network.get_submodule(edge.entry), module_name(choice))
         return twin.network
-
-
-def module_name(choice: str) -> str:
-    """Under which name a choice's own module stands in the edge's first module while the network is relaxed."""
-    return IDENTITY_NAME if choice == IDENTITY else choice
-
-
-def _module(choice: str, entry: nn.Module, norm: nn.Module | None, warm_start: bool) -> nn.Module:
-    """A module for a choice of an edge that begins at a module and ends, if at another, at a norm."""
-    if not isinstance(entry, NullEdge | CellOperation):
-        return candidate(choice, entry, norm, warm_start=warm_start)
-    if choice == IDENTITY:
-        return entry.identity()
-    assert isinstance(entry, CellOperation)
-    made = operation(choice, entry.channels, entry.stride)
-    if warm_start:
-        begin(made, entry.op)
-    return made
 
 
 def relax(
@@ -236,7 +236,7 @@ def relax(
     >>> torch.equal(relaxed(x), network(x)), sum(p.numel() for p in relaxed.thetas())
     (True, 12)
     """
-    edges = tuple(edges)
+    edges = EdgeSet(edges)
     _check_edges(network, edges)
     twin = copied(network)
     devices = sorted({p.device.index for p in network.parameters() if p.device.type == "cuda"})
@@ -260,7 +260,7 @@ def relax(
     return relaxed
 
 
-def _check_edges(network: nn.Module, edges: Sequence[Edge]) -> None:
+def _check_edges(network: nn.Module, edges: EdgeSet) -> None:
     if not edges:
         raise UsageError(f"no edges to relax: {type(network).__name__} has no operation that could change")
     if len({e.key for e in edges}) < len(edges):

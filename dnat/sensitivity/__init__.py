@@ -123,7 +123,7 @@ def divided(batch: Example, most: int) -> list[Example]:
 
 def _sizes(relaxed: RelaxedNetwork) -> dict[str, float]:
     """How many bytes what each module gives for one image takes, by its path."""
-    trace = relaxed.edges[0].program.traces[0]
+    trace = relaxed.edges.trace
     outputs = {call.path: [trace.values[v] for v in call.outputs] for call in trace.calls}
     return {
         path: sum(math.prod(v.shape) * v.dtype.itemsize for v in values) / max(trace.batch, 1)

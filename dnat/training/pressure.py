@@ -35,7 +35,7 @@ class ArchitectureLoss:
     ) -> None:
         self.relaxed, self.config = relaxed, config
         theta = next(relaxed.thetas())
-        self.columns = relaxed.architecture.columns
+        self.columns = relaxed.columns
         legal = torch.zeros(*theta.shape, dtype=torch.bool)
         for row, group in enumerate(relaxed.groups):
             legal[row] = torch.tensor([choice in relaxed.choices_of(group) for choice in self.columns])
@@ -78,7 +78,7 @@ class ArchitectureLoss:
 
     def expected_cost(self) -> Tensor:
         """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
-        scores = self.relaxed.architecture.scores()
+        scores = self.relaxed.worths()
         scores = torch.where(self.none, none_threshold(self.relaxed), scores)
         scores = torch.where(self.null, self.config.skip_threshold, scores)
         chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)

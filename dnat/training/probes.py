@@ -114,7 +114,7 @@ def effects(
     Returns:
         A row for each group in the order of theta's columns; 0 for what a group cannot become.
     """
-    architecture, task = relaxed.architecture, task or Classification()
+    task = task or Classification()
     side = cutout_side(config, relaxed.network, data)
     number = min(config.trial_batches, data.steps(config.batch_size))
     with closing(data.train_batches(config.seed, epoch, config.batch_size, cutout=side)) as batches:
@@ -138,10 +138,10 @@ def effects(
         now = loss()
         if not math.isfinite(now):
             raise NonFiniteError("the loss is not finite any more: lower lr or the rate of theta")
-        for row, group in enumerate(relaxed.groups):
-            tried = dict.fromkeys(architecture.columns, 0.0)
+        for group in relaxed.groups:
+            tried = dict.fromkeys(relaxed.columns, 0.0)
             for choice in relaxed.choices_of(group):
-                with architecture.trying(row, choice):
+                with relaxed.trying(group, choice):
                     worth = now - loss()
                 tried[choice] = worth if math.isfinite(worth) else -BEYOND
             rows.append(list(tried.values()))

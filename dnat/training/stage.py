@@ -59,7 +59,7 @@ class ArchitectureStage:
     @property
     def is_settling(self) -> bool:
         """Whether the choices are made, and come into force step by step."""
-        return self.relaxed.architecture.is_settling
+        return self.relaxed.is_settling
 
     @property
     def is_due(self) -> bool:
@@ -81,14 +81,14 @@ class ArchitectureStage:
         """Put the gates where they are at a step, if they settle."""
         if self.is_settling:
             done = max(step - self.first, 0) / max(self.last - self.first, 1)
-            self.relaxed.architecture.settled = min(done, 1.0)
+            self.relaxed.settle_to(min(done, 1.0))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """A pass for the weights: what the relaxed network computes; sets `matching`."""
         self.matching = None
         if self.is_settling:
             return self.relaxed(*args, **kwargs)
-        with self.relaxed.architecture.taught() as distances:
+        with self.relaxed.taught() as distances:
             output = self.relaxed(*args, **kwargs)
         if distances:
             every = torch.stack([d for listed in distances.values() for d in listed])

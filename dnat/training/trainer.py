@@ -21,7 +21,7 @@ from ..config import Config
 from ..data import Source
 from ..distillation import Lesson, Teacher, watched
 from ..distributed import SyncedNorms, sum_gradients, summed, world
-from ..networks.cells import set_drop_path
+from ..operations import set_drop_path
 from ..relaxation import RelaxedNetwork
 from ..tasks import Classification, Task
 from ..tracing import in_training
@@ -230,6 +230,6 @@ def clipped(weights: nn.Module, stage: ArchitectureStage | None) -> list[list[nn
 
     What other operations learn must not shorten the network's own steps.
     """
-    added = {id(p) for p in stage.relaxed.others()} if stage else set()
+    added = {id(p) for p in stage.relaxed.added_parameters()} if stage else set()
     own = [p for p in weights.parameters() if id(p) not in added]
     return [part for part in (own, [p for p in weights.parameters() if id(p) in added]) if part]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ...config import Config
 from ...seeds import Stream, numpy_generator
-from .embedding import PAPER, RELEASED, Nao, fit, improved
-from .embedding import Settings as NaoSettings
+from .ascent import fit, improved
+from .embedding import PAPER, RELEASED, Nao, NaoSettings
 from .policies import draw, generator_for
 from .spaces import GenotypeSpace, Space
 

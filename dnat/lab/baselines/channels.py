@@ -90,7 +90,7 @@ def family_of(name: str, options: Mapping[str, Any], build: Callable[..., nn.Mod
     )
 
 
-def narrowed(family: Family, example: Tensor, limit: float) -> float:
+def widest(family: Family, example: Tensor, limit: float) -> float:
     """The width of the widest network of a family that costs at most the limit.
 
     Args:
@@ -107,7 +107,7 @@ def narrowed(family: Family, example: Tensor, limit: float) -> float:
     def fits(place: int) -> bool:
         return cost(family.made(values[place]), here, batch=len(here)).madds <= limit
 
-    place = _last(fits, len(values))
+    place = _last_fitting(fits, len(values))
     if place is None:
         least = values[0] if values else family.usual
         raise InfeasibleError(
@@ -117,7 +117,7 @@ def narrowed(family: Family, example: Tensor, limit: float) -> float:
     return values[place]
 
 
-def _last(fits: Callable[[int], bool], count: int) -> int | None:
+def _last_fitting(fits: Callable[[int], bool], count: int) -> int | None:
     """The last number below the count that fits, where all before one that fits do; None where none does."""
     low, high = -1, count
     while high - low > 1:
@@ -172,7 +172,7 @@ def pruned(network: nn.Module, data: Data, config: Config, limit: float) -> tupl
         found[step] = pruning.after(pruning.steps - step)
         return cost(found[step], example, batch=len(example)).madds <= limit
 
-    kept = _last(fits, pruning.steps)
+    kept = _last_fitting(fits, pruning.steps)
     if kept is None:
         least = cost(found[0], example, batch=len(example)).madds
         raise InfeasibleError(

@@ -40,7 +40,7 @@ from ...session import Session, check, images_of, named, session
 from ...tracing import copied, in_training
 from ...tracking import Tracker
 from ...transformation import measured_before, train
-from .channels import Family, family_of, narrowed, pruned, resized, torch_pruning
+from .channels import Family, family_of, pruned, resized, torch_pruning, widest
 from .reporting import edge_report
 from .search import check_identity
 from .sets import CHOOSERS
@@ -71,7 +71,7 @@ def check_control(
         example = images_of(data).example(2)
         with torch.no_grad():
             before = cost(copied(network).to(example.device), example, batch=len(example))
-        narrowed(_known(family), example, parse_amount(str(config.budget)).of(before.madds))
+        widest(_known(family), example, parse_amount(str(config.budget)).of(before.madds))
 
 
 def check_budget(method: str, config: Config) -> None:
@@ -258,7 +258,7 @@ class Control:
 
     def _narrowed(self) -> tuple[Commitment, nn.Module]:
         family = _known(self.family)
-        value = narrowed(family, self.given.example, self.limit)
+        value = widest(family, self.given.example, self.limit)
         note = f"{family.option} {value:g} in place of {family.usual:g}"
         return Commitment(widths={family.option: value}, notes=(note,)), self._anew(value)
 

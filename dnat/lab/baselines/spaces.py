@@ -22,16 +22,15 @@ import torch
 from torch import Tensor, nn
 
 from ...config import Amount, Config
-from ...edges import NONE, ORIGINAL, Edge
+from ...edges import ORIGINAL, Edge, EdgeSet
 from ...errors import UsageError
 from ...moves import PRIMITIVES, Table, mask_of
 from ...networks.cells import CellNetwork
 from ...networks.genotypes import CellEdge, CellGenotype, Genotype, concat_nodes, is_alive
 from ...planning import Plan
-from ...relaxation import CHOICES, RelaxedNetwork, relax
+from ...relaxation import RelaxedNetwork, relax
 from ...seeds import Stream, torch_seed
 from ...selection import decide
-from ...tracing import Trace
 from .graphs import Graph
 from .supernet import Supernet
 
@@ -278,7 +277,7 @@ class EdgeSpace:
             network, plan.edges, config.mode, "raw", config.seed, warm_start=False
         )
         self.network.architecture.theta.requires_grad_(False)
-        self.columns = self.network.architecture.columns
+        self.columns = self.network.columns
         self.groups = self.network.by_group()
         self.mask = torch.tensor(
             [[c in self.network.choices_of(group) for c in self.columns] for group in self.groups]
@@ -342,21 +341,10 @@ class EdgeSpace:
         """The choices of all groups: moves (1, groups) say which."""
         return tuple(self.columns[i] for i in moves[0].tolist())
 
-    @torch.no_grad()
     def choose(self, architecture: tuple[str, ...]) -> None:
         """Open the gates of these choices, and close the others."""
-        theta = self.network.architecture
-        rows = torch.zeros(theta.theta.shape)
-        sampled = []
-        for row, choice in enumerate(architecture):
-            column = self.columns.index(choice)
-            # Another operation stands in the original's place, so that is open, too.
-            open_ = [] if choice == NONE else [column] if choice in CHOICES else [column, CHOICES.index(ORIGINAL)]
-            rows[row, open_] = 1.0
-            others = theta.alternatives[row]
-            sampled.append(column - len(CHOICES) if choice not in CHOICES else others[0] if others else 0)
-        theta.theta.copy_(rows)
-        theta.sampled = sampled if len(self.columns) > len(CHOICES) else None
+        pairs = zip(self.groups.values(), architecture, strict=True)
+        self.network.sample_chosen({edge.key: choice for members, choice in pairs for edge in members})
 
     def legal(self, architecture: tuple[str, ...], worths: Tensor | None = None) -> tuple[str, ...]:
         """The nearest choices that can be made together, within the budget: as `selection` makes them.
@@ -402,9 +390,9 @@ def _renamed(cell: CellGenotype, names: Any) -> CellGenotype:
     return CellGenotype(tuple(tuple(renamed(edge) for edge in node) for node in cell.nodes), cell.concat)
 
 
-def _sources(edges: Sequence[Edge]) -> Mapping[Edge, list[Edge]]:
+def _sources(edges: EdgeSet) -> Mapping[Edge, list[Edge]]:
     """Of each edge, those whose outputs it reads, without another edge between."""
-    trace: Trace = edges[0].program.traces[0]
+    trace = edges.trace
     ends: dict[int, list[Edge]] = {}
     begins: dict[Edge, list[int]] = {}
     for edge in edges:

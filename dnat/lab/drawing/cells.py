@@ -13,7 +13,7 @@ from typing import Any
 from ...networks.genotypes import CellGenotype, Genotype
 from .changes import Change, cell_edges, short_name
 from .layout import BOX_HEIGHT, END, NODE, Layout, Place, Point, Wire, lay_out
-from .parts import STYLES, check_formats, page, rounded, save, text, text_width, wrap
+from .parts import STYLES, blank_page, check_formats, rounded, save, text, text_width, wrap
 
 WIDTH = 12.4
 """In inches: cells that do not fit into it side by side stand one below the other."""
@@ -147,7 +147,7 @@ def _page(groups: Sequence[Sequence[_Panel]], header: tuple[str, str, str]) -> A
     legend = _legend(panels, width)
     height = 2 * _MARGIN + sum(size * _LEADING for _, size, _, _ in lines) + len(legend) * _LEGEND_LINE
     height += sum(_row_height(row) for row in rows)
-    axes = page(width + 2 * _MARGIN, height)
+    axes = blank_page(width + 2 * _MARGIN, height)
     y = _MARGIN - 0.1
     for line, size, weight, colour in lines:
         text(axes, _MARGIN, y + size * _LEADING / 2, line, size=size, weight=weight, colour=colour, align="left")

@@ -67,18 +67,18 @@ def genotype_changes(before: Genotype, after: Genotype) -> tuple[Change, ...]:
 def cell_edges(cell: str, before: Genotype, after: Genotype) -> tuple[Change, ...]:
     """Every edge of a cell, also those that stay what they are; see `genotype_changes`."""
     first, second = (before.normal, after.normal) if cell == "normal" else (before.reduce, after.reduce)
-    _same(f"{cell}.nodes", len(first.nodes), len(second.nodes), " nodes")
+    _check_same(f"{cell}.nodes", len(first.nodes), len(second.nodes), " nodes")
     found = []
     for i, (old, new) in enumerate(zip(first.nodes, second.nodes, strict=True)):
-        _same(f"{cell}.nodes[{i}]", len(old), len(new), " edges")
+        _check_same(f"{cell}.nodes[{i}]", len(old), len(new), " edges")
         for j, (a, b) in enumerate(zip(old, new, strict=True)):
-            _same(f"{cell}.nodes[{i}][{j}].input", a.input, b.input)
+            _check_same(f"{cell}.nodes[{i}][{j}].input", a.input, b.input)
             found.append(Change(cell, i, j, a.input, a.operation, b.operation))
-    _same(f"{cell}.concat", first.concat, second.concat)
+    _check_same(f"{cell}.concat", first.concat, second.concat)
     return tuple(found)
 
 
-def _same(path: str, before: object, after: object, what: str = "") -> None:
+def _check_same(path: str, before: object, after: object, what: str = "") -> None:
     if before != after:
         words = f"{path}: {before}{what} before, {after}{what} after"
         raise UsageError(f"the genotypes differ in more than their operations: {words}")

@@ -6,12 +6,14 @@ A picture is drawn from plain rows, so that a finished run can be drawn again fr
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from ...costs import Cost
 from ...edges import ENDING, Tally, narrowed, remaining_share
 from ...networks.genotypes import OPERATIONS
+from ..formatting import count
 from .changes import short_name
-from .parts import STYLES, check_formats, page, rounded, save, text
+from .parts import STYLES, blank_page, check_formats, rounded, save, text
 
 WIDTH = 12.4
 """Width of the picture in inches; one unit of its coordinates is an inch."""
@@ -30,15 +32,8 @@ _LEGEND = {
 }
 
 
-class _Cost(Protocol):
-    @property
-    def params(self) -> int: ...
-    @property
-    def madds(self) -> int: ...
-
-
 @dataclass(frozen=True)
-class Row:
+class OperationRow:
     """One operation of a network and what became of it.
 
     Attributes:
@@ -91,18 +86,18 @@ class Row:
         return self.key.partition(">")[0].removesuffix(ENDING)
 
 
-def rows_to_json(rows: Iterable[Row]) -> list[dict[str, Any]]:
+def rows_to_json(rows: Iterable[OperationRow]) -> list[dict[str, Any]]:
     """Rows as JSON can hold them."""
     return [asdict(row) for row in rows]
 
 
-def rows_from_json(tables: Iterable[dict[str, Any]]) -> list[Row]:
+def rows_from_json(tables: Iterable[dict[str, Any]]) -> list[OperationRow]:
     """The inverse of `rows_to_json`."""
     tuples = ("shape_in", "shape_out", "theta", "left")
-    found: list[dict[str, Any]] = [
+    fields: Iterable[dict[str, Any]] = (
         {k: tuple(v) if k in tuples and v else v for k, v in table.items()} for table in tables
-    ]
-    return [Row(**row) for row in found]
+    )
+    return [OperationRow(**row) for row in fields]
 
 
 @dataclass(frozen=True)
@@ -113,10 +108,10 @@ class _Block:
     """
 
     name: str
-    units: tuple[Row, ...]
-    wholes: tuple[Row, ...]
-    skips: tuple[Row, ...]
-    widths: Mapping[str, Row]
+    units: tuple[OperationRow, ...]
+    wholes: tuple[OperationRow, ...]
+    skips: tuple[OperationRow, ...]
+    widths: Mapping[str, OperationRow]
 
     @property
     def slots(self) -> int:
@@ -132,13 +127,13 @@ class _Block:
         return self.slots * _BOX + (self.slots - 1) * _GAP + 2 * _PAD
 
 
-def draw(
-    rows: Sequence[Row],
+def draw_network(
+    rows: Sequence[OperationRow],
     path: str | Path,
     *,
     title: str,
-    before: _Cost,
-    after: _Cost,
+    before: Cost,
+    after: Cost,
     formats: Sequence[str] = ("png", "svg"),
 ) -> list[Path]:
     """Draw a network before and after its transformation.
@@ -160,22 +155,22 @@ def draw(
     lines = _lines(_blocks(rows))
     panel = sum(_line_height(line) for line in lines) + 0.35
     height = 1.15 + 2 * panel + 0.45
-    axes = page(WIDTH, height)
-    _header(axes, rows, title, before, after)
-    _panel(axes, lines, 1.15, "before", changed=False)
-    _panel(axes, lines, 1.15 + panel, "after", changed=True)
-    _legend(axes, rows, height - 0.25)
+    axes = blank_page(WIDTH, height)
+    _draw_header(axes, rows, title, before, after)
+    _draw_panel(axes, lines, 1.15, "before", changed=False)
+    _draw_panel(axes, lines, 1.15 + panel, "after", changed=True)
+    _draw_legend(axes, rows, height - 0.25)
     return save(axes, path, formats)
 
 
-def _blocks(rows: Sequence[Row]) -> list[_Block]:
+def _blocks(rows: Sequence[OperationRow]) -> list[_Block]:
     narrowed = _narrowed(rows)
-    found: dict[str, list[Row]] = {}
+    of_block: dict[str, list[OperationRow]] = {}
     for row in rows:
         if row.kind != "width":
-            found.setdefault(_block_of(row.entry), []).append(row)
+            of_block.setdefault(_block_of(row.entry), []).append(row)
     blocks = []
-    for name, members in found.items():
+    for name, members in of_block.items():
         wholes = tuple(r for r in members if r.kind in ("block", "branch"))
         skips = tuple(r for r in members if r.kind == "skip")
         units = tuple(r for r in members if r not in wholes and r not in skips)
@@ -183,12 +178,12 @@ def _blocks(rows: Sequence[Row]) -> list[_Block]:
     return blocks
 
 
-def _narrowed(rows: Sequence[Row]) -> dict[str, Row]:
+def _narrowed(rows: Sequence[OperationRow]) -> dict[str, OperationRow]:
     """{key of the operation that makes a width's channels: the width}, of those that are narrower.
 
     Channels that no operation of the picture makes stand at the next one: it reads them.
     """
-    found: dict[str, Row] = {}
+    found: dict[str, OperationRow] = {}
     units = [r for r in rows if r.kind not in ("width", "skip", "block", "branch")]
     for i, row in enumerate(rows):
         if row.state != "narrowed":
@@ -235,10 +230,10 @@ def _skip_lanes(block: _Block) -> int:
     return -(-len(block.skips) // block.slots)
 
 
-def _header(axes: Any, rows: Sequence[Row], title: str, before: _Cost, after: _Cost) -> None:
-    words = _changes([row for row in rows if row.kind != "fixed"])
+def _draw_header(axes: Any, rows: Sequence[OperationRow], title: str, before: Cost, after: Cost) -> None:
+    words = _changes_text([row for row in rows if row.kind != "fixed"])
     cost = "      ".join(
-        f"{name} {_short(a)} → {_short(b)} ({(b - a) / a:+.1%})" if a else f"{name} 0"
+        f"{name} {count(a)} → {count(b)} ({(b - a) / a:+.1%})" if a else f"{name} 0"
         for name, a, b in (
             ("parameters", before.params, after.params),
             ("multiply-adds", before.madds, after.madds),
@@ -249,7 +244,7 @@ def _header(axes: Any, rows: Sequence[Row], title: str, before: _Cost, after: _C
     text(axes, 0.4, 0.9, words, size=10, align="left", colour="#444444")
 
 
-def _changes(edges: Sequence[Row]) -> str:
+def _changes_text(edges: Sequence[OperationRow]) -> str:
     """How many edges changed, and to what."""
     tally = Tally.of((row.kind, row.choice) for row in edges)
     states = [row.state for row in edges if row.choice != "original"]
@@ -264,25 +259,25 @@ def _changes(edges: Sequence[Row]) -> str:
     return of_operations * bool(tally.operations) + f"{tally.narrowed} of {tally.widths} widths narrowed"
 
 
-def _panel(axes: Any, lines: Sequence[Sequence[_Block]], top: float, name: str, *, changed: bool) -> None:
+def _draw_panel(axes: Any, lines: Sequence[Sequence[_Block]], top: float, name: str, *, changed: bool) -> None:
     text(axes, 0.4, top + 0.12, name, size=11, weight="bold", align="left")
     y = top + 0.35
     for i, line in enumerate(lines):
         x = 0.4
         wholes = max(len(block.wholes) for block in line)
         for j, block in enumerate(line):
-            _block(axes, block, x, y, wholes, changed=changed)
+            _draw_block(axes, block, x, y, wholes, changed=changed)
             last = j == len(line) - 1
             if not (last and i == len(lines) - 1):
                 middle = y + 0.3 + _LANE * wholes + _HEIGHT / 2
                 start = x + block.width - (_PAD if block.is_alone else 0)
                 end = x + block.width + (0.22 if last else 0.3 + (_PAD if line[j + 1].is_alone else 0))
-                _arrow(axes, start, middle, end)
+                _draw_arrow(axes, start, middle, end)
             x += block.width + 0.3
         y += _line_height(line)
 
 
-def _block(axes: Any, block: _Block, x: float, y: float, wholes: int, *, changed: bool) -> None:
+def _draw_block(axes: Any, block: _Block, x: float, y: float, wholes: int, *, changed: bool) -> None:
     top = y + 0.3 + _LANE * wholes
     lanes = _LANE * _skip_lanes(block)
     if not block.is_alone:
@@ -291,37 +286,38 @@ def _block(axes: Any, block: _Block, x: float, y: float, wholes: int, *, changed
         text(axes, x + 0.05, y + 0.1, block.name, size=7.5, align="left", colour="#555555", limit=block.width * 2)
     for i, row in enumerate(block.wholes):
         lane = (x + _PAD, y + 0.25 + _LANE * i, block.width - 2 * _PAD, _LANE - 0.05)
-        _cell(axes, lane, row, row.state if changed else "original", f"{row.kind} {_leaf(row)}", changed)
+        state = row.state if changed else "original"
+        _draw_operation(axes, lane, row, state, f"{row.kind} {_last_name(row)}", changed)
     gone = changed and any(row.state in ("identity", "none") for row in block.wholes)
     for i, row in enumerate(block.units):
         left = x + _PAD + i * (_BOX + _GAP)
         state = row.state if changed else ("fixed" if row.kind == "fixed" else "original")
-        if gone and any(_inside(row, w) for w in block.wholes):
+        if gone and any(_is_inside(row, w) for w in block.wholes):
             state = "removed"
         width = block.widths.get(row.key) if changed and state in ("original", "fixed") else None
-        _cell(axes, (left, top, _BOX, _HEIGHT), row, state, _operation(row), changed, width)
+        _draw_operation(axes, (left, top, _BOX, _HEIGHT), row, state, _operation_text(row), changed, width)
         if i + 1 < len(block.units):
-            _arrow(axes, left + _BOX, top + _HEIGHT / 2, left + _BOX + _GAP)
+            _draw_arrow(axes, left + _BOX, top + _HEIGHT / 2, left + _BOX + _GAP)
     for i, row in enumerate(block.skips):
         column, lane_number = i % block.slots, i // block.slots
         left = x + _PAD + column * (_BOX + _GAP)
         place = (left, top + _HEIGHT + 0.06 + _LANE * lane_number, _BOX, _LANE - 0.07)
         state = row.state if changed else "absent"
-        _cell(axes, place, row, state, ("+ " if state == "added" else "") + _leaf(row), changed)
+        _draw_operation(axes, place, row, state, ("+ " if state == "added" else "") + _last_name(row), changed)
 
 
-def _inside(row: Row, whole: Row) -> bool:
+def _is_inside(row: OperationRow, whole: OperationRow) -> bool:
     return whole.choice != "original" and row.entry.startswith(whole.entry + ".")
 
 
-def _cell(
+def _draw_operation(
     axes: Any,
     place: tuple[float, float, float, float],
-    row: Row,
+    row: OperationRow,
     state: str,
     label: str,
     changed: bool,
-    width: Row | None = None,
+    width: OperationRow | None = None,
 ) -> None:
     """One operation: a box with its name, below it its channels or what became of it."""
     x, y, wide, height = place
@@ -343,22 +339,22 @@ def _cell(
     words = _channels_left(width) if width else _second_line(row, state, changed)
     text(axes, middle, y + height * 0.72, words, size=7, colour=strong, limit=wide * 2)
     if width:
-        _kept(axes, x, y + height, wide, width)
+        _draw_kept_share(axes, x, y + height, wide, width)
 
 
-def _kept(axes: Any, x: float, foot: float, wide: float, width: Row) -> None:
+def _draw_kept_share(axes: Any, x: float, foot: float, wide: float, width: OperationRow) -> None:
     """At the foot of a box how much of its channels stays, as a part of its side."""
     share = remaining_share(width.operation, width.choice)
     lines = axes.plot([x, x + wide * share], [foot] * 2, color=STYLES["narrowed"][0], lw=4, solid_capstyle="butt")
     lines[0].set_gid(f"edge:{width.key}:{width.state}")
 
 
-def _channels_left(width: Row) -> str:
+def _channels_left(width: OperationRow) -> str:
     left = narrowed(width.operation, width.choice).partition(" ")[0]
     return f"→ {left} of {width.operation.removesuffix(' channels').replace(' x ', '×')}"
 
 
-def _second_line(row: Row, state: str, changed: bool) -> str:
+def _second_line(row: OperationRow, state: str, changed: bool) -> str:
     if changed and state in ("none", "removed"):
         return state
     if changed and state == "other":
@@ -368,21 +364,19 @@ def _second_line(row: Row, state: str, changed: bool) -> str:
     return f"{before} → {after}" + (f" @{row.shape_out[-1]}" if images else "")
 
 
-def _operation(row: Row) -> str:
+def _operation_text(row: OperationRow) -> str:
     if row.kind == "operation" and row.operation in OPERATIONS:
         return short_name(row.operation)
-    return (
-        row.operation.replace("_", " ").replace("x", "×")
-        if row.operation.startswith(("conv", "dw", "gc"))
-        else (row.operation)
-    )
+    if row.operation.startswith(("conv", "dw", "gc")):
+        return row.operation.replace("_", " ").replace("x", "×")
+    return row.operation
 
 
-def _leaf(row: Row) -> str:
+def _last_name(row: OperationRow) -> str:
     return row.entry.rpartition(".")[2]
 
 
-def _legend(axes: Any, rows: Sequence[Row], y: float) -> None:
+def _draw_legend(axes: Any, rows: Sequence[OperationRow], y: float) -> None:
     states = {row.state for row in rows}
     x = 0.4
     for state, words in _LEGEND.items():
@@ -393,13 +387,6 @@ def _legend(axes: Any, rows: Sequence[Row], y: float) -> None:
             x += 0.62 + 0.075 * len(words)
 
 
-def _arrow(axes: Any, x: float, y: float, end: float) -> None:
+def _draw_arrow(axes: Any, x: float, y: float, end: float) -> None:
     style = {"arrowstyle": "-|>", "color": "#777777", "lw": 0.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 6}
     axes.annotate("", xy=(end, y), xytext=(x, y), arrowprops=style)
-
-
-def _short(number: int) -> str:
-    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)

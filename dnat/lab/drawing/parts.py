@@ -37,7 +37,7 @@ def check_formats(formats: Sequence[str]) -> None:
             raise UsageError(f"unknown format {name!r}; known: {', '.join(FORMATS)}")
 
 
-def page(width: float, height: float) -> Any:
+def blank_page(width: float, height: float) -> Any:
     """The axes of an empty page of so many inches; y grows downwards, as one reads."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,19 +1,15 @@
-"""The page's figures as plotly's JSON, made by hand: plotly itself runs in the reader's browser only.
+"""The page's figures as plotly's JSON, made by hand: plotly itself runs in the reader's browser only."""
 
-Colours stand in the figures by name ("@text", "@m0", ...); the page paints them from `LIGHT` or `DARK`, so that a
-figure follows the page's theme. Names come from users: plotly reads a little HTML in every text, so that all of
-them go through `plain`.
-"""
-
-import html
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..formatting import duration
 from .gather import Group
-from .headline import duration
+from .looks import Look, plain
+from .placing import label_places, spread_apart
 from .series import (
     SEED_CURVES,
     Axis,
@@ -29,39 +25,6 @@ from .series import (
     spots,
     thinned,
 )
-
-METHOD_COLOURS = 8
-"""Methods beyond so many take the colours but the baseline's again, with other markers and lines."""
-
-
-def _of_methods(*colours: str) -> dict[str, str]:
-    """The colours of the methods by name."""
-    return {f"m{i}": colour for i, colour in zip(range(METHOD_COLOURS), colours, strict=True)}
-
-
-LIGHT = {
-    "page": "#ffffff",
-    "text": "#1b1f24",
-    "muted": "#5c6570",
-    "grid": "#e4e7eb",
-    "pair": "#c0c7cf",
-    "search": "#c98500",
-    "training": "#0072b2",
-    # The baseline's, then Okabe and Ito's, darkened where they would be too faint on white.
-    **_of_methods("#5c6570", "#0072b2", "#d55e00", "#008a64", "#b3538a", "#a97500", "#3f8fc4", "#7b4fb0"),
-}
-DARK = {
-    "page": "#14171b",
-    "text": "#e7eaee",
-    "muted": "#a2abb5",
-    "grid": "#31373f",
-    "pair": "#545d68",
-    "search": "#e6b042",
-    "training": "#56a8e0",
-    **_of_methods("#a2abb5", "#56a8e0", "#ff8a47", "#3cc79b", "#e695c3", "#e6b042", "#9fd0f2", "#b99aeb"),
-}
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "pentagon", "star", "hexagon", "triangle-down")
-_DASHES = ("solid", "dash", "dot", "dashdot")
 
 _FEW_EPOCHS = 10
 """So few are all marked: ticks between them would stand for halves."""
@@ -86,43 +49,6 @@ class Figure:
     title: str
     alt: str
     views: Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True)
-class Look:
-    """The colour, marker and line of each method, the same in all figures of a page."""
-
-    methods: tuple[str, ...]
-
-    def colour(self, method: str) -> str:
-        """The name of its colour."""
-        return f"@m{self._place(method)[1]}"
-
-    def symbol(self, method: str) -> str:
-        """Its marker; the cross is kept for dead networks."""
-        again, place = self._place(method)
-        return _SYMBOLS[(place + again) % len(_SYMBOLS)]
-
-    def dash(self, method: str) -> str:
-        """Its line."""
-        return _DASHES[self._place(method)[0] % len(_DASHES)]
-
-    def _place(self, method: str) -> tuple[int, int]:
-        """How often the colours were used up before, and the colour's number: the first is the baseline's own."""
-        i = self.methods.index(method)
-        again, place = divmod(i - 1, METHOD_COLOURS - 1)
-        return (again, place + 1) if i else (0, 0)
-
-
-def shortened(text: str, most: int = 32) -> str:
-    """A name on one line, cut in the middle where it is long."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most // 2 - 1) :]}"
-
-
-def plain(text: str, most: int = 32) -> str:
-    """A name that plotly shows as it is: shortened, and not read as HTML."""
-    return html.escape(shortened(text, most), quote=False)
 
 
 def curve_figure(group: Group, look: Look) -> Figure | None:
@@ -157,7 +83,7 @@ def curve_figure(group: Group, look: Look) -> Figure | None:
         layout["shapes"].append(_upright(epoch))
         layout["annotations"].append(_note(epoch, f"choices in force{of_whom}", epoch > (first + last) / 2))
     alt = "; ".join(f"{m} ends at {c.accuracies[-1]:.2f} %" for m, c in means.items() if c.epochs)
-    return Figure(group.title, f"Test accuracy over the epochs: {alt}.", {"": _figure(data, layout)})
+    return Figure(group.title, f"Test accuracy over the epochs: {alt}.", {"": {"data": data, "layout": layout}})
 
 
 def _mean_name(curve: Curve, of_method: Mapping[str, Sequence[Curve]]) -> str:
@@ -170,16 +96,38 @@ def _mean_name(curve: Curve, of_method: Mapping[str, Sequence[Curve]]) -> str:
 
 
 def _curve(curve: Curve, look: Look, name: str, width: float, opacity: float) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": plain(name),
-        "x": list(curve.epochs),
-        "y": [round(a, 4) for a in curve.accuracies],
+    line = {"color": look.colour(curve.method), "width": width, "dash": look.dash(curve.method)}
+    hover = "%{fullData.name}<br>epoch %{x}: %{y:.2f} %<extra></extra>"
+    y = [round(a, 4) for a in curve.accuracies]
+    return _scatter("lines", name, curve.epochs, y, opacity=opacity, line=line, hovertemplate=hover)
+
+
+def _scatter(mode: str, name: str, x: Sequence[float], y: Sequence[float], **more: Any) -> dict[str, Any]:
+    """A trace of plotly's; one without a name stands in no legend."""
+    named = {"name": plain(name)} if name else {}
+    return {"type": "scatter", "mode": mode, **named, "x": list(x), "y": list(y), **more}
+
+
+def _points(
+    spots: Sequence[Spot],
+    x: Sequence[float],
+    y: Sequence[float],
+    look: Look,
+    size: int,
+    opacity: float,
+    hover: str,
+) -> dict[str, Any]:
+    """Runs of one method, or its mean, as markers; dead runs as crosses."""
+    method = spots[0].method
+    marker = {
+        "color": look.colour(method),
+        "size": size,
         "opacity": opacity,
-        "line": {"color": look.colour(curve.method), "width": width, "dash": look.dash(curve.method)},
-        "hovertemplate": "%{fullData.name}<br>epoch %{x}: %{y:.2f} %<extra></extra>",
+        "symbol": ["x" if s.dead and s.seed is not None else look.symbol(method) for s in spots],
     }
+    text = [f"seed {s.seed}{', dead' * s.dead}" for s in spots]
+    hover = f"%{{fullData.name}}<br>{hover}<extra></extra>"
+    return _scatter("markers", method, x, y, text=text, marker=marker, hovertemplate=hover)
 
 
 def strip_figure(group: Group, look: Look) -> Figure:
@@ -195,11 +143,14 @@ def strip_figure(group: Group, look: Look) -> Figure:
         mine = [s for s in found if s.seed == seed]
         if len(mine) > 1:
             heights = [place[s.method] + shift[seed] for s in mine]
-            data.append(_pair_line(1.2 if len(methods) <= _FEW_METHODS else 0.7, mine, heights))
+            line = {"color": "@pair", "width": 1.2 if len(methods) <= _FEW_METHODS else 0.7}
+            data.append(_scatter("lines", "", [s.accuracy for s in mine], heights, line=line, hoverinfo="skip"))
     ends = [s.accuracy for s in found]
     for method in methods:
         mine = [s for s in found if s.method == method]
-        data.append(_strip(mine, [place[method] + shift[s.seed] for s in mine if s.seed is not None], look))
+        heights = [place[method] + shift[s.seed] for s in mine if s.seed is not None]
+        accuracies = [s.accuracy for s in mine]
+        data.append(_points(mine, accuracies, heights, look, 9, 0.85, "%{text}: %{x:.2f} %"))
         mean, interval = interval_of(group, method)
         data.append(_mean_mark(method, mean, interval, place[method] - 0.32, look))
         ends += [] if interval is None else [max(interval[0], 0.0), min(interval[1], 100.0)]
@@ -215,60 +166,24 @@ def strip_figure(group: Group, look: Look) -> Figure:
         "automargin": True,
     }
     alt = "; ".join(f"{m}: {', '.join(f'{s.accuracy:.2f}' for s in found if s.method == m)} %" for m in methods)
-    return Figure(group.title, f"Test accuracy of each seed. {alt}.", {"": _figure(data, layout)})
-
-
-def _pair_line(width: float, found: Sequence[Spot], y: Sequence[float]) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [s.accuracy for s in found],
-        "y": list(y),
-        "line": {"color": "@pair", "width": width},
-        "hoverinfo": "skip",
-    }
-
-
-def _strip(found: Sequence[Spot], y: Sequence[float], look: Look) -> dict[str, Any]:
-    method = found[0].method
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": plain(method),
-        "x": [s.accuracy for s in found],
-        "y": list(y),
-        "text": [f"seed {s.seed}{', dead' * s.dead}" for s in found],
-        "marker": {
-            "color": look.colour(method),
-            "size": 9,
-            "opacity": 0.85,
-            "symbol": ["x" if s.dead else look.symbol(method) for s in found],
-        },
-        "hovertemplate": "%{fullData.name}<br>%{text}: %{x:.2f} %<extra></extra>",
-    }
+    return Figure(group.title, f"Test accuracy of each seed. {alt}.", {"": {"data": data, "layout": layout}})
 
 
 def _mean_mark(
     method: str, mean: float, interval: tuple[float, float] | None, y: float, look: Look
 ) -> dict[str, Any]:
-    mark: dict[str, Any] = {
-        "type": "scatter",
-        "mode": "markers",
-        "name": plain(f"{method}, mean"),
-        "x": [mean],
-        "y": [y],
-        "marker": {"color": look.colour(method), "symbol": "line-ns-open", "size": 14, "line": {"width": 3}},
-        "hovertemplate": "%{fullData.name}<br>%{x:.2f} %<extra></extra>",
-    }
+    colour = look.colour(method)
+    mark = _scatter(
+        "markers",
+        f"{method}, mean",
+        [mean],
+        [y],
+        marker={"color": colour, "symbol": "line-ns-open", "size": 14, "line": {"width": 3}},
+        hovertemplate="%{fullData.name}<br>%{x:.2f} %<extra></extra>",
+    )
     if interval is not None:
-        half = interval[1] - mean
-        mark["error_x"] = {
-            "type": "data",
-            "array": [half],
-            "color": look.colour(method),
-            "thickness": 2,
-            "width": 5,
-        }
+        bar = {"type": "data", "array": [interval[1] - mean], "color": colour, "thickness": 2, "width": 5}
+        mark["error_x"] = bar
     return mark
 
 
@@ -284,17 +199,9 @@ def _tradeoff(group: Group, axis: Axis, look: Look) -> dict[str, Any]:
     runs = spots(group, axis)
     means = mean_spots(runs)
     front = pareto(means)
-    data: list[dict[str, Any]] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "not beaten by any other",
-            "x": [s.cost for s in front],
-            "y": [s.accuracy for s in front],
-            "line": {"color": "@muted", "width": 1.5, "dash": "dot", "shape": "hv"},
-            "hoverinfo": "skip",
-        }
-    ]
+    line = {"color": "@muted", "width": 1.5, "dash": "dot", "shape": "hv"}
+    name, costs = "not beaten by any other", [s.cost for s in front]
+    data = [_scatter("lines", name, costs, [s.accuracy for s in front], line=line, hoverinfo="skip")]
     unit = plain(axis.unit)
     for mean in means:
         mine = [s for s in runs if s.method == mean.method]
@@ -307,26 +214,12 @@ def _tradeoff(group: Group, axis: Axis, look: Look) -> dict[str, Any]:
     layout["yaxis"]["range"] = span = _padded([s.accuracy for s in runs], share=0.08)
     for mean, y, on_the_left in label_places(means, across, span, 300):
         layout["annotations"].append(_leader(mean, y, span, look, on_the_left))
-    return _figure(data, layout)
+    return {"data": data, "layout": layout}
 
 
-def _cloud(found: Sequence[Spot], look: Look, size: int, opacity: float, hover: str) -> dict[str, Any]:
-    method = found[0].method
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "name": plain(method),
-        "x": [s.cost for s in found],
-        "y": [s.accuracy for s in found],
-        "text": [f"seed {s.seed}{', dead' * s.dead}" for s in found],
-        "marker": {
-            "color": look.colour(method),
-            "size": size,
-            "opacity": opacity,
-            "symbol": ["x" if s.dead and s.seed is not None else look.symbol(method) for s in found],
-        },
-        "hovertemplate": f"%{{fullData.name}}<br>{hover}<extra></extra>",
-    }
+def _cloud(spots: Sequence[Spot], look: Look, size: int, opacity: float, hover: str) -> dict[str, Any]:
+    """Spots in the plane of cost and accuracy."""
+    return _points(spots, [s.cost for s in spots], [s.accuracy for s in spots], look, size, opacity, hover)
 
 
 def _leader(mean: Spot, y: float, span: Sequence[float], look: Look, on_the_left: bool) -> dict[str, Any]:
@@ -380,7 +273,7 @@ def cost_figure(group: Group, look: Look) -> Figure:
         }
         layout["annotations"].append(note | {"font": {"color": "@text", "size": 12}})
     alt = "; ".join(f"{m}: {duration(t)}" for m, t in zip(methods, totals, strict=True))
-    return Figure(group.title, f"Time of one run, mean. {alt}.", {"": _figure(data, layout)})
+    return Figure(group.title, f"Time of one run, mean. {alt}.", {"": {"data": data, "layout": layout}})
 
 
 _STAGES: dict[str, Callable[[Any], float]] = {
@@ -400,10 +293,6 @@ def _bars(name: str, values: Sequence[float], n: int, colour: str, unit: str) ->
         "marker": {"color": colour},
         "hovertemplate": f"{name}: %{{x:.3g}} {unit}<extra></extra>",
     }
-
-
-def _figure(data: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> dict[str, Any]:
-    return {"data": list(data), "layout": dict(layout)}
 
 
 def _layout(x: str, y: str, *, height: int, right: float) -> dict[str, Any]:
@@ -470,75 +359,3 @@ def _note(x: float, text: str, on_the_left: bool) -> dict[str, Any]:
         "font": {"color": "@muted", "size": 12},
         "showarrow": False,
     }
-
-
-def spread_apart(values: Sequence[float], span: Sequence[float], pixels: float, gap: float = 17) -> list[float]:
-    """Places near the values, in their order and on the axis, far enough apart for labels that stand there.
-
-    Args:
-        values: where labels belong.
-        span: the axis' range, which is `pixels` long.
-        pixels: see there.
-        gap: pixels between two labels.
-    """
-    step = gap * (span[1] - span[0]) / pixels
-    # Labels that touch make a block, which stands where the mean of its values is, as far as the axis reaches.
-    blocks: list[tuple[list[int], float]] = []
-    for i in sorted(range(len(values)), key=lambda i: values[i]):
-        blocks.append(([i], _within(values[i], step / 2, span)))
-        while len(blocks) > 1 and _touch(blocks[-2], blocks[-1], step):
-            merged = blocks[-2][0] + blocks[-1][0]
-            mean = sum(values[j] for j in merged) / len(merged)
-            blocks[-2:] = [(merged, _within(mean, len(merged) * step / 2, span))]
-    found = list(values)
-    for members, centre in blocks:
-        for place, i in enumerate(members):
-            found[i] = centre + (place - (len(members) - 1) / 2) * step
-    return found
-
-
-def _within(centre: float, half: float, span: Sequence[float]) -> float:
-    """The centre of something so large, moved into the span if it fits."""
-    if 2 * half > span[1] - span[0]:
-        return (span[0] + span[1]) / 2
-    return min(max(centre, span[0] + half), span[1] - half)
-
-
-def label_places(
-    means: Sequence[Spot], across: Sequence[float], span: Sequence[float], pixels: float, gap: float = 17
-) -> list[tuple[Spot, float, bool]]:
-    """For each mean the height of its label and whether it stands on the left: towards the middle of the figure.
-
-    Labels stand a little above their points, so that no level line runs through them.
-
-    Args:
-        means: in the plane of cost and accuracy.
-        across: the range of costs.
-        span: the range of accuracies, which is `pixels` long.
-        pixels: see there.
-        gap: pixels between two labels.
-    """
-    step = gap * (span[1] - span[0]) / pixels
-    sides = {
-        on_the_left: [m for m in means if _is_right(m, across) == on_the_left] for on_the_left in (False, True)
-    }
-    # Labels that point at one another from near points would meet in the middle on a narrow screen.
-    near = 0.6 * (across[1] - across[0])
-    meeting = any(
-        abs(a.cost - b.cost) < near and abs(a.accuracy - b.accuracy) < 2 * step
-        for a in sides[False]
-        for b in sides[True]
-    )
-    found = []
-    for mine in [sides[False] + sides[True]] if meeting else sides.values():
-        heights = spread_apart([m.accuracy + 0.6 * step for m in mine], span, pixels, gap)
-        found += [(m, y, _is_right(m, across)) for m, y in zip(mine, heights, strict=True)]
-    return found
-
-
-def _is_right(spot: Spot, across: Sequence[float]) -> bool:
-    return spot.cost > (across[0] + across[1]) / 2
-
-
-def _touch(lower: tuple[list[int], float], upper: tuple[list[int], float], step: float) -> bool:
-    return upper[1] - lower[1] < step * (len(lower[0]) + len(upper[0])) / 2

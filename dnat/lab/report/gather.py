@@ -139,7 +139,7 @@ def gather(paths: Iterable[str | Path], baseline: str = "original") -> Report:
 
     Args:
         paths: of either; a directory that is named twice, or with the sweep that it is in, counts once.
-        baseline: the method, as `dnat.lab.summary.label` has it, that the others are compared with.
+        baseline: the method, as `dnat.lab.labels.label` has it, that the others are compared with.
 
     Raises:
         ValueError: a path that is neither (names like it are suggested), no finished run, or two runs of the

@@ -3,7 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from ..summary import Comparison, Interval, Row, digits, p_text, signed_interval, spread, t_interval
+from ..formatting import p_text, signed_interval, spread
+from ..summary import Comparison, Interval, Row
+from ..summary.statistics import t_interval
 from .gather import Group, Report
 
 
@@ -84,14 +86,3 @@ def verdict(compared: Comparison, level: float) -> str:
     if compared.least_p_holm > level:
         return "too few seeds to be significant"
     return f"not significant (p = {p_text(compared.p_holm)})"
-
-
-def duration(hours: float) -> str:
-    """Hours in words: seconds and minutes where they are few.
-
-    >>> duration(0.005), duration(0.5), duration(41.2)
-    ('18 s', '30 min', '41.2 h')
-    """
-    if hours >= 1:
-        return f"{digits(hours)} h"
-    return f"{digits(60 * hours)} min" if hours >= 1 / 30 else f"{digits(3600 * hours)} s"

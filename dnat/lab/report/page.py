@@ -5,7 +5,7 @@ Pictures of networks are images by data: URL, in which no script runs, whatever 
 """
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from typing import Any
 from ... import __version__
 from ...edges import is_share
 from ...naming import unknown
-from ..summary import HEADERS, legend, signed_interval, spread
+from ..formatting import duration, signed_interval, spread
+from ..summary.tables import HEADERS, legend
 from .configuration import environments, recipes, settings
-from .figures import DARK, LIGHT, Figure, Look, cost_figure, curve_figure, strip_figure, tradeoff_figure
+from .figures import Figure, cost_figure, curve_figure, strip_figure, tradeoff_figure
 from .gather import Report, Run
-from .headline import Headline, duration, headline, is_equal, sentences, verdict
-from .series import SEED_CURVES, Choices, Gates, agreement, choices, gates
+from .headline import Headline, headline, is_equal, sentences, verdict
+from .looks import DARK, LIGHT, Look
+from .series import SEED_CURVES, Gates, agreement, choices, gates
 from .table import LAYOUTS, long_lines, papers_legend, papers_tables
 
 MOST_PICTURES = 24
@@ -146,7 +148,7 @@ def _told(report: Report, with_published: bool, layout: str) -> dict[str, Any]:
         "gate_classes": {choice_class(c) for g in gating for p in g.panels for c, _ in p.lines},
         "pictures": pictures,
         "no_pictures": no_pictures,
-        "choices": [(group, _shown(c)) for group, c in made],
+        "choices": [(group, (c, dict(list(c.rows.items())[:MOST_EDGES]))) for group, c in made],
         "narrowing": any(is_share(choice) for _, c in made for row in c.rows.values() for choice in row),
         "settings": settings(report),
         "environments": environments(report),
@@ -318,11 +320,6 @@ def _panel(made: Gates) -> Panel:
 
 def _height(value: float, low: float, high: float) -> float:
     return 88 - 80 * (value - low) / (high - low)
-
-
-def _shown(found: Choices) -> tuple[Choices, Mapping[str, tuple[str | None, ...]]]:
-    """A table of choices, and its rows that are shown."""
-    return found, dict(list(found.rows.items())[:MOST_EDGES])
 
 
 def choice_class(choice: str | None) -> str:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..drawing.parts import check_formats, save
-from .figures import LIGHT, Look, label_places, shortened, spread_apart
 from .gather import Group, Report
+from .looks import LIGHT, Look, shortened
+from .placing import label_places, spread_apart
 from .series import SEED_CURVES, axes, curves, floor, interval_of, mean_curve, mean_spots, pareto, spots, thinned
 
 _MARKERS = {
@@ -25,8 +26,7 @@ _MARKERS = {
     "hexagon": "h",
     "triangle-down": "v",
 }
-_WIDTH = 4.6
-"""Inches."""
+_WIDTH = 4.6  # inches
 
 
 def draw(report: Report, folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
@@ -41,10 +41,10 @@ def draw(report: Report, folder: str | Path, formats: Sequence[str] = ("png", "s
     check_formats(formats)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files: list[Path] = []
+    look, files = Look(report.methods), list[Path]()
     for group in report.groups:
         for kind, drawn in _KINDS.items():
-            picture = drawn(group, report.methods)
+            picture = drawn(group, look)
             if picture is not None:
                 # Placed once: each format would otherwise move the parts a little further.
                 picture.figure.draw_without_rendering()
@@ -74,21 +74,13 @@ def _page(height: float) -> Any:
     return axes_
 
 
-def _colour(method: str, methods: Sequence[str]) -> str:
-    return LIGHT[Look(tuple(methods)).colour(method).removeprefix("@")]
-
-
-def _marker(method: str, methods: Sequence[str]) -> str:
-    return _MARKERS[Look(tuple(methods)).symbol(method)]
-
-
 def _titles(page: Any, group: Group, x: str, y: str) -> None:
     page.set_title(shortened(group.title, 60), fontsize=9, loc="left", pad=12, parse_math=False)
     page.set_xlabel(x, fontsize=8)
     page.set_ylabel(y, fontsize=8)
 
 
-def strip_picture(group: Group, methods: Sequence[str]) -> Any:
+def strip_picture(group: Group, look: Look) -> Any:
     """Each seed a point, points of a seed connected, mean and t interval below."""
     names = list(group.runs)
     page = _page(0.9 + 0.45 * len(names))
@@ -99,11 +91,11 @@ def strip_picture(group: Group, methods: Sequence[str]) -> Any:
             shift = 0.3 * (seeds.index(run.trial.seed) / max(len(seeds) - 1, 1) - 0.5)
             point = (run.trial.accuracy, place - 0.12 + shift)
             by_seed.setdefault(run.trial.seed, []).append(point)
-            marker = "x" if run.trial.dead else _marker(method, methods)
-            page.plot(*point, marker, color=_colour(method, methods), markersize=4, zorder=3)
+            marker = "x" if run.trial.dead else _MARKERS[look.symbol(method)]
+            page.plot(*point, marker, color=look.paint(method), markersize=4, zorder=3)
         mean, interval = interval_of(group, method)
         reach = 0.0 if interval is None else interval[1] - mean
-        style = {"color": _colour(method, methods), "zorder": 2}
+        style = {"color": look.paint(method), "zorder": 2}
         page.errorbar(mean, place + 0.26, xerr=reach, fmt="|", markersize=9, capsize=2.5, linewidth=1.2, **style)
     for points in by_seed.values():
         page.plot(*zip(*points, strict=True), color="#cfd4da", linewidth=0.7, zorder=1)
@@ -116,7 +108,7 @@ def strip_picture(group: Group, methods: Sequence[str]) -> Any:
     return page
 
 
-def tradeoff_picture(group: Group, methods: Sequence[str]) -> Any:
+def tradeoff_picture(group: Group, look: Look) -> Any:
     """Accuracy against multiply-adds: runs faint, means with names, the line of those not beaten."""
     page = _page(2.9)
     axis = axes(group)[0]
@@ -127,11 +119,11 @@ def tradeoff_picture(group: Group, methods: Sequence[str]) -> Any:
         [s.cost for s in front], [s.accuracy for s in front], ":", where="post", color="#5c6570", linewidth=1
     )
     for spot in runs:
-        marker = "x" if spot.dead else _marker(spot.method, methods)
-        page.plot(spot.cost, spot.accuracy, marker, color=_colour(spot.method, methods), markersize=3.5, alpha=0.4)
+        marker = "x" if spot.dead else _MARKERS[look.symbol(spot.method)]
+        page.plot(spot.cost, spot.accuracy, marker, color=look.paint(spot.method), markersize=3.5, alpha=0.4)
     for mean in means:
-        colour = _colour(mean.method, methods)
-        page.plot(mean.cost, mean.accuracy, _marker(mean.method, methods), color=colour, markersize=7)
+        colour = look.paint(mean.method)
+        page.plot(mean.cost, mean.accuracy, _MARKERS[look.symbol(mean.method)], color=colour, markersize=7)
     page.margins(x=0.14, y=0.1)
     low, high = page.get_xlim()
     for mean, y, left in label_places(means, (low, high), page.get_ylim(), 200, gap=12):
@@ -143,7 +135,7 @@ def tradeoff_picture(group: Group, methods: Sequence[str]) -> Any:
             va="center",
             fontsize=8,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5},
-            color=_colour(mean.method, methods),
+            color=look.paint(mean.method),
             parse_math=False,
         )
     unit = f", {axis.unit}" if axis.unit else ""
@@ -151,7 +143,7 @@ def tradeoff_picture(group: Group, methods: Sequence[str]) -> Any:
     return page
 
 
-def curve_picture(group: Group, methods: Sequence[str]) -> Any:
+def curve_picture(group: Group, look: Look) -> Any:
     """Test accuracy over the epochs, thin for seeds and thick for means; None where there are no curves."""
     found = {m: list(c) for m, c in itertools.groupby(curves(group), lambda c: c.method)}
     if not found:
@@ -159,7 +151,7 @@ def curve_picture(group: Group, methods: Sequence[str]) -> Any:
     page = _page(2.9)
     ends = []
     for method, mine in found.items():
-        colour = _colour(method, methods)
+        colour = look.paint(method)
         for curve in map(thinned, mine[:SEED_CURVES] if len(mine) > 1 else []):
             page.plot(curve.epochs, curve.accuracies, color=colour, linewidth=0.6, alpha=0.4)
         mean = thinned(mean_curve(mine))
@@ -182,7 +174,7 @@ def curve_picture(group: Group, methods: Sequence[str]) -> Any:
             xycoords=("axes fraction", "data"),
             fontsize=8,
             va="center",
-            color=_colour(method, methods),
+            color=look.paint(method),
             annotation_clip=False,
             parse_math=False,
         )
@@ -191,7 +183,7 @@ def curve_picture(group: Group, methods: Sequence[str]) -> Any:
     return page
 
 
-_KINDS: dict[str, Callable[[Group, Sequence[str]], Any]] = {
+_KINDS: dict[str, Callable[[Group, Look], Any]] = {
     "seeds": strip_picture,
     "tradeoff": tradeoff_picture,
     "curves": curve_picture,

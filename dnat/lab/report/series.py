@@ -4,7 +4,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..summary import Interval, Trial
@@ -162,13 +162,8 @@ def thinned(curve: Curve, most: int = CURVE_POINTS) -> Curve:
     if n <= most:
         return curve
     kept = sorted({round(i * (n - 1) / (most - 1)) for i in range(most)})
-    return Curve(
-        curve.method,
-        curve.seed,
-        tuple(curve.epochs[i] for i in kept),
-        tuple(curve.accuracies[i] for i in kept),
-        curve.committed,
-    )
+    epochs, accuracies = (tuple(of[i] for i in kept) for of in (curve.epochs, curve.accuracies))
+    return replace(curve, epochs=epochs, accuracies=accuracies)
 
 
 def axes(group: Group) -> list[Axis]:

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...naming import unknown
-from ..summary import cells, digits, escaped, spread
+from ..formatting import digits, escaped, markdown_list, markdown_rows, spread
+from ..summary import Row
 from ..summary import markdown as long_table
+from ..summary.tables import cells
 from .gather import Group, Report, Unfinished
 from .headline import is_equal, sentences
 from .published import Published, published
@@ -71,28 +73,23 @@ def papers_tables(report: Report, *, with_published: bool = False) -> list[Paper
 
 def _ours(group: Group, methods: Sequence[str]) -> Line:
     rows = {row.method: row for row in group.rows}
-    found = []
-    for method in methods:
-        if method not in rows:
-            found.append(("-", "-"))
-            continue
-        row = rows[method]
-        hours = digits(row.training_hours)
-        if row.search_hours:
-            hours = f"{digits(row.search_hours)} + {hours}"
-        found.append((spread(row.mean, row.std), hours))
-    return Line(group.network, None, tuple(found), _best([rows[m].mean if m in rows else None for m in methods]))
+
+    def texts(row: Row) -> tuple[str, str]:
+        search = f"{digits(row.search_hours)} + " if row.search_hours else ""
+        return spread(row.mean, row.std), search + digits(row.training_hours)
+
+    shown = tuple(texts(rows[m]) if m in rows else ("-", "-") for m in methods)
+    return Line(group.network, None, shown, _best([rows[m].mean if m in rows else None for m in methods]))
 
 
 def _theirs(network: str, quoted: Sequence[Published], methods: Sequence[str], number: int) -> Line:
     known = {p.method: p for p in quoted}
-    found = []
-    for method in methods:
-        p = known.get(method)
-        hours = "-" if p is None or p.hours is None else digits(p.hours)
-        found.append(("-" if p is None else spread(p.accuracy, p.std), hours))
-    means = [known[m].accuracy if m in known else None for m in methods]
-    return Line(network, number, tuple(found), _best(means))
+
+    def texts(p: Published) -> tuple[str, str]:
+        return spread(p.accuracy, p.std), "-" if p.hours is None else digits(p.hours)
+
+    shown = tuple(texts(known[m]) if m in known else ("-", "-") for m in methods)
+    return Line(network, number, shown, _best([known[m].accuracy if m in known else None for m in methods]))
 
 
 def _best(means: Sequence[float | None]) -> tuple[int, ...]:
@@ -128,14 +125,10 @@ def papers_markdown(table: PapersTable) -> str:
         for place, (accuracy, hours) in enumerate(line.cells):
             row += [f"**{accuracy}**" if place in line.best else accuracy, hours]
         lines.append(row)
-    text = f"## {escaped(table.data)}\n\n{_rows(lines)}"
+    text = f"## {escaped(table.data)}\n\n{markdown_rows(lines)}"
     if table.sources:
         text += "\n\n" + "\n".join(f"- [{i}] {source}" for i, source in enumerate(table.sources, 1))
     return text
-
-
-def _rows(lines: Iterable[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(map(escaped, line))} |" for line in lines)
 
 
 def markdown(report: Report, *, with_published: bool = False, layout: str = "both") -> str:
@@ -152,7 +145,7 @@ def markdown(report: Report, *, with_published: bool = False, layout: str = "bot
     """
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
-    parts = ["# Report", "\n".join(f"- {escaped(s)}" for g in report.groups for s in sentences(report, g))]
+    parts = ["# Report", markdown_list(s for g in report.groups for s in sentences(report, g))]
     if layout != "long":
         tables = papers_tables(report, with_published=with_published)
         parts += [papers_markdown(table) for table in tables]
@@ -161,7 +154,7 @@ def markdown(report: Report, *, with_published: bool = False, layout: str = "bot
         parts.append("# Statistics")
         parts.append(long_table(report.summary).rstrip())
     if report.notes:
-        parts.append("\n".join(f"- {escaped(note)}" for note in report.notes))
+        parts.append(markdown_list(report.notes))
     if report.unfinished:
         parts += ["# Not finished", _unfinished(report.unfinished)]
     return "\n\n".join(parts) + "\n"
@@ -170,7 +163,7 @@ def markdown(report: Report, *, with_published: bool = False, layout: str = "bot
 def _unfinished(runs: Sequence[Unfinished]) -> str:
     lines = [("run", "state", "reason"), ("---", "---", "---")]
     lines += [(u.name, u.state, u.reason or "-") for u in runs]
-    return _rows(lines)
+    return markdown_rows(lines)
 
 
 @dataclass(frozen=True)
@@ -183,7 +176,7 @@ class LongLine:
 
 
 def long_lines(report: Report, data: str) -> list[LongLine]:
-    """The rows of the long table of one data set; `summary.HEADERS` names the columns."""
+    """The rows of the long table of one data set; `HEADERS` names the columns."""
     level, found = report.summary.significance, []
     for row in (r for r in report.summary.rows if r.data == data):
         c = report.summary.comparison(row)

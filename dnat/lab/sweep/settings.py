@@ -19,7 +19,7 @@ from ...config import ALIASES, CONTROLS, METHODS, SEARCHING, Job, cores, directo
 from ...errors import UsageError
 from ...naming import unknown
 from ...seeds import check_seed
-from ..summary import label
+from ..labels import label
 
 Table = dict[str, Any]
 

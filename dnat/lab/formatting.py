@@ -1,0 +1,97 @@
+"""Numbers as tables, pages and terminals have them, and text that is safe in Markdown."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+def digits(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    return np.format_float_positional(float(f"{value:.3g}"), trim="-")
+
+
+def count(value: float) -> str:
+    """Three significant digits with a unit: k, M or G.
+
+    >>> count(999), count(999_999), count(3_346_000)
+    ('999', '1 M', '3.35 M')
+    """
+    value = float(f"{value:.3g}")
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{digits(value / size)} {unit}"
+    return digits(value)
+
+
+def change(before: float, after: float) -> str:
+    """The change from one number to another, in percent.
+
+    >>> change(200, 150), change(0, 0)
+    ('-25.0 %', '')
+    """
+    return f"{(after - before) / before:+.1%}".replace("%", " %") if before else ""
+
+
+def spread(mean: float, std: float | None) -> str:
+    """A mean with its deviation, where it has one.
+
+    >>> spread(93.0, None), spread(93.0, 0.25)
+    ('93.00', '93.00 ± 0.25')
+    """
+    return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+
+
+def signed_interval(mean: float, interval: tuple[float, float] | None, digits_after: int) -> str:
+    """A change with its interval, where it has one; never "-0.0"."""
+    form = f"+z.{digits_after}f"
+    text = format(mean, form)
+    return text if interval is None else f"{text} [{format(interval[0], form)}, {format(interval[1], form)}]"
+
+
+def p_text(value: float) -> str:
+    """A p value as tables have it."""
+    return "< 0.001" if value < 0.001 else f"{value:.3g}"
+
+
+def clock(seconds: float) -> str:
+    """Seconds as one reads them while something runs.
+
+    >>> clock(8.25), clock(75), clock(7384)
+    ('8.2 s', '1:15 min', '2:03 h')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60) if seconds >= 3600 else round(seconds)
+    return f"{minutes // 60}:{minutes % 60:02d} {'h' if seconds >= 3600 else 'min'}"
+
+
+def duration(hours: float) -> str:
+    """Hours as reports have them: seconds and minutes where they are few.
+
+    >>> duration(0.005), duration(0.5), duration(41.2)
+    ('18 s', '30 min', '41.2 h')
+    """
+    if hours >= 1:
+        return f"{digits(hours)} h"
+    return f"{digits(60 * hours)} min" if hours >= 1 / 30 else f"{digits(3600 * hours)} s"
+
+
+def escaped(text: str) -> str:
+    """Text that stays in its cell of a Markdown table and makes neither tags nor links.
+
+    >>> print(escaped("a|b <i>c</i> p < 0.1"))
+    a\\|b &lt;i>c&lt;/i> p < 0.1
+    """
+    text = re.sub(r"\s+", " ", text).replace("\\", r"\\").replace("|", r"\|").replace("](", r"]\(")
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+def markdown_rows(rows: Iterable[Sequence[str]]) -> str:
+    """Rows of a Markdown table, each cell escaped; the line below the head is one of them."""
+    return "\n".join(f"| {' | '.join(map(escaped, row))} |" for row in rows)
+
+
+def markdown_list(texts: Iterable[str]) -> str:
+    """A Markdown list, each entry escaped."""
+    return "\n".join(f"- {escaped(text)}" for text in texts)

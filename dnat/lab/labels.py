@@ -1,0 +1,50 @@
+"""The names of methods as tables have them, and their order."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ..config import ALIASES, METHODS
+from . import fields
+
+_ORDER = (*ALIASES, *METHODS)
+
+
+def label(job: Mapping[str, Any]) -> str:
+    """The name of a job's method as tables have it: dnat with its mode, and what limits it.
+
+    Args:
+        job: settings as they stand in a record, or `Job.flat()`.
+
+    Raises:
+        ValueError: no method, or dnat without a mode.
+
+    >>> label({"method": "dnat", "mode": "full", "budget": 0.7})
+    'dnat-full 0.7'
+    >>> label({"method": "nat", "search": {"official": True}})
+    'nat (official)'
+    >>> label({"method": "dnat", "mode": "cell", "latency_budget": "5ms"})
+    'dnat-cell latency 5ms'
+    """
+    name = fields.name(job, "job.method")
+    if name == "dnat":
+        name += f"-{fields.name(job, 'job.mode')}"
+    search = job.get("search")
+    if isinstance(search, Mapping) and search.get("official"):
+        # Of NAO's code the model alone is there, and not its search.
+        name += " (official model)" if name == "nao" else " (official)"
+    for key, prefix in (("budget", ""), ("latency_budget", "latency ")):
+        if job.get(key) is not None:
+            name += f" {prefix}{job[key]}"
+    return name
+
+
+def method_order(label: str, baseline: str) -> tuple[Any, ...]:
+    """Sorts labels: the baseline first, then as in `dnat.config.METHODS`, then by name."""
+    base = label.partition(" ")[0]
+    return label != baseline, _ORDER.index(base) if base in _ORDER else len(_ORDER), natural_order(label)
+
+
+def natural_order(name: str) -> tuple[Any, ...]:
+    """Sorts resnet8 before resnet20."""
+    return tuple(int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)), name

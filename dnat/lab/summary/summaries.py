@@ -1,0 +1,118 @@
+"""Records of any number of finished runs -> their summary."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from ...config import WHERE
+from ...errors import UsageError
+from ...naming import unknown
+from ..labels import method_order, natural_order
+from .comparison import Comparison, Row, comparisons_of, row_of
+from .notes import Pair, notes_of
+from .statistics import check_confidence
+from .trials import Trial, settings_of, trial_from
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All rows and comparisons, in the order of the table, and what has to be known to read them.
+
+    Attributes:
+        rows: by data set, network and method: the baseline first, then as in `dnat.config.METHODS`, then by name.
+        comparisons: in the same order.
+        notes: seeds that a method lacks, settings that differ, what cannot be significant.
+        baseline: the method that the others are compared with.
+        confidence: of all intervals; what is at most 1 - confidence is significant.
+    """
+
+    rows: tuple[Row, ...]
+    comparisons: tuple[Comparison, ...]
+    notes: tuple[str, ...]
+    baseline: str
+    confidence: float
+
+    def comparison(self, row: Row) -> Comparison | None:
+        """The comparison of a row's method with the baseline; None of the baseline, or where there is none."""
+        wanted = row.data, row.network, row.method
+        return next((c for c in self.comparisons if (c.data, c.network, c.method) == wanted), None)
+
+    @property
+    def significance(self) -> float:
+        """The largest corrected p that is called significant."""
+        return round(1 - self.confidence, 12)
+
+
+def summarize(
+    records: Iterable[Mapping[str, Any]], baseline: str = "original", seed: int = 0, confidence: float = 0.95
+) -> Summary:
+    """Statistics over seeds of any number of finished runs; their order does not matter.
+
+    Args:
+        records: as they stand in record.json of each run.
+        baseline: the method, as `label` has it, that the others are compared with.
+        seed: of the bootstrap; each row draws from it anew, so that no row depends on another.
+        confidence: of all intervals, between 0 and 1.
+
+    Raises:
+        ValueError: no records, one that lacks something, two of the same network, data, method and seed, or a
+            baseline that no record has ("original" may be missing: then there are no comparisons).
+        TypeError: see `trial_from`.
+    """
+    records = list(records)
+    check_confidence(confidence)
+    if not records:
+        raise UsageError("there are no records to summarize")
+    trials = [_numbered(i, record) for i, record in enumerate(records)]
+    _refuse_duplicates(trials, records)
+    methods = {t.method for t in trials}
+    if baseline not in methods and baseline != "original":
+        raise unknown("baseline", baseline, methods)
+
+    def order(pair: Pair) -> tuple[Any, ...]:
+        trial = pair[0]
+        method = method_order(trial.method, baseline)
+        return natural_order(trial.data), natural_order(trial.network), method, trial.seed
+
+    rows, comparisons, notes = [], [], []
+    for _, pairs in groupby(sorted(zip(trials, records, strict=True), key=order), lambda p: order(p)[:2]):
+        group = list(pairs)
+        of_method = groupby((t for t, _ in group), lambda t: t.method)
+        mine = [row_of(list(part), seed, confidence) for _, part in of_method]
+        compared = comparisons_of(mine, baseline, confidence)
+        rows += mine
+        comparisons += compared
+        notes += notes_of(mine, compared, group, baseline, confidence)
+    return Summary(tuple(rows), tuple(comparisons), tuple(notes), baseline, float(confidence))
+
+
+def _numbered(place: int, record: Mapping[str, Any]) -> Trial:
+    """The trial of a record; errors name its place."""
+    try:
+        return trial_from(record)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"record {place + 1}: {error}") from error
+
+
+def _refuse_duplicates(trials: Sequence[Trial], records: Sequence[Mapping[str, Any]]) -> None:
+    first: dict[tuple[Any, ...], int] = {}
+    for i, trial in enumerate(trials):
+        key = trial.data, trial.network, trial.method, trial.seed
+        if key not in first:
+            first[key] = i
+            continue
+        both = [first[key], i]
+        settings = [settings_of(records[j]["job"]) for j in both]
+        names = sorted({k for s in settings for k in s} - WHERE)
+        differing = [k for k in names if settings[0].get(k) != settings[1].get(k)]
+        shown = "; ".join(f"{k} {' and '.join(s.get(k, 'not set') for s in settings)}" for k in differing)
+        ends = (
+            f"finished {records[j]['finished']}" if records[j].get("finished") else "time unknown" for j in both
+        )
+        which = " and ".join(f"{j + 1} ({end})" for j, end in zip(both, ends, strict=True))
+        raise UsageError(
+            f"records {which} are both of {trial.method} with {trial.network} on {trial.data} "
+            f"at seed {trial.seed}: "
+            + (f"they differ in {shown}; summarize them apart" if differing else "leave one of them out")
+        )

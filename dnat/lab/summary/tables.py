@@ -1,0 +1,90 @@
+"""The long table of a summary: a row for each method, with intervals, tests and costs."""
+
+import math
+
+from ..formatting import count, digits, escaped, markdown_list, markdown_rows, p_text, signed_interval, spread
+from .comparison import Comparison, Row
+from .statistics import MOST_FLIPS
+from .summaries import Summary
+
+HEADERS = (
+    *("network", "method", "n", "accuracy, %", "difference", "p (Holm)", "params", "MAdds", "latency, ms"),
+    *("hours", "dead"),
+)
+"""The columns of a table: the network, and what `cells` gives."""
+
+
+def markdown(summary: Summary) -> str:
+    """A table for each data set in Markdown, with a legend and the notes.
+
+    As in the tables of the DNAT paper each network has for each method mean, deviation and hours; the methods
+    stand below one another, since there are more of them, with more columns. One trial has no deviation. `*` marks
+    what is significant, `?` what cannot be with so few seeds.
+    """
+    parts = []
+    for data in dict.fromkeys(row.data for row in summary.rows):
+        rows = [row for row in summary.rows if row.data == data]
+        lines = [HEADERS, ("---", "---", *["---:"] * (len(HEADERS) - 2))]
+        last = None
+        for row in rows:
+            name, last = row.network if row.network != last else "", row.network
+            lines.append((name, *cells(row, summary.comparison(row), summary.significance)))
+        hours = math.fsum(row.total_hours for row in rows)
+        runs = sum(row.n for row in rows)
+        devices = ", ".join(sorted({device for row in rows for device in row.devices}))
+        spent = f"{runs} run{'s' * (runs > 1)}, {digits(hours)} hours in all{f' ({devices})' * bool(devices)}."
+        parts.append(f"## {escaped(data)}\n\n{markdown_rows(lines)}\n\n{escaped(spent)}")
+    parts.append(escaped(legend(summary)).replace("*", r"\*"))
+    if summary.notes:
+        parts.append(markdown_list(summary.notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...]:
+    """A row of the table as text, from the method on; `HEADERS` names the columns.
+
+    Args:
+        row: of one method.
+        compared: its comparison with the baseline; None of the baseline.
+        level: the largest corrected p that is called significant.
+    """
+    dead = str(row.dead) + (f" ({row.unknown} unknown)" if row.unknown else "")
+    return (
+        row.method,
+        str(row.n),
+        spread(row.mean, row.std),
+        _difference(compared, row.n),
+        _verdict(compared, level),
+        f"{count(row.params)} ({row.params_change:+z.1f} %)",
+        f"{count(row.madds)} ({row.madds_change:+z.1f} %)",
+        "-" if row.latency_after is None else digits(1e3 * row.latency_after),
+        f"{digits(row.search_hours)} + {digits(row.training_hours)}",
+        "-" if row.unknown == row.n else dead,
+    )
+
+
+def _difference(compared: Comparison | None, n: int) -> str:
+    if compared is None:
+        return "-"
+    text = signed_interval(compared.mean, compared.interval, digits_after=2)
+    return text if compared.n == n else f"{text} (n = {compared.n})"
+
+
+def _verdict(compared: Comparison | None, level: float) -> str:
+    if compared is None or compared.p_holm is None or compared.least_p_holm is None:
+        return "-"
+    mark = " *" if compared.p_holm <= level else " ?" if compared.least_p_holm > level else ""
+    return p_text(compared.p_holm) + mark
+
+
+def legend(summary: Summary) -> str:
+    """How to read the table, as plain text."""
+    return (
+        "Accuracy: on the test images, mean ± sample standard deviation over n seeds. Difference: to "
+        f"{summary.baseline}, in points, paired by seed, with its {100 * summary.confidence:g} % t interval, each "
+        "for itself. p: of the exact sign-flip test of the mean difference (of the paired t test with more than "
+        f"{MOST_FLIPS} seeds), "
+        f"two-sided, Holm-corrected over the methods of a network; *: at most {summary.significance:g}; ?: cannot "
+        "be, with so few seeds, whatever the method does. Params, MAdds: of the result, with the change to "
+        "before. Hours: search + training of one run."
+    )

@@ -1,0 +1,104 @@
+"""The record of a finished run -> what a comparison needs of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import UsageError, WrongTypeError
+from ...seeds import check_seed
+from .. import fields
+from ..labels import label
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One finished run.
+
+    Attributes:
+        network, data: by name.
+        method: as `label` has it.
+        seed: of the run.
+        accuracy: on the test images, in percent.
+        params, madds: of the result.
+        params_before, madds_before: of the network as it was given.
+        latency_before, latency_after: seconds for a batch; None where the record has none.
+        search_seconds: what a method took that searches before it trains.
+        training_seconds: everything else. dnat chooses while it trains, so that all of its time stands here.
+        dead: whether the result gives every image the same answer; None where an older record does not say.
+        device: where it ran ("cpu", "cuda:0"); empty where the record does not say.
+    """
+
+    network: str
+    data: str
+    method: str
+    seed: int
+    accuracy: float
+    params: int
+    madds: int
+    params_before: int
+    madds_before: int
+    latency_before: float | None
+    latency_after: float | None
+    search_seconds: float
+    training_seconds: float
+    dead: bool | None
+    device: str = ""
+
+
+def trial_from(record: Mapping[str, Any]) -> Trial:
+    """What a comparison needs of a run's record.json.
+
+    Raises:
+        ValueError: something is missing or out of range; the message says what and where.
+        TypeError: the record is no table.
+    """
+    if not isinstance(record, Mapping):
+        raise WrongTypeError(f"a record must be a table as in record.json, not {type(record).__name__} {record!r}")
+    job = fields.subtable(record, "job")
+    results = fields.subtable(record, "results")
+    before, after = (fields.subtable(results, f"results.{name}") for name in ("cost_before", "cost_after"))
+    seconds = fields.subtable(record, "seconds")
+    taken = {stage: fields.number(seconds, f"seconds.{stage}") for stage in seconds}
+    if results.get("dead") not in (None, True, False):
+        raise UsageError(f"results.dead of a record must be true or false, not {results['dead']!r}")
+    times, device = _latencies(record)
+    return Trial(
+        network=fields.name(job, "job.network"),
+        data=fields.name(job, "job.data"),
+        method=label(job),
+        seed=check_seed(fields.entry(job, "job.seed")),
+        accuracy=100 * fields.number(results, "results.test_accuracy", most=1),
+        params=fields.integer(after, "results.cost_after.params", 0),
+        madds=fields.integer(after, "results.cost_after.madds", 0),
+        params_before=fields.integer(before, "results.cost_before.params", 1),
+        madds_before=fields.integer(before, "results.cost_before.madds", 1),
+        latency_before=times[0],
+        latency_after=times[1],
+        search_seconds=taken.get("search", 0.0),
+        training_seconds=math.fsum(v for stage, v in taken.items() if stage != "search"),
+        dead=results.get("dead"),
+        device=device,
+    )
+
+
+def _latencies(record: Mapping[str, Any]) -> tuple[tuple[float | None, float | None], str]:
+    """Seconds before and after, and the device."""
+    device = str(record["job"].get("device", "auto"))
+    if record.get("latency") is None:
+        return (None, None), "" if device == "auto" else device
+    latency = fields.subtable(record, "latency")
+    before, after = (fields.subtable(latency, f"latency.{name}") for name in ("before", "after"))
+    times = fields.number(before, "latency.before.seconds"), fields.number(after, "latency.after.seconds")
+    return times, str(after.get("device", "" if device == "auto" else device))
+
+
+def settings_of(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings as text, with those of tables inside as `table.name`; without those that are not set."""
+    settings: dict[str, str] = {}
+    for key, value in job.items():
+        if isinstance(value, Mapping):
+            settings |= settings_of(value, f"{prefix}{key}.")
+        elif value is not None:
+            settings[f"{prefix}{key}"] = str(value)
+    return settings

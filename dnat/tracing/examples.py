@@ -1,0 +1,41 @@
+"""Example batches, and the tensors that stand in what is given to a network or comes out of it."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ..errors import WrongTypeError
+
+Example: TypeAlias = Any
+"""A tensor, a tuple (positional arguments), a dict (keyword arguments), or an iterable of such."""
+
+
+def examples_of(example: Example) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Positional and keyword arguments of each example; see `Example`.
+
+    Raises:
+        TypeError: nothing that a network could be called with.
+    """
+    if isinstance(example, Tensor):
+        return [((example,), {})]
+    if isinstance(example, tuple):
+        return [(example, {})]
+    if isinstance(example, Mapping):
+        return [((), dict(example))]
+    if isinstance(example, Iterable) and not isinstance(example, str | bytes):
+        examples = [arguments for item in example for arguments in examples_of(item)]
+        if examples:
+            return examples
+        raise WrongTypeError("the example is empty: at least one batch is needed")
+    raise WrongTypeError(
+        f"an example must be a tensor, a tuple, a dict or an iterable of such, not {type(example).__name__}"
+    )
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a nested structure, in order; objects with `to_tuple` (transformers) are opened."""
+    if hasattr(tree, "to_tuple"):
+        tree = tree.to_tuple()
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]

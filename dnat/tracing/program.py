@@ -1,0 +1,261 @@
+"""What a run of a network did, as plain data, and what a change would do to its values.
+
+Three states are propagated through a trace for that (`Trace.propagate`): zero (every element is 0), constant (does
+not depend on the input) and data (depends on the input).
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..operations import Geometry
+from .behaviour import Behaviour
+
+
+class State(IntEnum):
+    """What is known of a value: the larger, the more it can carry."""
+
+    ZERO = 0
+    CONSTANT = 1
+    DATA = 2
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of a trace: its shape (with the batch), its dtype, the operation that made it (None: an input)."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    producer: int | None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One torch function call: name, the module calls around it (outermost first), values in and out."""
+
+    name: str
+    behaviour: Behaviour
+    scope: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    madds: int
+    mutates: bool
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module.
+
+    Attributes:
+        path: the module's path.
+        parent: the call around it.
+        inputs, outputs: the values that came in and went out.
+        scope: the calls around it, and itself, outermost first.
+        plain: one tensor came in, as first positional argument, and one went out.
+        opens: the tensors that went out are all known, and stand in tuples, lists and dicts.
+        lone: nothing but that tensor was given, not even a None.
+        learns: gradients were computed, or would have been outside of this analysis.
+        reentrant: it ran in a checkpoint with `use_reentrant=True`: its gradients come from a second run.
+        constants: names and values of arguments that were None, a truth value, a number or a text; and of
+            `*args` and `**kwargs` that were empty, ().
+    """
+
+    path: str
+    parent: int | None
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    scope: tuple[int, ...]
+    plain: bool
+    opens: bool
+    lone: bool
+    learns: bool
+    reentrant: bool
+    constants: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class ModuleInfo:
+    """What the analysis needs to know of a module.
+
+    `place` is that of an edge of a genotype's cell, `geometry` that of a plain convolution; `weights` counts the
+    elements of its own parameters, `has_state` tells whether it or a part of it has parameters or buffers.
+    """
+
+    path: str
+    aliases: tuple[str, ...]
+    kind: Literal["convolution", "linear", "norm", "null", "operation", "container", "composite", "other"]
+    name: str
+    structure: str
+    inplace: bool
+    place: str | None
+    geometry: Geometry | None
+    weights: int
+    has_state: bool
+    scripted: bool
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One run of the network in one mode. Indices point into `values`, `operations` and `calls`.
+
+    `batch` is by what multiply-adds are divided for one image; `uncounted` names operators that may multiply and
+    are not among them, since no formula is known.
+    """
+
+    training: bool
+    batch: int
+    values: tuple[Value, ...]
+    operations: tuple[Operation, ...]
+    calls: tuple[Call, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    users: tuple[tuple[int, ...], ...] = field(repr=False)
+    nulls: frozenset[int] = field(repr=False)
+    uncounted: tuple[str, ...] = ()
+
+    @cached_property
+    def calls_by_path(self) -> dict[str, list[int]]:
+        """The calls of each module, in order."""
+        calls: dict[str, list[int]] = {}
+        for i, call in enumerate(self.calls):
+            calls.setdefault(call.path, []).append(i)
+        return calls
+
+    def calls_of(self, path: str) -> list[int]:
+        """The calls of the module at a path, in order."""
+        return self.calls_by_path.get(path, [])
+
+    def within(self, call: int) -> frozenset[int]:
+        """The operations that ran inside a call."""
+        return frozenset(i for i, op in enumerate(self.operations) if call in op.scope)
+
+    def propagate(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> list[State]:
+        """The state of every value when some values are replaced.
+
+        Args:
+            zero: values that become zero.
+            same: values that become another, earlier value (an identity).
+
+        Returns:
+            One state a value. Weights count as constants. Null edges give zero unless `same` connects them.
+        """
+        same = same or {}
+        states = [State.DATA] * len(self.values)
+        for i, value in enumerate(self.values):
+            if value.producer is not None:
+                states[i] = self._result(self.operations[value.producer], states)
+            if i in same:
+                states[i] = states[same[i]]
+            elif i in self.nulls:
+                states[i] = State.ZERO
+            if i in zero:
+                states[i] = State.ZERO
+        return states
+
+    def _result(self, operation: Operation, states: list[State]) -> State:
+        inputs = [states[i] for i in operation.inputs]
+        if not inputs:
+            return State.CONSTANT
+        if operation.behaviour == "multiply" and State.ZERO in inputs:
+            return State.ZERO
+        if max(inputs) is State.ZERO and operation.behaviour in ("add", "gather", "homogeneous"):
+            return State.ZERO
+        return State.DATA if State.DATA in inputs else State.CONSTANT
+
+    def live(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> frozenset[int]:
+        """The operations that an output still needs when some values are replaced; see `needed`."""
+        return self.needed(zero, same)[1]
+
+    def needed(
+        self, zero: Collection[int] = (), same: Mapping[int, int] | None = None
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        """The values and operations that an output still needs when some values are replaced; see `propagate`.
+
+        What a zero would have to be computed for is not needed: an addition does without it, and a gathering
+        operation takes zeros that cost nothing.
+        """
+        same = same or {}
+        states = self.propagate(zero, same)
+        waiting = list(self.outputs)
+        values, operations = set(waiting), set()
+        while waiting:
+            value = waiting.pop()
+            if states[value] is State.ZERO:
+                continue
+            producer = self.values[value].producer
+            sources: tuple[int, ...] = ()
+            if value in same:
+                sources = (same[value],)
+            elif producer is not None:
+                operations.add(producer)
+                sources = self.operations[producer].inputs
+            waiting.extend(set(sources) - values)
+            values.update(sources)
+        return frozenset(values), frozenset(operations)
+
+    def problems(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> list[str]:
+        """Why a set of replacements cannot be made exactly; empty if it can.
+
+        A zero may only ever meet data in an addition, where dropping it changes nothing, or stand beside it; no
+        addition and no gathering may lose all its operands; every output must still depend on the input.
+        """
+        before, after = self.propagate(), self.propagate(zero, same)
+        reasons = []
+        for i in self.outputs:
+            if before[i] is State.DATA and after[i] is not State.DATA:
+                reasons.append("an output would no longer depend on the input")
+        for op in self.operations:
+            lost = [i for i in op.inputs if before[i] is State.DATA and after[i] is not State.DATA]
+            if not lost:
+                continue
+            if len(lost) == sum(before[i] is State.DATA for i in op.inputs):
+                if self._is_node(op):
+                    reasons.append(f"{self.where(op)}: every input of {op.name.strip('_')} would be lost")
+                continue
+            zeros = all(after[i] is State.ZERO for i in lost)
+            rest = [i for i in op.inputs if i not in lost]
+            fits = all(self.values[i].shape == self.values[op.outputs[0]].shape for i in rest)
+            allowed = op.behaviour in ("gather", "multiply") or (op.behaviour == "add" and fits)
+            if not (zeros and allowed):
+                reasons.append(f"{self.where(op)}: {op.name.strip('_')} would join data with a constant")
+        return reasons
+
+    def _is_node(self, operation: Operation) -> bool:
+        """Whether an operation gathers several values and is the last of its sum (`a + b + c` is one node)."""
+        if operation.behaviour not in ("add", "gather") or len(operation.inputs) < 2:
+            return False
+        users = [self.operations[u] for v in operation.outputs for u in self.users[v]]
+        return not users or any(user.behaviour != "add" for user in users)
+
+    def where(self, operation: Operation) -> str:
+        """The path of the innermost module in which an operation ran."""
+        return (self.calls[operation.scope[-1]].path if operation.scope else "") or "the network"
+
+
+@dataclass(frozen=True)
+class Program:
+    """What a network does on its examples: one `Trace` for each example and mode (eval first), and its modules.
+
+    Attributes:
+        traces, modules: what was recorded, plain data.
+        fingerprint: of the first trace, stable over processes.
+        network, examples: the copy that ran, and on which arguments, to try on it what can be rewritten.
+        trials: {(edge key, choice): why it cannot be made, or nothing}, as far as that was tried.
+        analyses: what else is known of it, by name, that takes long to find out.
+    """
+
+    traces: tuple[Trace, ...] = field(repr=False)
+    modules: dict[str, ModuleInfo] = field(repr=False)
+    fingerprint: str
+    network: nn.Module = field(repr=False, compare=False)
+    examples: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...] = field(repr=False, compare=False)
+    trials: dict[tuple[str, str], str] = field(default_factory=dict, repr=False, compare=False)
+    analyses: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Program":
+        return self  # nothing changes it: a copied network can share it

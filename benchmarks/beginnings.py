@@ -45,9 +45,9 @@ def followed(network: torch.nn.Module, data: dnat.Data, settings: dict, epochs: 
         threads=1,
     )
     edges = dnat.find_edges(dnat.trace(network, data.example(2)), "nat++")
-    relaxed = dnat.relax(network, edges, gate="sigmoid", seed=seed, warm_start=config.warm_start)
+    relaxed = dnat.relax(network, edges, gate="sigmoid", seed=seed, warm_start=config.relaxation.warm_start)
     trainer = Trainer(relaxed, data, config, Progress())
-    with closing(data.train_batches(seed, epochs + 1, config.batch_size)) as batches:
+    with closing(data.train_batches(seed, epochs + 1, config.training.batch_size)) as batches:
         images, _ = next(batches)
     found = [distances(relaxed, images)]
     for _ in range(epochs):

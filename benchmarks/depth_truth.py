@@ -29,13 +29,13 @@ from torch import nn
 
 import dnat
 from dnat.budget import Costs
-from dnat.config import parse_setting
 from dnat.data import Data
 from dnat.networks import load_weights
 from dnat.planning import find_edges
 from dnat.relaxation import RelaxedNetwork, relax
 from dnat.sensitivity import Judge, Sensitivity, affordable_images, least_damage, shown_images
 from dnat.session import reproducible
+from dnat.settings import parse_setting
 from dnat.tracing import trace
 from dnat.training import ArchitectureLoss, Progress, Trainer, effects, take_statistics
 
@@ -143,7 +143,7 @@ def trained(
         taught = copy.deepcopy(teacher).eval().to(memory_format=torch.channels_last).requires_grad_(False)
         network, progress = network.to(memory_format=torch.channels_last), Progress()
         trainer = Trainer(network, data, config, progress, teacher=taught)
-        for epoch in range(config.epochs):
+        for epoch in range(config.training.epochs):
             if changed and epoch in changed:
                 network = changed[epoch](network).to(memory_format=torch.channels_last)
                 trainer = Trainer(network, data, config, progress, teacher=taught)

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import dnat
-from dnat.config import parse_setting
+from dnat.settings import parse_setting
 
 NETWORKS = {"resnet20": {}, "darts": {"channels": 6, "layers": 4}}
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .attachment import Architecture as Architecture
     from .attachment import attach as attach
-    from .config import Config as Config
     from .costs import Cost as Cost
     from .costs import Latency as Latency
     from .costs import cost as cost
@@ -35,6 +34,7 @@ if TYPE_CHECKING:
     from .relaxation import relax as relax
     from .results import Transformation as Transformation
     from .selection import select as select
+    from .settings import Config as Config
     from .tasks import Task as Task
     from .tracing import Program as Program
     from .tracing import trace as trace
@@ -59,7 +59,7 @@ _HOME = {
     "Cost": "costs",
     "latency": "costs",
     "Latency": "costs",
-    "Config": "config",
+    "Config": "settings",
     "plan": "proposal",
     "Proposals": "proposal",
     "transform": "transformation",

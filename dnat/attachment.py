@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import Config
 from .costs import cost
 from .decision import Agreement, Judged, agreed, by_theta, choices_of, decisions_of
 from .discretization import discretization
@@ -31,6 +30,7 @@ from .optimizers import load_states, states_of
 from .planning import Plan, make_plan
 from .relaxation import RelaxedNetwork, relax
 from .results import Report, report_of
+from .settings import Config
 from .tracing import copied, trace
 from .training import ArchitectureStage, check_finite, clipped
 
@@ -267,7 +267,14 @@ def attach(
     original = copied(network)
     program = trace(original, example)
     plan = make_plan(original, program, example, config)
-    relaxed = relax(original, plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start)
+    relaxed = relax(
+        original,
+        plan.edges,
+        config.relaxation.mode,
+        config.relaxation.gate,
+        config.seed,
+        warm_start=config.relaxation.warm_start,
+    )
     relaxed.train(network.training)
     stage = ArchitectureStage(relaxed, config, steps, plan.costs, plan.limit)
     return Architecture(

@@ -14,7 +14,6 @@ from torch import nn
 
 from .answers import count_of
 from .budget import Costs, InfeasibleError
-from .config import Amount, Config
 from .costs import cost, latency
 from .discretization import Discretization, discretization
 from .distributed import from_first, world
@@ -25,6 +24,7 @@ from .relaxation import RelaxedNetwork
 from .selection import Decision, decide, decisions_by_damage, decisions_made
 from .sensitivity import Judge, affordable_images, batch_size, least_damage, shown_batches
 from .session import Session, weights_digest
+from .settings import Amount, Config
 from .training import NonFiniteError, effects
 
 ATTEMPTS = 8
@@ -130,7 +130,7 @@ def price_of(session: Session, plan: Plan) -> Callable[[nn.Module], float]:
     example = session.example
     if plan.times is None:
         return lambda network: float(cost(network, example, batch=count_of(example)).madds)
-    batch = session.data.example(session.config.latency_batch)
+    batch = session.data.example(session.config.limit.latency_batch)
     return lambda network: latency(network, batch).seconds
 
 
@@ -154,13 +154,13 @@ def judge_of(
         kept: is called whenever a part of them was kept.
     """
     config = session.config
-    choices = config.choices
+    choices = config.limit.choices
     if choices is not None:
         return lambda limit, ruled_out: decisions_made(relaxed, choices)
-    if config.judge == "answers":
+    if config.limit.judge == "answers":
         return by_answers(session, relaxed, plan, path, kept)
     worths = None
-    if config.judge == "loss":
+    if config.limit.judge == "loss":
         worths = effects(relaxed, session.data, config, epoch, session.task)
     return by_theta(relaxed, plan, config, worths)
 
@@ -178,15 +178,15 @@ def by_theta(
 
     def floor(limit: float | None) -> float:
         """What the choices need not go below: where theta is charged for its cost, what is free of charge."""
-        if not config.cost_weight:
+        if not config.relaxation.cost_weight:
             return 0.0
-        return config.cost_target * plan.costs.total if limit is None else limit
+        return config.relaxation.cost_target * plan.costs.total if limit is None else limit
 
     return lambda limit, ruled_out: decide(
         relaxed,
         limit=None if limit is None else Amount(limit, relative=False),
         costs=plan.costs,
-        skip_threshold=config.skip_threshold,
+        skip_threshold=config.relaxation.skip_threshold,
         ruled_out=ruled_out,
         floor=floor(limit),
         worths=worths,
@@ -202,7 +202,7 @@ def by_answers(
 ) -> Judged:
     """Judges by what each choice alone does to the answers; see `dnat.sensitivity`."""
     config = session.config
-    asked = config.judge_images
+    asked = config.limit.judge_images
     number = affordable_images(relaxed, Costs(plan.edges).total) if asked == "auto" else asked
     shown = shown_batches(session.data, number, batch_size(relaxed), config.seed)
     judge = Judge(relaxed, shown, session.task)

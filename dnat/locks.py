@@ -17,6 +17,9 @@ except ImportError:  # Windows: no locks of this kind
 
 THERE_ARE_LOCKS = fcntl is not None
 
+LOCK = ".lock"
+"""The file of a directory that says who works there."""
+
 _HELD = (errno.EACCES, errno.EAGAIN)
 """What a lock says that another process has; anything else means that there are no locks here."""
 
@@ -34,14 +37,14 @@ class LockedError(DnatError, OSError):
 
 
 class Lock:
-    """Holds the file .lock of a directory until it is closed, or its process ends, however it does.
+    """Holds a directory until it is closed, or its process ends, however it does.
 
     Raises:
         LockedError: another process holds it, or this one.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory.resolve() / ".lock"
+        self._path = directory.resolve() / LOCK
         if self._path in _mine:
             raise LockedError(f"{directory} is in use by this very process")
         self._file: IO[Any] | None = open(self._path, "a+")  # noqa: SIM115 (held as long as the lock is)
@@ -73,7 +76,7 @@ class Lock:
 
 def is_held(directory: str | Path) -> bool:
     """Whether a process works in a run directory, or in a sweep's."""
-    path = Path(directory).resolve() / ".lock"
+    path = Path(directory).resolve() / LOCK
     if path in _mine:
         return True
     if fcntl is None or not path.exists():
@@ -89,7 +92,7 @@ def is_held(directory: str | Path) -> bool:
 def holder(directory: str | Path) -> str:
     """Who works in a directory, as its lock file says."""
     try:
-        who = json.loads((Path(directory) / ".lock").read_text())
+        who = json.loads((Path(directory) / LOCK).read_text())
         return f"pid {who['pid']} on {who['host']} since {who['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"

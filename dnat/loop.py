@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checkpoints import Checkpoints
 from .distributed import anyone, from_first
 from .errors import WrongTypeError
-from .records import Records
 from .tracking import Tracker
 from .training import Evaluation, Interrupted, Progress
 
@@ -28,7 +28,7 @@ class Listeners:
     """Who hears of a run, and may stop it.
 
     Attributes:
-        records: the run directory; None keeps nothing.
+        records: of the run directory, or of its search; None keeps nothing.
         tracker: is told of progress.
         stop: asked after each batch whether to save and stop.
 
@@ -36,12 +36,12 @@ class Listeners:
         TypeError: something else was given.
     """
 
-    records: Records | None = None
+    records: Checkpoints | None = None
     tracker: Tracker = field(default_factory=Tracker)
     stop: Stop | None = None
 
     def __post_init__(self) -> None:
-        if self.records is not None and not isinstance(self.records, Records):
+        if self.records is not None and not isinstance(self.records, Checkpoints):
             kind = type(self.records).__name__
             raise WrongTypeError(f"records must be a dnat.Records, not {kind}: dnat.Records.open(directory, job)")
         if not isinstance(self.tracker, Tracker):
@@ -50,7 +50,7 @@ class Listeners:
             raise WrongTypeError(f"stop must be a function, not {type(self.stop).__name__}")
 
     @classmethod
-    def of(cls, records: Records | None, tracker: Tracker | None, stop: Stop | None) -> "Listeners":
+    def of(cls, records: Checkpoints | None, tracker: Tracker | None, stop: Stop | None) -> "Listeners":
         """Those that were given."""
         return cls(records, Tracker() if tracker is None else tracker, stop)
 

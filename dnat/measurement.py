@@ -20,17 +20,14 @@ from typing import Any
 
 import torch
 
-from .records import atomic_write
 from .relaxation import RelaxedNetwork
+from .rundir import atomic_write
 from .sensitivity import Distances, Judge, Sensitivity
 from .tasks import Classification, Task
 from .tracing import tensors_of
 
 COMPARED = "norms re-estimated in both"
 """How answers are compared; part of the digest, since files from elsewhere may hold other distances."""
-
-SENSITIVITY = "sensitivity.json"
-"""The file in a run's directory."""
 
 
 def digest_of(

@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from .budget import Costs, Groups, InfeasibleError, Parts, cheapest
-from .config import Amount, Config, parse_amount
 from .costs import operation_seconds
 from .distributed import from_first
 from .edges import (
@@ -29,6 +28,7 @@ from .errors import UsageError
 from .naming import unknown
 from .narrowing import narrow, narrowable, staying
 from .rewriting import rewritable
+from .settings import Amount, Config, parse_amount
 from .tracing import Example, Program, copied
 
 
@@ -150,12 +150,12 @@ def make_plan(
         known: times of operations, where a latency budget counts and they were measured before.
 
     Raises:
-        ValueError: nothing may change, a pattern of `config.edges` is that of nothing that may, or no legal set of
+        ValueError: nothing may change, a pattern of `edges` is that of nothing that may, or no legal set of
             choices keeps the budget.
     """
-    places = find_edges(program, config.moves, everything=True, only=config.edges)
+    places = find_edges(program, config.relaxation.moves, everything=True, only=config.relaxation.edges)
     edges = EdgeSet(edge for edge in places if len(edge.choices) > 1)
-    for pattern in config.edges or ():
+    for pattern in config.relaxation.edges or ():
         if not any(fnmatchcase(edge.key, pattern) for edge in edges):
             raise _no_such_edge(pattern, program, config)
     check_choices(edges, program, config)
@@ -163,29 +163,30 @@ def make_plan(
         raise UsageError(
             f"{type(network).__name__} has no operation that could be changed; `dnat edges --all` tells why"
         )
-    if parts_of(config.moves)[0] is not None and not any(edge.others for edge in edges):
+    if parts_of(config.relaxation.moves)[0] is not None and not any(edge.others for edge in edges):
         raise UsageError(
-            f"space {config.space!r} offers {type(network).__name__} nothing beyond identity and none: it has no "
+            f"space {config.relaxation.space!r} offers {type(network).__name__} nothing beyond "
+            f"identity and none: it has no "
             "operations of searched cells and no plain 2d convolutions larger than 1x1; use space 'dnat'"
         )
     asked: Amount | None = None
     taken: Times | None = None
-    if config.latency_budget is not None:
-        asked = parse_amount(config.latency_budget, seconds=True)
-        batch = example[:1].expand(config.latency_batch, *example.shape[1:]).contiguous()
+    if config.limit.latency_budget is not None:
+        asked = parse_amount(config.limit.latency_budget, seconds=True)
+        batch = example[:1].expand(config.limit.latency_batch, *example.shape[1:]).contiguous()
         taken = known or from_first(lambda: times(network, batch, program, edges))
-    elif config.budget is not None:
-        asked = parse_amount(config.budget)
+    elif config.limit.budget is not None:
+        asked = parse_amount(config.limit.budget)
     costs = Costs(edges, taken.whole, taken.parts(edges)) if taken else Costs(edges)
     limit = asked.of(costs.total) if asked else None
     if limit is not None and limit < costs.total:
-        check_limit(edges.groups(config.mode), costs, limit)
+        check_limit(edges.groups(config.relaxation.mode), costs, limit)
     return Plan(edges, tuple(edge for edge in places if len(edge.choices) < 2), costs, limit, taken)
 
 
 def _no_such_edge(pattern: str, program: Program, config: Config) -> UsageError:
     """The error for a pattern of the setting `edges` that is that of no edge that may change."""
-    places = find_edges(program, config.moves, everything=True)
+    places = find_edges(program, config.relaxation.moves, everything=True)
     fixed = [edge for edge in places if fnmatchcase(edge.key, pattern) and len(edge.choices) < 2]
     if fixed:
         why = "; ".join(f"{choice}: {reason}" for choice, reason in fixed[0].refused)
@@ -194,27 +195,27 @@ def _no_such_edge(pattern: str, program: Program, config: Config) -> UsageError:
 
 
 def check_choices(edges: Sequence[Edge], program: Program, config: Config) -> None:
-    """Refuse choices that are made already (`config.choices`), but not for this network.
+    """Refuse choices that are made already (`config.limit.choices`), but not for this network.
 
     Raises:
         ValueError: it is another network, or has no such edge or choice; or they cannot be made together.
     """
-    if config.choices is None:
+    if config.limit.choices is None:
         return
-    if config.choices_for is not None and config.choices_for != program.fingerprint:
+    if config.limit.choices_for is not None and config.limit.choices_for != program.fingerprint:
         raise UsageError(
             "the choices are for another network, or images of another size: "
-            f"for the program {config.choices_for}, and this one is {program.fingerprint}"
+            f"for the program {config.limit.choices_for}, and this one is {program.fingerprint}"
         )
     by_key = {edge.key: edge for edge in edges}
-    for key, choice in config.choices.items():
+    for key, choice in config.limit.choices.items():
         if key not in by_key:
             raise unknown("edge in choices", key, by_key)
         if choice not in by_key[key].choices:
             raise unknown(f"choice for {key}", choice, by_key[key].choices)
-    choices = {edge: config.choices.get(edge.key, ORIGINAL) for edge in edges}
+    choices = {edge: config.limit.choices.get(edge.key, ORIGINAL) for edge in edges}
     reasons = problems(choices)
-    if config.mode == "cell":
+    if config.relaxation.mode == "cell":
         groups: dict[str, set[str]] = {}
         for edge, choice in choices.items():
             groups.setdefault(edge.group, set()).add(choice)

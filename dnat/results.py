@@ -190,7 +190,7 @@ class Transformation:
         test: the same of the result.
         dead: whether the result gives every image the same answer.
         genotype: of the result, where the method changed the genotype of a network of cells as a whole.
-        latency_before, latency_after: time for a batch of `config.latency_batch` images, as measured.
+        latency_before, latency_after: time for a batch of `config.limit.latency_batch` images, as measured.
         seconds: time spent in each stage.
     """
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .budget import Costs, Groups, best, by_edge
-from .config import Amount, parse_amount
 from .edges import IDENTITY, NONE, ORIGINAL, Edge, problems
 from .relaxation import CHOICES, RelaxedNetwork
+from .settings import Amount, parse_amount
 
 THRESHOLDS = {"raw": (0.0, 1.0), "sigmoid": (0.5, 0.5)}
 """For each gate: what both gates must fall below for none (theta_none of the paper is 0, and stays there), and

@@ -4,14 +4,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .answers import call, count_of, moved
-from .config import Config
 from .data import Data, Source, load
 from .distributed import world
 from .errors import UsageError, WrongTypeError, users_code
@@ -19,6 +18,7 @@ from .networks import build, fitting
 from .networks.weights import state_of
 from .planning import make_plan
 from .seeds import Stream, torch_seed
+from .settings import Config
 from .tasks import Classification, Task, task_of
 from .tracing import Program, copied, in_training, trace
 from .training import check_finite, check_usable, cutout_side, images_last, weight_optimizer
@@ -57,10 +57,10 @@ def session(
     network, data, config = named(network, data, config)
     task = task_of(task)
     with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
-        device = choose_device(config.device)
+        device = choose_device(config.machine.device)
         original, data = in_training(copied(network).to(device)), data.to(device)
         # What is made of the network cannot tell any more what it was made of.
-        config = replace(config, cutout=cutout_side(config, original, data))
+        config = config.but(cutout=cutout_side(config, original, data))
         if images_last(original, config, device):
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = data.example(2)
@@ -115,7 +115,7 @@ def check(
     Raises:
         ValueError, TypeError: see `transform`.
     """
-    device = choose_device(config.device)
+    device = choose_device(config.machine.device)
     check_usable(network, data)
     check_finite(network)
     with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
@@ -133,10 +133,10 @@ def check_training(
 ) -> None:
     """What `check` looks at beside the network's operations and the budget."""
     task = task or Classification()
-    data.steps(config.batch_size)
-    if config.latency_batch > data.test_count:
+    data.steps(config.training.batch_size)
+    if config.limit.latency_batch > data.test_count:
         raise UsageError(
-            f"latency_batch {config.latency_batch} is larger than the {data.test_count} test images, "
+            f"latency_batch {config.limit.latency_batch} is larger than the {data.test_count} test images, "
             "with which time is measured"
         )
     with torch.no_grad(), users_code(f"{type(network).__name__}'s forward failed"):
@@ -194,7 +194,7 @@ def reproducible(config: Config) -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     benchmark = torch.backends.cudnn.benchmark
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.machine.threads)
     # Warn only: an operation without a deterministic form should be named, not forbidden.
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

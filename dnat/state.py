@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from .attachment import Architecture
+from .checkpoints import Checkpoints
 from .data import Source
 from .distributed import from_first, gathered, world
 from .errors import UsageError
 from .loop import random_state, set_random_state
 from .networks.weights import state_of
 from .optimizers import load_states, states_of
-from .records import Records
 from .results import Commitment
 from .session import Session
 from .training import Trainer
@@ -77,7 +77,7 @@ class RunState:
             set_random_state(checkpoint["random"][here.rank])
 
 
-def newest(records: Records | None, session: Session) -> Mapping[str, Any] | None:
+def newest(records: Checkpoints | None, session: Session) -> Mapping[str, Any] | None:
     """The newest checkpoint of a run directory; None at the beginning.
 
     Raises:

@@ -15,7 +15,6 @@ from torch import nn
 
 from .answers import count_of
 from .attachment import Architecture
-from .config import Config
 from .costs import Latency, cost, latency
 from .data import Source
 from .decision import judge_of, price_of
@@ -23,13 +22,14 @@ from .discretization import discretization
 from .distributed import from_first
 from .edges import Tally
 from .loop import Listeners, Loop, Stop, row_of
-from .measurement import SENSITIVITY
 from .planning import Plan, Times, make_plan
-from .records import LATENCIES, Records
+from .records import Records
 from .relaxation import relax
 from .results import Commitment, Transformation
+from .rundir import LATENCIES, SENSITIVITY
 from .sensitivity import retake_statistics
 from .session import Session, session
+from .settings import Config
 from .state import RunState, newest
 from .tasks import Task
 from .tracing import copied
@@ -82,9 +82,9 @@ def transform(
         plan = planned(given, records)
         run = Run(given, listeners, plan)
         if run.architecture is not None:
-            run.train(until=given.config.architecture_epochs)
+            run.train(until=given.config.training.architecture_epochs)
             run.commit()
-        run.train(until=given.config.epochs)
+        run.train(until=given.config.training.epochs)
         return run.result()
 
 
@@ -99,18 +99,18 @@ def train(
     stop: Stop | None = None,
     teacher: nn.Module | None = None,
 ) -> Transformation:
-    """Train the untouched network for `config.epochs`, with the images and the recipe that `transform` uses.
+    """Train the untouched network for `epochs`, with the images and the recipe that `transform` uses.
 
     Arguments, result and errors are those of `transform`.
 
     Args:
         network, data, config, task, records, tracker, stop: see `transform`.
-        teacher: the network whose answers `config.distillation` weighs; by default the network as it was given.
+        teacher: the network whose answers `distillation` weighs; by default the network as it was given.
     """
     listeners = Listeners.of(records, tracker, stop)
     with session(network, data, config, task) as given:
         run = Run(given, listeners, teacher=teacher)
-        run.train(until=given.config.epochs)
+        run.train(until=given.config.training.epochs)
         return run.result()
 
 
@@ -135,7 +135,7 @@ def measured_before(given: Session) -> dict[str, Any]:
 
 def timed(network: nn.Module, given: Session) -> Latency:
     """The time of a network for a batch of the size that counts in a run."""
-    batch = given.data.example(given.config.latency_batch)
+    batch = given.data.example(given.config.limit.latency_batch)
     return from_first(lambda: latency(network, batch))
 
 
@@ -159,7 +159,7 @@ class Run:
         self.given, self.listeners, self.plan = given, listeners, plan
         self.before = measured_before(given)
         taught = copied(given.original if teacher is None else teacher).to(given.data.device)
-        self.teacher = taught.eval().requires_grad_(False) if given.config.teaches else None
+        self.teacher = taught.eval().requires_grad_(False) if given.config.training.teaches else None
         self.loop = Loop(listeners, self._save)
         checkpoint = newest(listeners.records, given)
         self.state = self._begun(checkpoint)
@@ -188,9 +188,16 @@ class Run:
     def _relaxed(self, plan: Plan) -> RunState:
         given, config = self.given, self.given.config
         relaxed = relax(
-            given.original, plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start
+            given.original,
+            plan.edges,
+            config.relaxation.mode,
+            config.relaxation.gate,
+            config.seed,
+            warm_start=config.relaxation.warm_start,
         )
-        stage = ArchitectureStage(relaxed, config, given.data.steps(config.batch_size), plan.costs, plan.limit)
+        stage = ArchitectureStage(
+            relaxed, config, given.data.steps(config.training.batch_size), plan.costs, plan.limit
+        )
         trainer = self._trainer(given.original, Progress(), stage)
         records = self.listeners.records
 
@@ -211,7 +218,7 @@ class Run:
     def _foretell(self, architecture: Architecture) -> None:
         """Tell what can be known of the architecture stage before it begins."""
         given, trainer = self.given, self.state.trainer
-        if not given.config.architecture_epochs:
+        if not given.config.training.architecture_epochs:
             return
         text = short_stage(given.config, trainer.batches)
         if text:
@@ -245,7 +252,7 @@ class Run:
     def _epoch(self) -> None:
         trainer, config, data = self.state.trainer, self.given.config, self.given.data
         progress, name = trainer.progress, trainer.stage_name
-        self.listeners.tracker.epoch(name, progress, trainer.batches, config.epochs)
+        self.listeners.tracker.epoch(name, progress, trainer.batches, config.training.epochs)
         started, first, before = time.monotonic(), progress.batch, progress.seconds[name]
         for _ in trainer.epoch():
             progress.seconds[name] = before + time.monotonic() - started
@@ -253,7 +260,7 @@ class Run:
             if self.architecture:
                 self.architecture.settle_when_due()
             self.loop.pause(progress, f"epoch {progress.epoch}, batch {progress.batch}")
-        size = config.batch_size
+        size = config.training.batch_size
         examples = min(progress.batch * size, data.train_count) - first * size
         rate = learning_rate(config, progress.step - 1, trainer.steps)
         trained = trainer.close_epoch()
@@ -273,7 +280,7 @@ class Run:
         architecture = self.architecture
         assert architecture is not None
         compact = architecture.finish()
-        if given.config.begins_compact:  # as the answers were judged
+        if given.config.limit.begins_compact:  # as the answers were judged
             retake_statistics(compact, given.data, given.config)
         trainer = self._trainer(compact, old.progress)
         architecture.hand_over(old.optimizer, trainer.optimizer)

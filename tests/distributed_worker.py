@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from dnat import Config, build, find_edges, relax, trace
-from dnat.config import Job
 from dnat.data import load
 from dnat.distributed import SyncedNorms, anyone, from_first, gathered, joined, sum_gradients
 from dnat.lab.runs import run
 from dnat.records import Records
 from dnat.session import weights_digest
+from dnat.settings import Job
 from dnat.training import Interrupted, Progress, Trainer
 from dnat.transformation import transform
 

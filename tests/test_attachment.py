@@ -46,7 +46,7 @@ def test_a_loop_of_ones_own_equals_transform_to_the_bit(options):
     network = dnat.build("resnet8", seed=3, width=8).to(memory_format=torch.channels_last)
     with reproducible(config):
         arch = dnat.attach(network.train(), data.example(2), steps=8, **settings)
-        optimizer = torch.optim.SGD(arch.parameters(), lr=config.lr, momentum=0.9, weight_decay=3e-4)
+        optimizer = torch.optim.SGD(arch.parameters(), lr=config.training.lr, momentum=0.9, weight_decay=3e-4)
         step = 0
         for epoch in range(3):
             for x, y in data.train_batches(3, epoch, 50):

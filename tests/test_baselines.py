@@ -15,8 +15,8 @@ from test_transform import network as dropping
 from test_transform import watched
 
 import dnat
-from dnat.config import Config, Job, Search
-from dnat.lab.baselines import FOUND, LEARNERS, configured
+from dnat.checkpoints import Checkpoints
+from dnat.lab.baselines import LEARNERS, configured
 from dnat.lab.baselines import search as searching
 from dnat.lab.baselines.ascent import fit, improved
 from dnat.lab.baselines.embedding import PAPER
@@ -28,6 +28,8 @@ from dnat.lab.runs import restore
 from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import is_alive, transformed
 from dnat.records import Records
+from dnat.rundir import SEARCH_RESULT
+from dnat.settings import Config, Job, Search
 from dnat.training import Interrupted, NonFiniteError, is_dead
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -117,7 +119,7 @@ def test_stopped_at_every_batch_and_after_every_judgement_gives_the_same_bits(me
     assert untimed(again) == untimed(whole)
     assert again.seconds["search"] > 0
     assert not list((tmp_path / "run").glob("search-*.ckpt"))
-    found = json.loads((tmp_path / "run" / FOUND).read_text())
+    found = json.loads((tmp_path / "run" / SEARCH_RESULT).read_text())
     assert 1 <= len(found["judged"]) <= 3
 
 
@@ -136,7 +138,7 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
     stopped = 9 if forgotten == "optimizer" else 13
     with Records.open(tmp_path / "run", job) as records, pytest.raises(Interrupted):
         METHODS["nat"](cell_network(), tiny_data(32), c, records=records, stop=lambda p: p.step == stopped)
-    original = Records.newest
+    original = Checkpoints.newest
 
     def without(self):
         newest = original(self)
@@ -149,7 +151,7 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
             state[forgotten] = [] if forgotten == "rewards" else 0
         return newest[0], state
 
-    monkeypatch.setattr(Records, "newest", without)
+    monkeypatch.setattr(Checkpoints, "newest", without)
     with Records.open(tmp_path / "run", job) as records:
         again = METHODS["nat"](cell_network(), tiny_data(32), c, records=records)
     assert untimed(again) != untimed(whole_run())
@@ -159,7 +161,7 @@ def test_the_time_before_a_stop_counts(tmp_path, monkeypatch):
     job = Job(network="test:any", method="nat", config=settings())
     with Records.open(tmp_path / "run", job) as records, pytest.raises(Interrupted):
         METHODS["nat"](cell_network(), tiny_data(32), job.config, records=records, stop=lambda p: p.step == 2)
-    original = Records.newest
+    original = Checkpoints.newest
 
     def later(self):
         newest = original(self)
@@ -168,7 +170,7 @@ def test_the_time_before_a_stop_counts(tmp_path, monkeypatch):
             newest[1]["epoch_seconds"] += 1000
         return newest
 
-    monkeypatch.setattr(Records, "newest", later)
+    monkeypatch.setattr(Checkpoints, "newest", later)
     with Records.open(tmp_path / "run", job) as records:
         again = METHODS["nat"](cell_network(), tiny_data(32), job.config, records=records)
     first, second, *_ = again.history
@@ -381,12 +383,12 @@ def test_settings_of_a_search():
         assert configured(method, Config(epochs=600, search=Search(official=True))).search.epochs == epochs
         assert configured(method, Config(epochs=600, search=Search(official=True, epochs=7))).search.epochs == 7
         assert configured(method, Config(epochs=600)).search.epochs == 100
-    other = replace(job, config=replace(job.config, search=replace(job.config.search, samples=5)))
+    other = job.but(config=job.config.but(search=job.config.search.but(samples=5)))
     assert job.differences(other) == {"search.samples": (4, 5)}
     assert "search" not in Job.from_flat({"network": "resnet8"}).flat()
     for name, mode in (("dnat-cell", "cell"), ("dnat-full", "full")):
         made = Job.from_flat({"network": "resnet8", "method": name})
-        assert (made.method, made.config.mode) == ("dnat", mode)
+        assert (made.method, made.config.relaxation.mode) == ("dnat", mode)
     with pytest.raises(ValueError, match="method 'dnat-cell' has mode 'cell', not 'full'"):
         Job.from_flat({"network": "resnet8", "method": "dnat-cell", "mode": "full"})
     with pytest.raises(ValueError, match=r"unknown setting 'search\.sample'; did you mean 'search\.samples'"):

@@ -8,7 +8,9 @@ from reference import SMALL, images, small
 from torch import nn
 
 import dnat
-from dnat.budget import Costs, InfeasibleError, _Model, best, by_edge, cheapest
+from dnat.budget import Costs, InfeasibleError, best, by_edge, cheapest
+from dnat.budget.model import Model
+from dnat.budget.solver import CHATTER, without_chatter
 from dnat.discretization import discretization
 from dnat.edges import problems
 
@@ -185,21 +187,23 @@ def test_what_nobody_reads_is_paid_for_and_stays():
         best(groups, scores, costs, fixed - 1)
 
 
-def test_a_model_gives_the_same_answer_twice():
-    edges = edges_of(small("resnet8"))
-    groups, costs = groups_of(edges), Costs(edges)
-    scores = {g: {c: float(len(c)) for c in choices} for g, choices in legal_of(groups).items()}
-    model = _Model(groups, scores, costs, 0.6 * costs.total)
-    first, rows = model.solve(), len(model.rows.bounds)
-    assert model.solve() == first == best(groups, scores, costs, 0.6 * costs.total)
-    assert len(model.rows.bounds) == rows
+@pytest.mark.parametrize("name", BRUTE)
+def test_a_model_gives_the_same_answer_twice_and_is_as_before(name):
+    """Also where sets that cannot be made together were cut off on the way."""
+    groups = groups_of(edges_of(small(name)))
+    costs, generator = Costs([e for m in groups.values() for e in m]), random.Random(5)
+    for share in (0.5, 0.8, 1.0):
+        scores = {g: {c: generator.uniform(-1, 1) for c in choices} for g, choices in legal_of(groups).items()}
+        model = Model(groups, scores, costs, share * costs.total)
+        rows, objective = list(model.program.rows), list(model.program.objective)
+        first = model.solve()
+        assert model.solve() == first == Model(groups, scores, costs, share * costs.total).solve()
+        assert (model.program.rows, model.program.objective) == (rows, objective)
 
 
 def test_the_solver_says_nothing_of_its_own_and_nothing_else_is_lost(capfd):
-    from dnat.budget import CHATTER, _without_chatter
-
     libc = ctypes.CDLL(None)
-    with _without_chatter():
+    with without_chatter():
         libc.puts(CHATTER + b"::something")
         libc.puts(b"of another library")
     libc.fflush(None)

@@ -6,10 +6,10 @@ import torch
 from reference import images
 
 import dnat
-from dnat.config import Config, Job
 from dnat.lab.runs import build_network, sized
 from dnat.networks import FAMILIES, GENOTYPES, NETWORKS, definition, sizes
 from dnat.networks.cells import DropPath
+from dnat.settings import Config, Job
 
 COUNTED = [n for n in NETWORKS if not n.endswith("_imagenet") and n != "darts"]
 COUNTED += ["darts_v2_imagenet", "mobilenet_v2_imagenet", "proxyless_gpu_imagenet", "resnet50_imagenet"]

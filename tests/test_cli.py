@@ -235,7 +235,7 @@ def test_a_file_then_set_then_flags(tmp_path):
         'network = "resnet8"\nlr = 0.1\nseed = 5\nepochs = 7\n[network_options]\nwidth = 4\n'
     )
     job = module.make_job(str(tmp_path / "job.toml"), ("lr=0.2", "seed=6", "network.skips=true"), {"seed": 7})
-    assert (job.config.lr, job.config.seed, job.config.epochs) == (0.2, 7, 7)
+    assert (job.config.training.lr, job.config.seed, job.config.training.epochs) == (0.2, 7, 7)
     assert job.network_options == {"width": 4, "skips": True}
 
 

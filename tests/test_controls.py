@@ -13,18 +13,18 @@ from torch import nn
 
 import dnat
 from dnat.budget import Costs, by_edge
-from dnat.config import CONTROLS, Config, Job
 from dnat.edges import problems
 from dnat.lab.baselines import Family, family_of, resized
 from dnat.lab.baselines.channels import is_depthwise, widest
-from dnat.lab.baselines.controls import CHOSEN
 from dnat.lab.baselines.sets import random_set, uniform_set
 from dnat.lab.cli import cli
 from dnat.lab.methods import METHODS
 from dnat.lab.runs import restore, run
 from dnat.lab.sweep import settings as sweeps
 from dnat.records import Records
+from dnat.rundir import CHOSEN
 from dnat.sensitivity import shown_images
+from dnat.settings import CONTROLS, Config, Job
 from dnat.training import Interrupted, take_statistics
 
 X = torch.zeros(2, 3, 32, 32)
@@ -425,9 +425,11 @@ def planned(methods, **table):
 def test_controls_in_sweeps():
     methods = ["original", "dnat-full@0.66", *(f"{m}@0.66" for m in CONTROLS)]
     jobs = planned(methods, judge="loss", pruning="l1", weights="w.safetensors", mode="full")
-    assert {m: j.config.budget for m, j in jobs.items()} == dict.fromkeys(methods, "0.66") | {"original": None}
-    assert {m for m, j in jobs.items() if j.config.pruning == "l1"} == {"control-prune@0.66"}
-    assert {m for m, j in jobs.items() if j.config.judge == "loss"} == {"dnat-full@0.66"}
+    assert {m: j.config.limit.budget for m, j in jobs.items()} == dict.fromkeys(methods, "0.66") | {
+        "original": None
+    }
+    assert {m for m, j in jobs.items() if j.config.control.pruning == "l1"} == {"control-prune@0.66"}
+    assert {m for m, j in jobs.items() if j.config.limit.judge == "loss"} == {"dnat-full@0.66"}
     assert {j.config.preset for j in jobs.values()} == {"fine-tune"}
     # One recipe for all.
     for name in ("lr", "distillation", "feature_distillation", "epochs", "batch_size"):

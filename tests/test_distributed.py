@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from dnat.config import Config, Job
 from dnat.distributed import World, anyone, from_first, gathered, joined, sum_gradients, summed, world
 from dnat.lab.runs import run
+from dnat.settings import Config, Job
 
 HERE = Path(__file__).resolve().parent
 WORKER = HERE / "distributed_worker.py"
@@ -215,7 +215,7 @@ def test_torchrun_goes_on_after_a_process_was_killed(found, folder, worker):
 
 def test_searching_methods_train_in_one_process(monkeypatch, tmp_path):
     job = Job(network="darts_v2", method="nat", config=Config(epochs=1))
-    monkeypatch.setattr("dnat.lab.runs.joined", lambda device: _two())
+    monkeypatch.setattr("dnat.lab.runs.running.joined", lambda device: _two())
     with pytest.raises(ValueError, match="method 'nat' trains in one process"):
         run(job, tmp_path / "run")
     assert not (tmp_path / "run").exists()

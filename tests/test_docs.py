@@ -3,16 +3,14 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-import dnat
-from dnat.config import METHODS, PRESETS, Search
 from dnat.lab.cli import cli
 from dnat.networks import Genotype
+from dnat.settings import METHODS, OWNERS, PRESETS, Search
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -44,8 +42,7 @@ def test_every_command_stands_in_the_readme(name):
 
 
 def test_the_settings_that_are_named_exist():
-    known = {*dnat.Config.__dataclass_fields__, *PRESETS["paper"]}
-    assert set(PRESETS["paper"]) == set(PRESETS["improved"]) <= known
+    assert set(PRESETS["paper"]) == set(PRESETS["improved"]) <= {*OWNERS}
     assert f"weight {PRESETS['improved']['cost_weight']}" in (ROOT / "docs" / "concepts.md").read_text()
     flags = {flag for command in cli.commands.values() for p in command.params for flag in p.opts}
     flags |= OTHER_PROGRAMS
@@ -107,7 +104,7 @@ def test_the_guide_to_baselines_names_all_methods():
     settings = re.findall(r"search\.(\w+)", guide)
     assert len(settings) >= 5
     for name in settings:
-        assert name in {f.name for f in fields(Search)} | {"NAME", "jsonl", "json"}, name
+        assert name in {*Search.model_fields, "NAME", "jsonl", "json"}, name
 
 
 def test_the_genotype_of_the_guide():
@@ -142,6 +139,18 @@ def test_files_that_are_named_exist():
     assert len(named) >= 2
     for name in [*named, "docs/demo.png", "docs/report.png", "LICENSE"]:
         assert (ROOT / name).exists(), name
+
+
+def test_the_map_of_the_code_has_every_module():
+    """What stands on the top level of both packages, each in five to eight words."""
+    text = README.partition("## Map of the code\n")[2].partition("\n## ")[0]
+    method, experiments = text.split("`dnat.lab` is")
+    for folder, part in ((ROOT / "dnat", method), (ROOT / "dnat" / "lab", experiments)):
+        rows = re.findall(r"^    (\w+) +(.+)$", part, re.M)
+        modules = {p.stem for p in folder.glob("*.py")} | {p.parent.name for p in folder.glob("*/__init__.py")}
+        assert sorted(name for name, _ in rows) == sorted(modules - {"__init__"})
+        for name, words in rows:
+            assert 5 <= len(words.split()) <= 8, name
 
 
 def test_nothing_private_is_in_the_repository():

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from reference import SMALL, images, legal_sets, small
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -722,6 +723,41 @@ def test_safetensors_stores_shared_tensors_once_and_describes_the_network(tmp_pa
         "modules"
     ]
     assert described["tensors"]["head.bias"] == {"shape": [5], "dtype": "torch.float32"}
+
+
+class Versioned(nn.Module):
+    """Adds to its state dict what is no tensor, and what is one."""
+
+    class Part(nn.Linear):
+        def __init__(self, extra):
+            super().__init__(4, 4)
+            self.extra = extra
+
+        def get_extra_state(self):
+            return self.extra
+
+        def set_extra_state(self, state):
+            self.extra = state
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = self.Part({"version": 3}), self.Part(torch.ones(2))
+
+    def forward(self, x):
+        return self.two(self.one(x))
+
+
+@pytest.mark.parametrize("form", ["safetensors", "py", "pt2"])
+def test_what_modules_add_to_the_state_dict_is_left_out_and_said(form, tmp_path):
+    network = Versioned()
+    written = export(network, torch.randn(2, 4), form, tmp_path / "network")
+    keys = {"one._extra_state", "two._extra_state"}
+    if form != "pt2":
+        weights = load_file(tmp_path / "network.safetensors")
+        assert set(weights) == set(network.state_dict()) - keys
+        assert {note.split()[0] for note in written.notes} == keys
+    if form == "safetensors":
+        assert set(json.loads((tmp_path / "network.json").read_text())["tensors"]) == set(weights)
 
 
 def test_forms_of_one_name_do_not_disturb_one_another(tmp_path):

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from dnat.config import cores
 from dnat.data import Augmentation, DataError, cifar, describe, load
 from dnat.data import archives as archives_module
 from dnat.data import memory as memory_module
@@ -23,6 +22,7 @@ from dnat.data.archives import contents, read_member
 from dnat.data.augmentation import normalized
 from dnat.data.files import Tree
 from dnat.data.pictures import ATTEMPTS, FORMATS, centre_box, decode, random_box
+from dnat.settings import cores
 
 
 def pixels(width, height, seed=0):

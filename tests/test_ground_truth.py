@@ -18,7 +18,6 @@ from test_training import config, tiny_data
 
 import dnat
 from dnat.budget import InfeasibleError
-from dnat.config import Search
 from dnat.discretization import discretization
 from dnat.edges import problems
 from dnat.lab.ground_truth import (
@@ -36,6 +35,7 @@ from dnat.lab.ground_truth import (
 from dnat.lab.methods import METHODS
 from dnat.networks.nasbench import EDGES, OPERATIONS
 from dnat.results import Transformation
+from dnat.settings import Search
 from dnat.training import Evaluation
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -93,7 +93,7 @@ def choosing(choices, cells=(0, 2, 4), change=lambda made: made):
     def method(network, data, settings):
         example = data.example(2)
         wanted = {f"layers.{cell}.edges.{i}": choice for cell in cells for i, choice in choices.items()}
-        edges = dnat.find_edges(dnat.trace(network, example), settings.moves)
+        edges = dnat.find_edges(dnat.trace(network, example), settings.relaxation.moves)
         made = discretization(network, wanted, example, edges[0].program)
         return change(returned(network, made.network, made.choices, data))
 
@@ -318,7 +318,7 @@ def test_layers_of_the_macro_space_by_hand():
     """60 + (1 + 2 * 2 + 3 * 2 + 4 + 5 * 2 + 6 + 7 + 8 * 2) / 4 = 73.5; without layers 1 and 7, 60 + 34 / 4."""
 
     def method(network, data, settings):
-        assert settings.mode == "full"
+        assert settings.relaxation.mode == "full"
         choices = {"layers.1": "identity", "layers.7": "identity"}
         made = discretization(network, choices, data.example(2))
         return returned(network, made.network, made.choices, data)
@@ -431,9 +431,9 @@ def test_the_method_is_given_what_the_space_needs():
         method, "nasbench201", TABLE, ["333333", "111211"], tiny_data(), c, network_options=TINY["nasbench201"]
     )
     allowed = {"conv_3x3": ["conv_1x1", "avg_pool_3x3"]}
-    assert seen[0][1] == dataclasses.replace(c, mode="cell", transitions=allowed)
+    assert seen[0][1] == c.but(mode="cell", transitions=allowed)
     # Of skips and a 1x1 convolution NAT++'s table makes nothing else.
-    assert seen[1][1] == dataclasses.replace(c, mode="cell", space="dnat")
+    assert seen[1][1] == c.but(mode="cell", space="dnat")
     same = dnat.build("nasbench201:333333", seed=3, num_classes=5, **TINY["nasbench201"]).state_dict()
     assert all(torch.equal(same[k], v) for k, v in seen[0][0].state_dict().items())
 
@@ -496,7 +496,7 @@ def test_illegal_moves_are_marked():
     """The network is what the choices say, but a pool may come in no place of DNAT's own three choices."""
 
     def method(network, data, settings):
-        settings = dataclasses.replace(settings, space="nat++", transitions={"conv_3x3": ["avg_pool_3x3"]})
+        settings = settings.but(space="nat++", transitions={"conv_3x3": ["avg_pool_3x3"]})
         return choosing({0: "avg_pool_3x3"})(network, data, settings)
 
     (outcome,) = compared(method, ["333333"])

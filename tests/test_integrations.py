@@ -126,8 +126,8 @@ def test_hugging_faces_trainer_trains_what_comes_out(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         arguments = transformers.TrainingArguments(
-            output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=8, report_to=[], use_cpu=True,
-            save_strategy="no", remove_unused_columns=False, disable_tqdm=True,
+            output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=8, report_to=[],
+            use_cpu=True, save_strategy="no", remove_unused_columns=False, disable_tqdm=True,
         )  # fmt: skip
         trainer = transformers.Trainer(model=arch, args=arguments, train_dataset=rows, callbacks=[Transform(arch)])
         result = trainer.train()

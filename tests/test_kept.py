@@ -149,8 +149,8 @@ def extra(kept):
 
 
 def test_extra_state_goes_through_a_run_that_is_stopped(tmp_path):
-    from dnat.config import Job
     from dnat.records import Records
+    from dnat.settings import Job
 
     torch.manual_seed(0)
     network = Branches(extra({"amax": [1.5, 2.0], "name": "x"}), extra(torch.tensor([3.0])))

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +15,14 @@ from test_training import config, tiny_data
 from torch import nn
 
 import dnat
-from dnat import config as settings
-from dnat import locks
-from dnat.config import Config, Job, directory_name, parse_setting, read_toml, run_name
+from dnat import locks, settings
 from dnat.errors import UserCodeError
 from dnat.lab import cli as module
 from dnat.lab.runs import network_and_images, run
 from dnat.lab.sweep import parse_seeds
 from dnat.networks import Genotype, fitting
 from dnat.records import CorruptError, LockedError, Records, check_name
+from dnat.settings import Config, Job, directory_name, parse_setting, read_toml, run_name
 from dnat.training import Interrupted
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -240,7 +238,7 @@ def test_a_directory_is_that_of_its_settings(monkeypatch):
     for given in ({}, {"threads": 3}):
         found = set()
         for n in (1, 3, 8):
-            monkeypatch.setattr(settings, "cores", lambda n=n: n)
+            monkeypatch.setattr("dnat.settings.config.cores", lambda n=n: n)
             found.add(run_name(Job.from_flat(base | given), with_threads=bool(given)))
         assert len(found) == 1
     assert run_name(Job.from_flat(base | {"threads": 3}), with_threads=True) not in names
@@ -257,16 +255,16 @@ def test_commands_with_other_settings_do_not_meet(dnat_here, tmp_path):
 
 
 def test_a_run_goes_on_where_there_are_other_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("dnat.records.cores", lambda: 2)
+    monkeypatch.setattr("dnat.settings.job.cores", lambda: 2)
     begun = Job(network="resnet8", config=Config(threads=4, epochs=3))
     with Records.open(tmp_path / "run", begun):
         pass
-    here = replace(begun, config=replace(begun.config, threads=2))  # what two cores give by themselves
+    here = begun.but(config=begun.config.but(threads=2))  # what two cores give by themselves
     told = []
     with Records.open(tmp_path / "run", here, notify=told.append) as records:
-        assert records.job.config.threads == 4  # sums over four threads go on, to the bit
+        assert records.job.config.machine.threads == 4  # sums over four threads go on, to the bit
     assert told == ["threads = 4 stays, as the run began with it: results depend on it"]
-    asked = replace(begun, config=replace(begun.config, threads=3))
+    asked = begun.but(config=begun.config.but(threads=3))
     with pytest.raises(ValueError, match=r"threads 4 .there. / 3 .now."):
         Records.open(tmp_path / "run", asked)
 
@@ -306,7 +304,7 @@ def cut(path):
 
 def test_a_run_does_not_begin_again_by_itself(tmp_path):
     j = Job(network="resnet8", network_options={"width": 2}, train_limit=100, test_limit=50, method="original")
-    j = replace(j, config=Config(epochs=3, architecture_epochs=1, batch_size=50, threads=1))
+    j = j.but(config=Config(epochs=3, architecture_epochs=1, batch_size=50, threads=1))
     folder, told = tmp_path / "run", []
     whole = run(j, tmp_path / "whole")["results"]
     with pytest.raises(Interrupted):
@@ -559,9 +557,9 @@ def test_only_a_process_of_several_is_silent(environment, first):
 def test_what_a_run_meant_is_saved_whatever_becomes_of_the_presets(tmp_path, monkeypatch):
     (tmp_path / "x.toml").write_text(Job(network="resnet8").to_toml())
     monkeypatch.setitem(settings.PRESETS["improved"], "lr_theta", 0.123)
-    assert Job.from_flat(read_toml(tmp_path / "x.toml")).config.lr_theta == "auto"
-    assert Config(preset="paper", lr_theta="auto").lr_theta == "auto"
-    assert replace(Config(preset="paper", lr_theta="auto"), seed=1).lr_theta == "auto"
+    assert Job.from_flat(read_toml(tmp_path / "x.toml")).config.relaxation.lr_theta == "auto"
+    assert Config(preset="paper", lr_theta="auto").relaxation.lr_theta == "auto"
+    assert Config(preset="paper", lr_theta="auto").but(seed=1).relaxation.lr_theta == "auto"
     with pytest.raises(TypeError, match="lr_theta must be a number or 'auto', not the text 'fast'"):
         Config(lr_theta="fast")
 

@@ -15,7 +15,6 @@ from torch.utils.checkpoint import checkpoint
 import dnat
 from dnat.budget import Costs, InfeasibleError, best
 from dnat.candidates import separable
-from dnat.config import Config, Job, parse_amount, read_toml
 from dnat.discretization import discretization
 from dnat.edges import problems
 from dnat.lab.runs import redraw, restore, run
@@ -26,6 +25,7 @@ from dnat.planning import make_plan
 from dnat.relaxation import CHOICES, FORGETTING
 from dnat.relaxation.modes import Open
 from dnat.selection import decide
+from dnat.settings import Config, Job, parse_amount, read_toml
 from dnat.training import ArchitectureLoss, Interrupted, Progress, Trainer, burden, effects
 
 CELL = CellGenotype(

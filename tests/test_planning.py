@@ -6,10 +6,10 @@ from reference import images, legal_sets, small
 from test_training import config, tiny_data
 
 import dnat
-from dnat.config import Config, Job, parse_setting, read_toml
 from dnat.lab.runs import redraw, restore, run
 from dnat.planning import make_plan
 from dnat.records import Records
+from dnat.settings import Config, Job, parse_setting, read_toml
 from dnat.training import Interrupted
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -102,7 +102,7 @@ def test_an_empty_list_is_refused():
 def test_the_setting_is_written_read_and_compared(tmp_path):
     key, value = parse_setting('edges=["layers.*.layers", "fc"]')
     job = Job.from_flat({"network": "resnet8", key: value})
-    assert job.config.edges == ("layers.*.layers", "fc")
+    assert job.config.relaxation.edges == ("layers.*.layers", "fc")
     (tmp_path / "job.toml").write_text(job.to_toml())
     assert Job.from_flat(read_toml(tmp_path / "job.toml")) == job
     other = Job.from_flat({"network": "resnet8"})

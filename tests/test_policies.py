@@ -4,7 +4,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dnat.config import Config, Search
 from dnat.lab.baselines.graphs import Graph, messages
 from dnat.lab.baselines.policies import (
     GraphPolicy,
@@ -20,6 +19,7 @@ from dnat.lab.baselines.spaces import NAT, GenotypeSpace
 from dnat.moves import PRIMITIVES, masked_softmax, transitions
 from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import CellEdge, CellGenotype, Genotype
+from dnat.settings import Config, Search
 
 import numpy as np  # isort: skip
 

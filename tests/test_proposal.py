@@ -537,7 +537,7 @@ def test_the_command_plans_and_transform_carries_it_out(tmp_path, monkeypatch):
     chosen = plan.proposal(0.7)
     assert record["results"]["choices"] == chosen.choices
     assert record["results"]["cost_after"]["madds"] == chosen.madds
-    assert read_job(tmp_path / "runs/one").config.choices == chosen.changed
+    assert read_job(tmp_path / "runs/one").config.limit.choices == chosen.changed
     for words, why in (
         (("--plan-budget", "0.7"), "give --plan FILE"),
         (("--plan", "p.json", "--plan-budget", "0.3"), "nothing for the budget 0.3"),
@@ -558,7 +558,7 @@ def test_choices_that_are_made_already_are_carried_out_as_they_are():
     network, data = small("resnet8"), dnat.load("digits", train_limit=200, test_limit=50)
     choices = {"layer2.0.conv2>layer2.0.bn2": "none"}
     config = dnat.Config(epochs=1, choices=choices, threads=1, batch_size=50)
-    assert config.architecture_epochs == 0
+    assert config.training.architecture_epochs == 0
     result = dnat.transform(network, data, config)
     assert {k: c for k, c in result.choices.items() if c != "original"} == choices
     assert result.cost_after == dnat.cost(dnat.discretize(network, choices, data.example()), data.example())
@@ -569,8 +569,8 @@ def test_choices_that_are_made_already_are_carried_out_as_they_are():
         ({"layer2.0.conv2>layer2.0.bn2": "nonne"}, "did you mean 'none'"),
     ):
         with pytest.raises(ValueError, match=why):
-            dnat.transform(network, data, dataclasses.replace(config, choices=wrong))
-    other = dataclasses.replace(config, choices_for="0123456789abcdef")
+            dnat.transform(network, data, config.but(choices=wrong))
+    other = config.but(choices_for="0123456789abcdef")
     with pytest.raises(ValueError, match="for another network"):
         dnat.transform(network, data, other)
     both = dict.fromkeys(("left", "right"), "none")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from dnat.config import Job, read_toml
 from dnat.lab.runs import run
 from dnat.lab.sweep import Options, Sweep, run_sweep
 from dnat.lab.sweep.cluster import Cluster, RayError, import_ray, passed_on
 from dnat.lab.sweep.trials import Attempt
+from dnat.settings import Job, read_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dnat import records as module
-from dnat.config import Config, Job
-from dnat.records import CorruptError, LockedError, Records, atomic_write, check_name, pack, read_job, unpack
+from dnat import checkpoints, rundir
+from dnat.checkpoints import CorruptError, pack, unpack
+from dnat.records import LockedError, Records
+from dnat.rundir import RunFiles, atomic_write, check_name, read_job
+from dnat.settings import Config, Job
 
 
 def job(**options):
@@ -65,7 +67,7 @@ def container(payload, **header):
         "metrics_bytes": 0,
     }
     text = json.dumps(header).encode()
-    front = module.MAGIC + struct.pack("<Q", len(text)) + text
+    front = checkpoints.MAGIC + struct.pack("<Q", len(text)) + text
     return front + hashlib.sha256(front).digest() + payload
 
 
@@ -89,9 +91,9 @@ def test_compressed_data_are_refused(tmp_path):
 
 
 def test_a_newer_format_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "FORMAT", 3)
+    monkeypatch.setattr(checkpoints, "FORMAT", 3)
     content = pack(state(), step=1)
-    monkeypatch.setattr(module, "FORMAT", 1)
+    monkeypatch.setattr(checkpoints, "FORMAT", 1)
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(ValueError, match="written by format 3, this is 1"):
         unpack(tmp_path / "x")
@@ -173,7 +175,7 @@ def test_metrics_without_any_checkpoint_are_emptied(tmp_path):
 
 CHILD = """
 import sys, torch
-from dnat.config import Config, Job
+from dnat.settings import Config, Job
 from dnat.records import Records
 job = Job(network="resnet8", config=Config(threads=1, epochs=3))
 with Records.open(sys.argv[1], job) as records:
@@ -247,7 +249,8 @@ def test_another_configuration_is_refused_with_the_keys(tmp_path):
         ValueError, match=r"other settings: lr 0.025 \(there\) / 0.5 \(now\), seed 0 \(there\) / 3"
     ):
         Records.open(tmp_path / "run", job(lr=0.5, seed=3))
-    moved = Job(network="resnet8", data_root="/elsewhere", workers=3, streaming=True, config=job().config)
+    there = job().config.but(workers=3, streaming=True)
+    moved = Job(network="resnet8", data_root="/elsewhere", config=there)
     Records.open(tmp_path / "run", moved).close()  # where the data lie and who reads them does not count
 
 
@@ -270,7 +273,7 @@ def test_other_directories_are_left_alone(tmp_path):
 def test_a_run_says_which_commit_made_it(tmp_path):
     with Records.open(tmp_path / "run", job()) as records:
         code = records.read_json("environment.json")["code"]
-    git = ["git", "-C", str(Path(module.__file__).parent)]
+    git = ["git", "-C", str(Path(rundir.__file__).parent)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True).stdout.strip()
     assert code == (f"{commit[:12]}{'+' if changed else ''}" if commit else None)
@@ -279,14 +282,14 @@ def test_a_run_says_which_commit_made_it(tmp_path):
 def test_a_run_is_done_when_its_record_is_there(tmp_path, monkeypatch):
     with Records.open(tmp_path / "run", job()) as records:
         records.save(1, state())
-        write = module.atomic_write
+        write = rundir.atomic_write
 
         def fails(path, content):
             if Path(path).name == "record.json":
                 raise OSError(28, "no space left")
             write(path, content)
 
-        monkeypatch.setattr(module, "atomic_write", fails)
+        monkeypatch.setattr(rundir, "atomic_write", fails)
         with pytest.raises(OSError, match="no space"):
             records.finish({"results": 1})
         assert not records.is_done()
@@ -363,3 +366,53 @@ def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LockedError, match="cannot be written"):
         Records.open(tmp_path / "file" / "run", job())
+
+
+def test_a_run_directory_is_read_whether_it_is_open_or_not(tmp_path):
+    files = RunFiles(tmp_path / "run")
+    assert not files.is_run()
+    assert files.why_unfinished() == ("pending", "")
+    assert (files.rows(), files.text("config.toml"), files.read_json("record.json")) == ([], "", None)
+    with Records.open(tmp_path / "run", job()) as records:
+        records.log({"epoch": 1})
+        records.status("failed", "no more images")
+        assert files.is_run()
+        assert files.rows() == records.metrics() == [{"epoch": 1}]
+        assert files.text("config.toml") == job().to_toml()
+        assert files.why_unfinished() == ("failed", "no more images")
+        with pytest.raises(ValueError, match=r"not finished: `dnat resume .*run` goes on with it"):
+            files.record()
+        records.finish({"results": 1})
+    assert files.is_done()
+    assert files.record() == {"results": 1}
+
+
+@pytest.mark.parametrize(("content", "problem"), [("{", "cannot be read: Expecting"), ("[]", "holds no table")])
+def test_a_damaged_file_is_named(content, problem, tmp_path):
+    files = RunFiles(tmp_path)
+    for name in ("record.json", "status.json"):
+        files.path(name).write_text(content)
+    with pytest.raises(ValueError, match=f"^record.json {problem}"):
+        files.record()
+    state, reason = files.why_unfinished()
+    assert state == "damaged"
+    assert reason.startswith(f"status.json {problem}")
+
+
+def test_a_search_has_rows_and_checkpoints_of_its_own_and_no_lock(tmp_path):
+    with Records.open(tmp_path / "run", job()) as records:
+        search = records.of_search()
+        assert not hasattr(search, "close")
+        search.log({"epoch": 1})
+        search.save(1, state(1))
+        records.log({"epoch": 7})
+        records.save(2, state(2))
+        search.save(3, state(3))
+        search.path("search-000000003.ckpt").write_bytes(b"")
+        assert search.newest()[0] == 1
+        assert "an older checkpoint is used" in records.notices[0]  # told where the run's user looks
+        assert records.newest()[0] == 2
+        assert (search.metrics(), records.metrics()) == ([{"epoch": 1}], [{"epoch": 7}])
+        search.forget()
+        assert search.newest() is None
+        assert records.newest()[0] == 2

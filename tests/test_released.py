@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import dnat
-from dnat.config import Config, Search
 from dnat.lab.baselines import LEARNERS
 from dnat.lab.baselines import search as searching
 from dnat.lab.baselines.policies import Reinforce, judged, make_policy
@@ -20,6 +19,7 @@ from dnat.lab.baselines.supernet import Supernet
 from dnat.moves import transitions
 from dnat.networks.cells import CellNetwork
 from dnat.networks.genotypes import CellEdge, CellGenotype, Genotype, published, transformed
+from dnat.settings import Config, Search
 
 pytestmark = pytest.mark.usefixtures("quiet")
 

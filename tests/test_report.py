@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnat.config import ALIASES, Job, read_toml
 from dnat.lab.cli import cli
+from dnat.lab.drawing import rows_to_json
 from dnat.lab.report import draw, gather, markdown, page
 from dnat.lab.report import series as numbers
 from dnat.lab.report.configuration import recipes, settings
@@ -33,7 +33,11 @@ from dnat.lab.report.page import _tile
 from dnat.lab.report.placing import spread_apart
 from dnat.lab.report.published import PUBLISHED, published
 from dnat.lab.report.table import papers_tables
-from dnat.lab.runs import run
+from dnat.lab.runs import build_network, load_data, picture_rows, run
+from dnat.lab.runs.pictures import rows_of
+from dnat.results import Commitment
+from dnat.rundir import RunFiles, read_job
+from dnat.settings import ALIASES, Job, read_toml
 
 EVIL = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)>|a\\|`b` {{7*7}} &amp; ${1} ünï→\u2028"
 
@@ -215,6 +219,19 @@ def test_what_cannot_be_reported_is_refused(sweep, real, tmp_path):
         gather([sweep], baseline="dnat-ful")
     with pytest.raises(ValueError, match="did you mean 'papers'"):
         markdown(gather([other]), layout="paper")
+
+
+def test_an_edge_stands_once_in_the_architecture(real):
+    architecture, job = RunFiles(real).architecture(), read_job(real)
+    commitment = Commitment.from_table(architecture["commitment"])
+    data = load_data(job)
+    network = build_network(job, data.num_classes, (data.channels, *data.image_size))
+    rows = picture_rows(network, data, commitment, job.config.relaxation.moves)
+    assert rows_of(architecture) == rows
+    edges = {edge.key for edge in commitment.edges}
+    assert edges < {row.key for row in rows}
+    assert {k for row in architecture["rows"] if row["key"] in edges for k in row} == {"key", "removed", "left"}
+    assert rows_of(architecture | {"rows": rows_to_json(rows)}) == rows  # as older runs have them
 
 
 def test_damaged_files_of_finished_runs_are_noted(real, tmp_path):

@@ -7,10 +7,10 @@ from torch import nn
 
 import dnat
 from dnat.budget import Costs, InfeasibleError, cheapest
-from dnat.config import Amount
 from dnat.edges import problems
 from dnat.relaxation import relax
 from dnat.selection import decide
+from dnat.settings import Amount
 
 
 def relaxed_of(name, **options):

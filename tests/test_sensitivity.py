@@ -462,7 +462,7 @@ def test_as_many_images_are_shown_as_take_a_few_minutes():
         exactly = 2.5e12 / (madds * trials / 2)
         assert affordable_images(relaxed, madds) == min(max(64, 50 * (exactly // 50)), 1000), madds
     assert 64 < affordable_images(relaxed, 1e9) < 1000
-    assert dnat.Config().judge_images == "auto"
+    assert dnat.Config().limit.judge_images == "auto"
     with pytest.raises(ValueError, match="judge_images must be 'auto' or at least 1, not 0"):
         dnat.Config(judge_images=0)
 

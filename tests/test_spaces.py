@@ -1,5 +1,4 @@
 import copy
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from test_policies import space
 from test_training import config, tiny_data
 
 import dnat
-from dnat.config import Search
 from dnat.lab.baselines.judging import judge, recalibrated
 from dnat.lab.baselines.search import divided
 from dnat.lab.baselines.spaces import EdgeSpace, GenotypeSpace
@@ -31,6 +29,7 @@ from dnat.networks.genotypes import (
 )
 from dnat.operations import NullEdge
 from dnat.planning import make_plan
+from dnat.settings import Search
 from dnat.training import Evaluation, evaluate
 
 NAMES = ["sep_conv_3x3", "conv_1x1", "skip_connect", "null", "null", "max_pool_3x3"]
@@ -359,7 +358,7 @@ def test_what_is_judged_is_the_second_part_in_eval_mode():
         assert found == evaluate(twin, held_out, c)
     assert isinstance(found, Evaluation)
     with pytest.raises(ValueError, match=r"search.batch_size 20 is larger than the 19 training images"):
-        divided(data, replace(c, search=Search(batch_size=20)))
+        divided(data, c.but(search=Search(batch_size=20)))
 
 
 def test_all_published_genotypes_let_something_through():

@@ -8,20 +8,23 @@ import pytest
 import torch
 
 import dnat
+from dnat import rundir
 from dnat.data import load
+from dnat.lab.sweep.directory import SWEEP
 
 PACKAGE = Path(dnat.__file__).parent
 
 # What a module may import stands before it.
 ORDER = (
-    "__init__ errors naming seeds config distributed locks operations networks moves counting tracing channels "
-    "costs candidates edges rewriting narrowing budget relaxation selection data answers tasks distillation "
-    "training planning sensitivity discretization session records tracking measurement exports results decision "
-    "optimizers attachment integrations loop state transformation proposal"
+    "__init__ errors naming seeds settings distributed locks rundir operations networks moves counting tracing "
+    "channels costs candidates edges rewriting narrowing budget relaxation selection data answers tasks "
+    "distillation training planning sensitivity discretization session checkpoints records tracking "
+    "measurement exports results decision optimizers attachment integrations loop state transformation "
+    "proposal"
 )
 LAB = (
     "__init__ formatting fields labels baselines methods ground_truth drawing runs prediction summary sweep "
-    "report terminal cli"
+    "report online terminal cli"
 )
 
 
@@ -75,6 +78,18 @@ def test_the_public_names_are_what_they_say():
         assert name not in modules(PACKAGE), "a module of that name would take its place"
     with pytest.raises(AttributeError, match="no attribute 'transfrom'"):
         _ = dnat.transfrom
+
+
+def test_each_file_of_a_run_is_named_in_one_module():
+    homes = {v: "rundir.py" for k, v in vars(rundir).items() if k.isupper()}
+    homes |= dict.fromkeys((SWEEP, "trials.json"), "lab/sweep/directory.py")
+    assert {"record.json", "config.toml", "metrics.jsonl"} <= homes.keys()
+    spelled = {name: set() for name in homes}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                spelled.get(node.value.rpartition("/")[2], set()).add(path.relative_to(PACKAGE).as_posix())
+    assert spelled == {name: {home} for name, home in homes.items()}
 
 
 def test_no_evil():

@@ -22,10 +22,10 @@ from test_transform import at
 from torch import nn
 
 import dnat
-from dnat.config import Job
-from dnat.data import Augmentation, DataError, ImageFiles, load, streaming, validation_split
+from dnat.data import Augmentation, DataError, ImageFiles, load, normalized, streaming, validation_split
 from dnat.data.pictures import random_box
 from dnat.records import Records
+from dnat.settings import Job
 from dnat.training import Interrupted, Progress, Trainer
 
 COUNT = 29  # pictures a class and split, so that the last batch is short
@@ -134,7 +134,7 @@ def test_resized_crops_are_those_made_by_hand_whoever_decodes(folder):
     assert equal(replace(data, workers=2).train_batches(1, 1, 10, cutout=4), found)
     assert equal([data.train_batch(order[20:30], draws, 4)], found[2:3])
     plain, _ = data.train_batch(order[:2], None)
-    assert torch.equal(plain, data._normalized(data.train_images[order[:2]].pixels()))
+    assert torch.equal(plain, normalized(data.train_images[order[:2]].pixels(), data.mean, data.std))
     # The middle 14 sixteenths of a test picture, 21 of 24 pixels.
     with Image.open(data.test_images.root / data.test_images.name(3)) as image:
         middle = image.resize((16, 16), Image.Resampling.BILINEAR, (1.5, 1.5, 22.5, 22.5))
@@ -221,7 +221,7 @@ def test_no_global_state_is_touched(folder):
     assert sys.modules["__main__"].__name__ == "__main__"
     # Neither copies nor pickles take the workers along.
     for twin in (copy.deepcopy(data), pickle.loads(pickle.dumps(data)), replace(data, workers=0)):
-        assert "_decoder_made" not in vars(twin)
+        assert "_decoder" not in vars(twin)
         assert twin.fingerprint() == data.fingerprint()
     assert data.to("cpu") is data
 

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dnat.config import METHODS, Config, Job, Search
 from dnat.lab.labels import label
 from dnat.lab.summary import Comparison, Row, markdown, summarize, trial_from
 from dnat.lab.summary.statistics import bootstrap_interval, holm, paired_t, sign_flip, t_interval, wilcoxon
+from dnat.settings import METHODS, Config, Job, Search
 
 # NAT on ResNet20 and CIFAR-10, five runs, as the DNAT paper's second table has them.
 NAT_RESNET20 = (10.0, 75.14, 91.05, 10.0, 92.68)

@@ -13,7 +13,6 @@ import torch
 from click.testing import CliRunner
 from rich.console import Console
 
-from dnat.config import Job, read_toml
 from dnat.lab import sweep as sweeps
 from dnat.lab.cli import cli, exit_code
 from dnat.lab.labels import label
@@ -38,6 +37,7 @@ from dnat.lab.sweep.settings import joined, resolve, trial_name
 from dnat.lab.sweep.trials import Attempt, carry_out, is_held, judged, reason_in
 from dnat.lab.terminal import SweepScreen, sweep_table, troubles_text
 from dnat.records import LockedError, check_name
+from dnat.settings import Job, read_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,11 +105,14 @@ def test_a_trial_gets_common_settings_then_its_networks_then_its_methods():
         (t.network, t.method): t.job
         for t in planned(networks=["resnet8", "resnet20"], methods=methods, seeds=1, **settings)
     }
-    assert found["resnet8", "original"].config.lr == 0.1
-    assert found["resnet20", "original"].config.lr == 0.2
-    assert found["resnet20", "dnat-full"].config.lr == 0.3
-    assert found["resnet20", "dnat-full"].config.epochs == 7
-    assert (found["resnet20", "dnat-full@0.7"].config.lr, found["resnet20", "dnat-full@0.7"].config.epochs) == (
+    assert found["resnet8", "original"].config.training.lr == 0.1
+    assert found["resnet20", "original"].config.training.lr == 0.2
+    assert found["resnet20", "dnat-full"].config.training.lr == 0.3
+    assert found["resnet20", "dnat-full"].config.training.epochs == 7
+    assert (
+        found["resnet20", "dnat-full@0.7"].config.training.lr,
+        found["resnet20", "dnat-full@0.7"].config.training.epochs,
+    ) == (
         0.3,
         9,
     )
@@ -145,8 +148,8 @@ def test_settings_without_use_are_not_given():
     assert label(jobs["resnet8", "dnat-cell@120M"].flat()) == "dnat-cell 120M"
     assert label(jobs["resnet8", "nat"].flat()) == "nat 0.7"  # on its edges
     assert label(jobs["darts_v2", "nat"].flat()) == "nat"  # on its genotype there is no budget
-    assert jobs["darts_v2", "nat"].config.edges is None
-    assert jobs["darts_v2", "dnat-full"].config.edges == ("layer1.*",)
+    assert jobs["darts_v2", "nat"].config.relaxation.edges is None
+    assert jobs["darts_v2", "dnat-full"].config.relaxation.edges == ("layer1.*",)
 
 
 def test_tables_of_networks_that_are_left_out_are_no_mistake():
@@ -221,7 +224,7 @@ def test_a_sweeps_file_is_its_configuration_also_without_the_genotypes_file(tmp_
     again = resolve(Sweep.from_table(read_toml(tmp_path / "sweep.toml")), jobs=1)  # threads stay
     assert again == sweep
     assert plan(again) == plan(sweep)
-    assert [t.job.config.lr for t in plan(sweep)] == [0.1, 0.2, 0.1, 0.2]
+    assert [t.job.config.training.lr for t in plan(sweep)] == [0.1, 0.2, 0.1, 0.2]
 
 
 def test_threads_are_the_cores_of_a_trial_and_part_of_the_sweep(monkeypatch):

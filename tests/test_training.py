@@ -45,7 +45,7 @@ def config(**options):
 def relaxed_trainer(name="residual", **options):
     network = small(name)
     c = config(**options)
-    relaxed = relax(network, dnat.find_edges(dnat.trace(network, images())), gate=c.gate)
+    relaxed = relax(network, dnat.find_edges(dnat.trace(network, images())), gate=c.relaxation.gate)
     return Trainer(relaxed.train(), tiny_data(), c, Progress())
 
 
@@ -256,7 +256,7 @@ def test_reductions_of_few_channels_do_not_end_the_process():
         import dnat, dnat.lab.methods
         network = dnat.build("resnet8", seed=0, width=8, skips=True)
         data = dnat.load("digits", train_limit=100, test_limit=20)
-        search = dnat.config.Search(epochs=2, samples=1, batch_size=25)
+        search = dnat.settings.Search(epochs=2, samples=1, batch_size=25)
         config = dnat.Config(epochs=3, architecture_epochs=2, batch_size=25, threads=2, settle=0, search=search)
         print(dnat.lab.methods.METHODS['nat'](network, data, config).dead)
     """

@@ -19,7 +19,6 @@ from torch import nn
 import dnat
 import dnat.lab.baselines
 from dnat.budget import Costs
-from dnat.config import Job
 from dnat.costs import Latency
 from dnat.data.images import Augmentation
 from dnat.discretization import discretization
@@ -31,6 +30,7 @@ from dnat.records import Records
 from dnat.relaxation import relax
 from dnat.results import Commitment
 from dnat.session import weights_digest
+from dnat.settings import Job
 from dnat.state import RunState
 from dnat.training import (
     Interrupted,
@@ -102,7 +102,7 @@ def test_resumed_at_every_batch_gives_the_same_bits(method, preset, tmp_path):
     if method == "dnat":
         assert set(whole.choices.values()) != {"original"}
     # Each batch once: the odd ones with one preset, the even ones with the other.
-    for stop_at in range(1 + (preset == "improved"), j.config.epochs * 3 + 1, 2):
+    for stop_at in range(1 + (preset == "improved"), j.config.training.epochs * 3 + 1, 2):
         with Records.open(tmp_path / f"{stop_at}", j) as records, pytest.raises(Interrupted):
             METHODS[method](
                 network(), tiny_data(), j.config, records=records, stop=lambda p, n=stop_at: p.step == n
@@ -119,7 +119,7 @@ def test_resumed_at_every_batch_gives_the_same_bits(method, preset, tmp_path):
 def test_stopping_at_every_batch_in_turn_gives_the_same_bits(tmp_path):
     j = job()
     whole = dnat.transform(network(), tiny_data(), j.config).results()
-    for _ in range(j.config.epochs * 3):
+    for _ in range(j.config.training.epochs * 3):
         with Records.open(tmp_path / "run", j) as records, pytest.raises(Interrupted):
             dnat.transform(network(), tiny_data(), j.config, records=records, stop=lambda p: True)
     with Records.open(tmp_path / "run", j) as records:
@@ -203,7 +203,7 @@ def test_cutout_is_that_of_the_paper(name, side, options, cut, monkeypatch):
     data = replace(data, mean=grey, std=grey)
     options = dict(options)
     method = options.pop("method", "original")
-    searching = dnat.config.Search(batch_size=4, samples=1, channels=2, layers=3)
+    searching = dnat.settings.Search(batch_size=4, samples=1, channels=2, layers=3)
     c = config(**({"preset": "paper", "epochs": 2, "architecture_epochs": 1, "search": searching} | options))
     given = dnat.build(name, seed=0, num_classes=5, **sizes[name])
     batches = watched(monkeypatch, {method: lambda: EVERY_METHOD[method](given, data, c)})[method]
@@ -370,7 +370,7 @@ def test_what_a_short_stage_is_told_is_true_and_new():
         assert ("the budget will choose, not theta" in text) == (budget is not None)
         more, faster = advised(text)
         assert more > epochs
-        assert not short_stage(replace(c, epochs=more, architecture_epochs=more), batches)
+        assert not short_stage(c.but(epochs=more, architecture_epochs=more), batches)
         assert faster is None or faster > theta_rate(c, batches)
     assert warned > 20
     assert short_stage(dnat.Config(theta_reach=0.1), 20).endswith("take a theta_reach of 3 or more")
@@ -488,7 +488,10 @@ def test_distillation_goes_on_with_the_same_teacher(tmp_path):
 
 def test_trained_weights_ask_for_gentle_settings():
     assert Job.from_flat({"network": "resnet8", "weights": "w.pt"}).config.preset == "fine-tune"
-    assert Job.from_flat({"network": "resnet8", "weights": "w.pt", "preset": "paper"}).config.distillation == 0
+    assert (
+        Job.from_flat({"network": "resnet8", "weights": "w.pt", "preset": "paper"}).config.training.distillation
+        == 0
+    )
     assert Job.from_flat({"network": "resnet8"}).config.preset == "improved"
 
 
@@ -507,7 +510,7 @@ def test_trained_weights_ask_for_gentle_settings():
 )
 def test_who_decides_of_a_trained_network(given, judge, stage):
     found = Job.from_flat({"network": "resnet8", "weights": "w.pt", "epochs": 3, **given})
-    assert (found.config.judge, found.config.architecture_epochs) == (judge, stage)
+    assert (found.config.limit.judge, found.config.training.architecture_epochs) == (judge, stage)
     assert Job.from_flat(found.flat()) == found
 
 
@@ -637,7 +640,7 @@ def test_answers_decide_before_anything_is_trained(tmp_path):
 
     options = {"judge": "answers", "budget": 0.7, "judge_images": 16, "epochs": 2, "seed": 3}
     settings = dnat.Config(batch_size=8, threads=1, lr=0.05, warm_up=0.5, **options)
-    assert settings.architecture_epochs == 0
+    assert settings.training.architecture_epochs == 0
     whole = dnat.transform(network(), tiny_data(), settings)
     assert [row["stage"] for row in whole.history] == ["network", "network"]
     assert whole.commitment.epoch == 0

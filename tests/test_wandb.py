@@ -18,13 +18,13 @@ import torch
 from click.testing import CliRunner
 from wandb_server import KEY, WandbServer
 
-from dnat import tracking
-from dnat.config import Config, Job
 from dnat.lab.cli import cli
-from dnat.lab.report.online import build, create, upload_commands
+from dnat.lab.online import values
+from dnat.lab.online.mirror import WandbTracker
+from dnat.lab.online.report import build, create, upload_commands
 from dnat.lab.runs import run
 from dnat.lab.summary import markdown, summarize
-from dnat.tracking import WandbTracker
+from dnat.settings import Config, Job
 from dnat.training import Interrupted
 
 JOB = Job(
@@ -189,24 +189,24 @@ def test_shares_of_widths_make_no_sections():
     edge = {"key": "a:width", "kind": "width", "operation": "16 channels", "choice": "5/8", "reason": ""}
     edge |= {"gates": [0.0, 0.0, 1.0], "others": [["5/8", 0.75]], "margin": 0.5, "madds": 9, "saved": 3}
     unit = edge | {"key": "b", "kind": "unit", "choice": "none", "others": []}
-    logged = tracking._choices([edge, unit])
+    logged = values.of_choices([edge, unit])
     assert logged["choices/a_width/5_of_8"] == 0.75
     assert all(name.count("/") in (0, 2) for name in logged)
     assert dict(zip(logged["choices"].columns, logged["choices"].data[0], strict=True))["choice"] == "5/8"
-    gates = tracking._values({"epoch": 1, "columns": ["original", "5/8"], "gates": [[0.0, 1.0]]}, "")
+    gates = values.of_row({"epoch": 1, "columns": ["original", "5/8"], "gates": [[0.0, 1.0]]}, "")
     assert set(gates) == {"epoch", "gates/original", "gates/5_of_8"}
     cost, accuracy = {"params": 1, "madds": 1}, {"test_accuracy": 0.5, "test_loss": 1.0, "dead": False}
     results = accuracy | dict.fromkeys(("test_accuracy_before", "train_accuracy", "train_loss"), 0.5)
     results |= {"cost_before": cost, "cost_after": cost}
     record = {"results": results, "latency": {}, "seconds": {}}
-    found = tracking._summary(record, [edge, unit])
+    found = values.of_result(record, [edge, unit])
     assert {k: v for k, v in found.items() if k.startswith(("edges", "widths"))} == {
         "edges": 2,
         "edges_changed": 2,
         "widths": 1,
         "widths_narrowed": 1,
     }
-    assert "widths" not in tracking._summary(record, [unit])
+    assert "widths" not in values.of_result(record, [unit])
 
 
 def test_the_result_the_pictures_and_the_table(offline):
@@ -422,7 +422,7 @@ def test_any_error_is_told_once_and_a_second_ctrl_c_is_none(tmp_path, plain):
     tracker.result(plain.record)
     tracker.finish()
     assert len(notes) == 1
-    assert notes[0].startswith("W&B: JSONDecodeError")
+    assert notes[0].startswith("W&B: UsageError: wandb.json cannot be read")
 
     class Odd(BaseException):
         pass

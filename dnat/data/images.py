@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -19,20 +20,20 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError as DataError
-from ..errors import WrongTypeError
 from ..seeds import Stream, numpy_generator
 from .augmentation import Augmentation as Augmentation
-from .augmentation import augmented, check_augmentation, cut, normalized, pad
+from .augmentation import augmented, cut, normalized, pad
+from .checking import check
 from .files import ImageFiles
 from .preprocess import Preprocess, positions
 from .source import steps_of, usual_batch
-from .streaming import Decoder, Task
-from .tensors import balanced, class_numbers, kind, labels_of, pair_of, pixels_of
+from .streaming import Chosen, Decoder
+from .tensors import balanced, class_numbers, labels_of, pair_of, pixels_of
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
-    """A data set for classification, in memory or in files.
+class Images:
+    """Images of two splits with their labels, in memory or in files: what a `Data` holds.
 
     Attributes:
         name: for messages and records.
@@ -45,9 +46,6 @@ class Data:
         notes: what a user should know of them: which part it is, how they were divided.
         skipped: names of pictures that are left out, because they cannot be read.
         workers: processes that decode files; their number changes no bit.
-
-    Raises:
-        DataError: empty splits, fewer than two classes, labels that are no classes, shapes that do not fit.
     """
 
     name: str
@@ -65,46 +63,7 @@ class Data:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        _check_names(self.name, self.classes)
-        check_augmentation(self.augmentation)
-        for split, images, labels in (
-            ("training", self.train_images, self.train_labels),
-            ("test", self.test_images, self.test_labels),
-        ):
-            self._check_split(split, images, labels)
-        if self.train_images.shape[1:] != self.test_images.shape[1:]:
-            sizes = tuple(self.train_images.shape[1:]), tuple(self.test_images.shape[1:])
-            raise DataError(f"{self.name}: training images are {sizes[0]}, test images {sizes[1]}")
-        if self.augmentation.resized and isinstance(self.train_images, Tensor):
-            raise DataError(
-                f"{self.name}: crops that are resized are taken from files; these images are in memory"
-            )
-        missing = set(range(len(self.classes))) - set(self.train_labels.unique().tolist())
-        if missing:
-            found = [self.classes[i] for i in sorted(missing)]
-            more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-            warnings.warn(f"{self.name}: no training image of class {', '.join(found[:5])}{more}", stacklevel=3)
-
-    def _check_split(self, split: str, images: Tensor | ImageFiles, labels: Tensor) -> None:
-        for what, value, kinds in (("images", images, Tensor | ImageFiles), ("labels", labels, Tensor)):
-            if not isinstance(value, kinds):
-                found = type(value).__name__
-                raise WrongTypeError(
-                    f"{self.name}: {split} {what} must be a tensor, not {found} (Data.from_tensors takes arrays)"
-                )
-        if isinstance(images, Tensor) and (images.dim() != 4 or images.dtype != torch.uint8):
-            raise DataError(f"{self.name}: {split} images must be (N, H, W, C) uint8, not {kind(images)}")
-        if labels.dim() != 1 or labels.dtype != torch.int64:
-            raise DataError(f"{self.name}: {split} labels must be (N,) int64 class numbers, not {kind(labels)}")
-        if len(images) != len(labels):
-            raise DataError(f"{self.name}: {len(images)} {split} images, but {len(labels)} labels")
-        if len(images) == 0:
-            raise DataError(f"{self.name} has no {split} images")
-        wrong = ((labels < 0) | (labels >= len(self.classes))).nonzero()
-        if len(wrong):
-            i = int(wrong[0])
-            last, label = len(self.classes) - 1, int(labels[i])
-            raise DataError(f"{self.name}: {split} image {i} has label {label}; classes are 0 to {last}")
+        check(self)
 
     @classmethod
     def from_tensors(
@@ -115,7 +74,7 @@ class Data:
         *,
         classes: Sequence[str] | None = None,
         augmentation: Augmentation | None = None,
-    ) -> "Data":
+    ) -> Self:
         """A data set of your own.
 
         Args:
@@ -186,7 +145,7 @@ class Data:
         margin = self.test_images.margin if isinstance(self.test_images, ImageFiles) else 1.0
         return Preprocess(self.classes, self.image_size, self.mean, self.std, margin)
 
-    def numbered(self, classes: Sequence[str]) -> "Data":
+    def numbered(self, classes: Sequence[str]) -> Self:
         """The same images with labels that are places in a list of classes, which these are some of.
 
         So they can be shown to a network whose outputs are that list.
@@ -216,12 +175,14 @@ class Data:
                 _hash(digest, tensor)
         return digest.hexdigest()
 
+    @cached_property
+    def _content(self) -> str:
+        files = any(isinstance(images, ImageFiles) for images in (self.train_images, self.test_images))
+        return f"{'files' if files else 'memory'} {self.fingerprint()}"
+
     def content(self) -> str:
         """How the images are held ("memory" or "files") and the fingerprint, to be compared within either."""
-        if "_content" not in self.__dict__:
-            files = any(isinstance(images, ImageFiles) for images in (self.train_images, self.test_images))
-            object.__setattr__(self, "_content", f"{'files' if files else 'memory'} {self.fingerprint()}")
-        return self.__dict__["_content"]
+        return self._content
 
     def identity(self) -> str:
         """A SHA-256 over what tells data sets apart without reading pixels: classes, labels, sizes, normalization.
@@ -246,7 +207,7 @@ class Data:
             moved: dict[str, Any] = {k: v.to(device) for k, v in held.items() if isinstance(v, Tensor)}
             return replace(self, **moved)
 
-    def subset(self, train_limit: int | None = None, test_limit: int | None = None) -> "Data":
+    def subset(self, train_limit: int | None = None, test_limit: int | None = None) -> Self:
         """The first images of each class, as many of each as it takes, in their order.
 
         Raises:
@@ -262,6 +223,19 @@ class Data:
                 held = getattr(self, f"{split}_{name}")
                 changes[f"{split}_{name}"] = taken(held, chosen)
         return replace(self, **changes)
+
+
+@dataclass(frozen=True, eq=False)
+class Data(Images):
+    """A data set for classification, and its batches; see `Images` for what it holds.
+
+    Raises:
+        DataError: empty splits, fewer than two classes, labels that are no classes, shapes that do not fit.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: neither processes nor what can be made again."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     def order(self, seed: int, epoch: int) -> Tensor:
         """The order in which an epoch visits the training images: a permutation of 0 to N - 1, on the CPU."""
@@ -321,10 +295,9 @@ class Data:
             for positions in chosen:
                 yield self.train_batch(positions, draws, cutout)
             return
-        with closing(
-            self._decoder.batches(_Chosen(0, chosen, draws if self.augmentation.resized else None))
-        ) as found:
-            for positions, images in zip(chosen, found, strict=True):
+        crops = draws if self.augmentation.resized else None
+        with closing(self._decoder.batches(Chosen(0, chosen, crops))) as decoded:
+            for positions, images in zip(chosen, decoded, strict=True):
                 yield self._varied(images, positions, draws, cutout)
 
     def train_batch(self, positions: Tensor, draws: np.ndarray | None, cutout: int = 0) -> tuple[Tensor, Tensor]:
@@ -338,15 +311,13 @@ class Data:
         Returns:
             Images (B, C, H, W) float32 with channels last in memory, and labels (B,).
         """
-        where = positions.to(self.device)
-        if isinstance(self.train_images, ImageFiles):
+        if isinstance(self.train_images, Tensor):
+            images = self.train_images[positions.to(self.device)]
+        else:
             rows = positions.numpy()
             crops = draws[rows] if draws is not None and self.augmentation.resized else None
-            return self._varied(self.train_images.batch(rows, crops), positions, draws, cutout)
-        if draws is None:
-            return self._normalized(self.train_images[where]), self.train_labels[where]
-        images = augmented(self._padded, where, draws[positions.numpy()], self.augmentation)
-        return self._finished(images, cutout), self.train_labels[where]
+            images = self.train_images.batch(rows, crops)
+        return self._varied(images, positions, draws, cutout)
 
     def train_inputs(self, count: int, seed: int) -> list[Tensor]:
         """One batch (N, C, H, W) of training images as they are; the seed says which ones."""
@@ -356,45 +327,22 @@ class Data:
     def _varied(
         self, images: Tensor, positions: Tensor, draws: np.ndarray | None, cutout: int
     ) -> tuple[Tensor, Tensor]:
-        """As `train_batch`, of images (B, H, W, C) that have been decoded for it."""
+        """As `train_batch`, of its images (B, H, W, C) as they are held."""
         images, labels = images.to(self.device, non_blocking=True), self.train_labels[positions.to(self.device)]
         if draws is None:
-            return self._normalized(images), labels
+            return normalized(images, self.mean, self.std), labels
         every = torch.arange(len(images), device=self.device)
         padded = pad(images, self.augmentation.border)
-        return self._finished(
-            augmented(padded, every, draws[positions.numpy()], self.augmentation), cutout
-        ), labels
+        images, row, column = augmented(padded, every, draws[positions.numpy()], self.augmentation)
+        images = normalized(images, self.mean, self.std)
+        return cut(images, row, column, cutout) if cutout else images, labels
 
-    def _finished(self, varied: tuple[Tensor, Tensor, Tensor], cutout: int) -> Tensor:
-        images, row, column = varied
-        out = self._normalized(images)
-        return cut(out, row, column, cutout) if cutout else out
-
-    @property
-    def _padded(self) -> Tensor:
-        """(N, H + 2 border, W + 2 border, C) uint8, black around the images; made once."""
-        if "_padded_images" not in self.__dict__:
-            assert isinstance(self.train_images, Tensor)
-            object.__setattr__(self, "_padded_images", pad(self.train_images, self.augmentation.border))
-        return self.__dict__["_padded_images"]
-
-    @property
+    @cached_property
     def _decoder(self) -> Decoder:
         """Decodes files, of training (0) and of test images (1); its workers last as long as the data."""
-        if "_decoder_made" not in self.__dict__:
-            files = (self.train_images, self.test_images)
-            kept = tuple(f if isinstance(f, ImageFiles) else None for f in files)
-            object.__setattr__(self, "_decoder_made", Decoder(kept, self.workers, self.device.type == "cuda"))
-        return self.__dict__["_decoder_made"]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What is copied and pickled: neither processes nor what can be made again."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def _normalized(self, images: Tensor) -> Tensor:
-        """(B, H, W, C) uint8 -> (B, C, H, W) float32, channels last in memory."""
-        return normalized(images, self.mean, self.std)
+        splits = (self.train_images, self.test_images)
+        files = tuple(images if isinstance(images, ImageFiles) else None for images in splits)
+        return Decoder(files, self.workers, self.device.type == "cuda")
 
     def test_batches(
         self, batch_size: int = 500, *, part: tuple[int, int] = (0, 1)
@@ -412,33 +360,23 @@ class Data:
         if isinstance(self.test_images, Tensor):
             for part in parts:
                 here = slice(int(part[0]), int(part[-1]) + 1)
-                yield self._normalized(self.test_images[here]), self.test_labels[here]
+                yield normalized(self.test_images[here], self.mean, self.std), self.test_labels[here]
             return
-        with closing(self._decoder.batches(_Chosen(1, parts, None))) as found:
-            for part, images in zip(parts, found, strict=True):
+        with closing(self._decoder.batches(Chosen(1, parts, None))) as decoded:
+            for part, images in zip(parts, decoded, strict=True):
                 here = slice(int(part[0]), int(part[-1]) + 1)
-                yield self._normalized(images.to(self.device, non_blocking=True)), self.test_labels[here]
+                images = images.to(self.device, non_blocking=True)
+                yield normalized(images, self.mean, self.std), self.test_labels[here]
 
     def example(self, n: int = 2) -> Tensor:
         """The first test images, normalized: (n, C, H, W)."""
         images = self.test_images[:n]
         images = images if isinstance(images, Tensor) else images.pixels()
-        return self._normalized(images.to(self.device))
+        return normalized(images.to(self.device), self.mean, self.std)
 
 
 def _tuple(classes: Any) -> Any:
     return tuple(classes) if isinstance(classes, Iterable) and not isinstance(classes, str) else classes
-
-
-def _check_names(name: str, classes: object) -> None:
-    """Refuse names of classes that are no texts, too few, or stand twice."""
-    if not isinstance(classes, tuple) or not all(isinstance(c, str) for c in classes):
-        raise WrongTypeError(f"{name}: classes must be names, a text for each class, not {str(classes)[:80]}")
-    if len(classes) < 2:
-        raise DataError(f"{name} has {len(classes)} class(es); at least 2 are needed")
-    if len(set(classes)) < len(classes):
-        twice = next(c for i, c in enumerate(classes) if c in classes[:i])
-        raise DataError(f"{name}: the class {twice!r} is named twice")
 
 
 def _part(positions: Tensor, which: int, parts: int) -> Tensor:
@@ -455,19 +393,3 @@ def taken(held: Any, positions: Tensor) -> Any:
 def _hash(digest: Any, tensor: Tensor) -> None:
     digest.update(str(tuple(tensor.shape)).encode())
     digest.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-
-
-@dataclass(frozen=True)
-class _Chosen(Sequence[Task]):
-    """The tasks of an epoch, each made when it is asked for: the draws of a whole epoch are not held twice."""
-
-    split: int
-    parts: Sequence[Tensor]
-    draws: np.ndarray | None
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, i: Any) -> Any:
-        positions = self.parts[i].numpy()
-        return self.split, positions, None if self.draws is None else self.draws[positions]

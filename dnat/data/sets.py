@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import cores
 from ..errors import UsageError
 from ..naming import unknown
+from ..settings import cores
 from . import cifar, folders
 from .augmentation import check_augmentation
 from .files import ImageFiles

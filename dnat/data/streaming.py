@@ -20,6 +20,7 @@ import types
 import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,22 @@ PREFETCH = 2
 
 Task = tuple[int, np.ndarray, np.ndarray | None]
 """A batch to decode: which of the decoder's files, (B,) positions in them, and a row of draws each or None."""
+
+
+@dataclass(frozen=True)
+class Chosen(Sequence[Task]):
+    """The tasks of an epoch, each made when it is asked for: the draws of a whole epoch are not held twice."""
+
+    split: int
+    parts: Sequence[Tensor]
+    draws: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, i: Any) -> Any:
+        positions = self.parts[i].numpy()
+        return self.split, positions, None if self.draws is None else self.draws[positions]
 
 
 class Decoder:

@@ -20,15 +20,16 @@ from torch.utils._pytree import tree_map_only
 from ..data import Preprocess, check_shape
 from ..errors import UsageError, WrongTypeError
 from ..naming import unknown
-from ..records import atomic_write
 from ..relaxation import RelaxedNetwork
+from ..rundir import atomic_write
 from ..tracing import Example, copied, examples_of
 from . import graphs, verification, weights
-from .construction import NotConstructibleError, construction
-from .recorder import RefusedError
+from .construction import is_leaf
 from .recording import doubled, record
-from .source import TYPES, constants, source
+from .scope import RefusedError
+from .source import TYPES, source
 from .steps import Recording
+from .structure import constants
 from .verification import Case
 
 FORMATS = ("safetensors", "py", "pt2", "onnx")
@@ -119,8 +120,8 @@ def export(
         draft = _WRITERS[to](twin, args, kwargs, Path(folder) / target.name, preprocess)
         difference = _verify(to, twin, draft) if verify else 0.0
         files = tuple(target.with_name(f.name) for f in draft.files)
-        for made, place in reversed(list(zip(draft.files, files, strict=True))):
-            atomic_write(place, made.read_bytes())
+        for draft_file, place in reversed(list(zip(draft.files, files, strict=True))):
+            atomic_write(place, draft_file.read_bytes())
     notes = [f"the network inside {wrapper} is written: names in it are without the wrapper's"] if wrapper else []
     return Exported(to, files, difference, (*notes, *draft.notes))
 
@@ -140,14 +141,14 @@ def _unwrapped(network: nn.Module) -> tuple[nn.Module, str]:
 
 
 def _verify(form: str, network: nn.Module, draft: _Draft) -> float:
-    found = verification.read_again(form, draft.files[0], draft.cases)
+    read = verification.read_again(form, draft.files[0], draft.cases)
     if form == "safetensors":
-        if found != weights.digests(network.state_dict()):
+        if read != weights.digests(weights.state(network)):
             raise RuntimeError("the file does not hold the network's tensors bit for bit")
         return 0.0
-    if form == "py" and set(found["keys"]) != set(network.state_dict()):
+    if form == "py" and set(read["keys"]) != set(weights.state(network)):
         raise RuntimeError("the exported network's state dict has other keys than the network's")
-    return verification.difference(network, draft.cases, found["outputs"])
+    return verification.difference(network, draft.cases, read["outputs"])
 
 
 def _check_preprocess(preprocess: object, args: tuple[Any, ...]) -> None:
@@ -168,11 +169,11 @@ def _write_safetensors(
     preprocess: Preprocess | None,
 ) -> _Draft:
     description = path.with_suffix(".json")
-    path.write_bytes(weights.packed(network.state_dict(), preprocess))
+    path.write_bytes(weights.packed(weights.state(network), preprocess))
     description.write_bytes(weights.architecture(network, args, kwargs, preprocess))
-    same = weights.aliases(network.state_dict())
+    same = weights.aliases(weights.state(network))
     notes = [f"{name} is {other}, and stored once" for name, other in same.items()]
-    return _Draft([path, description], [], notes)
+    return _Draft([path, description], [], [*notes, *_left_out(network)])
 
 
 def _write_py(
@@ -193,7 +194,7 @@ def _write_py(
         ) from error
     path.write_text(text, encoding="utf-8")
     files = [path, path.with_suffix(".safetensors")]
-    files[1].write_bytes(weights.packed(network.state_dict(), preprocess))
+    files[1].write_bytes(weights.packed(weights.state(network), preprocess))
     others = constants(network, recording)
     if others:
         files.append(path.with_suffix(".constants.safetensors"))
@@ -208,8 +209,12 @@ def _write_py(
     return _Draft(files, cases, notes)
 
 
+def _left_out(network: nn.Module) -> list[str]:
+    return [f"{key} is left out: files hold weights and buffers" for key in weights.extras(network)]
+
+
 def _notes(network: nn.Module, recording: Recording) -> list[str]:
-    notes = []
+    notes = _left_out(network)
     if recording.fixed == "batch":
         notes.append("the batch decides what the forward does: the file takes inputs of the example's shapes only")
     elif recording.fixed == "size":
@@ -218,17 +223,9 @@ def _notes(network: nn.Module, recording: Recording) -> list[str]:
         notes.append("sizes decide what the forward does: the file refuses those that would go another way")
     for path, module in network.named_modules():
         flags = {p.requires_grad for p in module.parameters()}
-        if len(flags) > 1 and _is_layer(module):
+        if len(flags) > 1 and is_leaf(module):
             notes.append(f"{path}: only some of its weights are frozen, and all come back trainable")
     return notes
-
-
-def _is_layer(module: nn.Module) -> bool:
-    try:
-        construction(module)
-    except NotConstructibleError:
-        return False
-    return True
 
 
 def _check_types(network: nn.Module) -> None:

@@ -28,15 +28,15 @@ class Design:
 
 def designs(bodies: Mapping[nn.Module, tuple[Body, ...]], root: nn.Module) -> dict[nn.Module, Design]:
     """The design of every module; the root is on its own."""
-    made = {module: Design(own) for module, own in bodies.items()}
+    designs = {module: Design(own) for module, own in bodies.items()}
     alike: defaultdict[tuple[str, tuple[Body, ...]], list[nn.Module]] = defaultdict(list)
     for module, own in bodies.items():
         if module is not root:
             blank = tuple(mapped_literals(b, lambda x: _BLANK if _is_free(x) else x) for b in own)
             alike[type(module).__name__, blank].append(module)
     for modules in alike.values():
-        made |= _shared(modules, bodies)
-    return made
+        designs |= _shared(modules, bodies)
+    return designs
 
 
 def _is_free(literal: Literal) -> bool:
@@ -64,16 +64,16 @@ def _shared(
 
 
 def _values(bodies: tuple[Body, ...]) -> list[str]:
-    found: list[str] = []
+    values: list[str] = []
 
     def note(literal: Literal) -> Literal:
         if _is_free(literal):
-            found.append(literal.text)
+            values.append(literal.text)
         return literal
 
     for body in bodies:
         mapped_literals(body, note)
-    return found
+    return values
 
 
 def _name(modules: list[nn.Module], column: tuple[str, ...], taken: set[str]) -> str:

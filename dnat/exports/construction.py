@@ -59,6 +59,15 @@ def construction(module: nn.Module) -> Call:
     return Call(f"nn.{cls.__name__}", tuple(texts), ".requires_grad_(False)" if frozen else "")
 
 
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module is written as the call of its constructor."""
+    try:
+        construction(module)
+    except NotConstructibleError:
+        return False
+    return True
+
+
 def base(module: nn.Module) -> type[nn.Module] | None:
     """The class of `torch.nn` that a module behaves like: its own, or one that its own changes nothing of."""
     for i, cls in enumerate(type(module).__mro__):

@@ -103,7 +103,7 @@ def preparation(preprocess: Preprocess) -> str:
         # Last, since names may be anything.
         "CLASSES": laid_out(call("CLASSES = ", [text(name) for name in preprocess.classes], opening="[")),
     }
-    made = _TEXT
+    source = _TEXT
     for name, value in values.items():
-        made = made.replace(f"{{{name}}}", value)
-    return made
+        source = source.replace(f"{{{name}}}", value)
+    return source

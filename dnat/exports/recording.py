@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..tracing import copied
-from .recorder import OpenError, Recorder, RefusedError
+from .recorder import Recorder
+from .scope import OpenError, RefusedError
 from .steps import Body, Recording, Step
 
 
@@ -102,9 +103,9 @@ class _Seeded:
 
     def __init__(self) -> None:
         self.fork = torch.random.fork_rng(devices=[])
+        self.before = self._others()
 
     def __enter__(self) -> "_Seeded":
-        self.before = self._others()
         self.fork.__enter__()
         torch.manual_seed(0)
         return self

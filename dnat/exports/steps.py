@@ -195,11 +195,11 @@ def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     if group is None:
         return function(value)
     kind, items, keys = group
-    made = [mapped(i, function) for i in items]
-    if all(a is b for a, b in zip(made, items, strict=True)):
+    new = [mapped(i, function) for i in items]
+    if all(a is b for a, b in zip(new, items, strict=True)):
         return value
     if kind == "slice":
-        return slice(*made)
+        return slice(*new)
     if keys:
-        return type(value)(*made) if isinstance(value, tuple) else type(value)(zip(keys, made, strict=True))
-    return list(made) if kind == "list" else torch.Size(made) if isinstance(value, torch.Size) else tuple(made)
+        return type(value)(*new) if isinstance(value, tuple) else type(value)(zip(keys, new, strict=True))
+    return list(new) if kind == "list" else torch.Size(new) if isinstance(value, torch.Size) else tuple(new)

@@ -73,9 +73,9 @@ def onnx():
     names = [i.name for i in session.get_inputs()]
     outputs = []
     for _, args, kwargs in torch.load(cases, weights_only=True):
-        given = [t.numpy() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-        found = session.run(None, dict(zip(names, given, strict=True)))
-        outputs.append([torch.from_numpy(a) for a in found])
+        inputs = [t.numpy() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        answers = session.run(None, dict(zip(names, inputs, strict=True)))
+        outputs.append([torch.from_numpy(a) for a in answers])
     return {"outputs": outputs}
 
 
@@ -103,9 +103,9 @@ def read_again(form: str, path: Path, cases: Sequence[Case] = ()) -> dict[str, A
         RuntimeError: it cannot be read or run there.
     """
     with tempfile.TemporaryDirectory(prefix="export-") as folder:
-        given, results = Path(folder) / "cases.pt", Path(folder) / "results.pt"
-        torch.save([(c.training, c.args, c.kwargs) for c in cases], given)
-        names = map(str, (form, path.resolve(), given, results, torch.get_num_threads()))
+        arguments, results = Path(folder) / "cases.pt", Path(folder) / "results.pt"
+        torch.save([(c.training, c.args, c.kwargs) for c in cases], arguments)
+        names = map(str, (form, path.resolve(), arguments, results, torch.get_num_threads()))
         child = subprocess.run(  # noqa: S603
             [sys.executable, "-I", "-W", "ignore", "-c", _CHILD, *names],
             cwd=folder,
@@ -125,11 +125,11 @@ def difference(network: nn.Module, cases: Sequence[Case], outputs: Sequence[Sequ
         RuntimeError: they differ by more than rounding.
     """
     largest = 0.0
-    for case, found in zip(cases, outputs, strict=True):
+    for case, output in zip(cases, outputs, strict=True):
         expected = _run(network, case)
-        if [(t.shape, t.dtype) for t in found] != [(t.shape, t.dtype) for t in expected]:
+        if [(t.shape, t.dtype) for t in output] != [(t.shape, t.dtype) for t in expected]:
             raise RuntimeError("the exported network's outputs have other shapes or types than the network's")
-        for a, b in zip(found, expected, strict=True):
+        for a, b in zip(output, expected, strict=True):
             largest = max(largest, _compare(a, b, "train" if case.training else "eval"))
     return largest
 
@@ -142,12 +142,12 @@ def _run(network: nn.Module, case: Case) -> list[Tensor]:
     return [t for t in tree_leaves(result) if isinstance(t, Tensor)]
 
 
-def _compare(found: Tensor, expected: Tensor, mode: str) -> float:
+def _compare(output: Tensor, expected: Tensor, mode: str) -> float:
     if not expected.is_floating_point():
-        if not torch.equal(found, expected):
+        if not torch.equal(output, expected):
             raise RuntimeError(f"the exported network computes something else in {mode} mode")
         return 0.0
-    a, b = found.double(), expected.double()
+    a, b = output.double(), expected.double()
     size = torch.nan_to_num(b.abs(), posinf=0).max().item() if b.numel() else 0.0
     scale = _SCALE.get(expected.dtype, _RTOL)
     apart = torch.nan_to_num((a - b).abs()).max().item() if b.numel() else 0.0

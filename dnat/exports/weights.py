@@ -11,6 +11,23 @@ from torch.utils._pytree import tree_leaves
 
 from ..data import Preprocess
 
+_EXTRA = "_extra_state"
+"""The last part of the key under which torch keeps what `get_extra_state` gives."""
+
+
+def state(network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a network's state dict: all of it but what its modules add of other kinds."""
+    left_out = set(extras(network))
+    return {name: value for name, value in network.state_dict().items() if name not in left_out}
+
+
+def extras(network: nn.Module) -> list[str]:
+    """The keys of what modules add to the state dict by `get_extra_state`, which may be anything."""
+    paths = network.named_modules(remove_duplicate=False)
+    own = nn.Module.get_extra_state
+    added = [path for path, m in paths if type(m).get_extra_state is not own]
+    return [f"{path}.{_EXTRA}".lstrip(".") for path in added]
+
 
 def packed(tensors: Mapping[str, Tensor], preprocess: Preprocess | None = None) -> bytes:
     """Tensors as a safetensors file.
@@ -29,12 +46,12 @@ def packed(tensors: Mapping[str, Tensor], preprocess: Preprocess | None = None) 
 def aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """{name: earlier name of the very same tensor}."""
     first: dict[Any, str] = {}
-    found = {}
+    same = {}
     for name, t in tensors.items():
         key = (t.data_ptr(), t.device, t.dtype, t.shape, t.stride()) if t.numel() else id(t)
         if first.setdefault(key, name) != name:
-            found[name] = first[key]
-    return found
+            same[name] = first[key]
+    return same
 
 
 def architecture(
@@ -50,15 +67,15 @@ def architecture(
         for t in tree_leaves((args, kwargs))
         if isinstance(t, Tensor)
     ]
-    state = network.state_dict()
+    tensors = state(network)
     content = {
         "network": _class(network),
         "parameters": sum(p.numel() for p in network.parameters()),
         "inputs": inputs,
         **({"preprocess": preprocess.table()} if preprocess else {}),
         "modules": modules,
-        "tensors": {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in state.items()},
-        "same": aliases(state),
+        "tensors": {name: {"shape": list(t.shape), "dtype": str(t.dtype)} for name, t in tensors.items()},
+        "same": aliases(tensors),
         "torch": torch.__version__,
     }
     return (json.dumps(content, indent=1) + "\n").encode()

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..config import ALIASES, METHODS
+from ..settings import ALIASES, METHODS
 from . import fields
 
 _ORDER = (*ALIASES, *METHODS)
@@ -40,7 +40,7 @@ def label(job: Mapping[str, Any]) -> str:
 
 
 def method_order(label: str, baseline: str) -> tuple[Any, ...]:
-    """Sorts labels: the baseline first, then as in `dnat.config.METHODS`, then by name."""
+    """Sorts labels: the baseline first, then as in `dnat.settings.METHODS`, then by name."""
     base = label.partition(" ")[0]
     return label != baseline, _ORDER.index(base) if base in _ORDER else len(_ORDER), natural_order(label)
 

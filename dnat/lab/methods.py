@@ -6,10 +6,10 @@ from types import MappingProxyType
 
 from torch import nn
 
-from ..config import CONTROLS, Config
 from ..data import Data
 from ..results import Transformation
 from ..session import check
+from ..settings import CONTROLS, Config
 from ..transformation import train, transform
 from . import baselines
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from ..answers import autocast, scores
-from ..config import Config
 from ..data import DataError, Preprocess, decoded, found_below, normalized
 from ..errors import UsageError
+from ..settings import Config
 from ..training import usual_batch
 from .runs import preprocess_of, restore
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..naming import unknown
+from ..rundir import NETWORK, RunFiles
 from .torchvision import import_torchvision
 
 EXTRA = "extra_state"
@@ -54,7 +55,7 @@ def load_weights(
     """
     path, trained = Path(source), None
     if path.is_dir():
-        path = path / "network.safetensors"
+        path = path / NETWORK
     if path.suffix or path.exists() or not name.startswith("torchvision:"):
         state, trained = _read(path), _classes_of(path)
     else:
@@ -66,8 +67,8 @@ def load_weights(
 def _classes_of(path: Path) -> list[str] | None:
     """The names of the classes that weights were trained for, where the record beside them or the file tells."""
     try:
-        if path.name == "network.safetensors" and (path.parent / "record.json").is_file():
-            found = json.loads((path.parent / "record.json").read_text(encoding="utf-8"))
+        if path.name == NETWORK and RunFiles(path.parent).is_done():
+            found = RunFiles(path.parent).record()
         else:
             from safetensors import safe_open
 

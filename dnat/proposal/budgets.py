@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from ..config import Amount, parse_amount, shown
 from ..errors import WrongTypeError
+from ..settings import Amount, parse_amount, shown
 
 
 @dataclass(frozen=True)

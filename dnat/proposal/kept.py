@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ..measurement import SENSITIVITY
-from ..records import atomic_write
+from ..rundir import SENSITIVITY, atomic_write
 from .budgets import Budget, parse_budget
 from .planner import Planner, Tell
 from .result import Proposals

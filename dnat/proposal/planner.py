@@ -1,285 +1,31 @@
 """A network and data -> what would go from it."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..budget import Costs, Groups, InfeasibleError, by_edge, cheapest
-from ..config import Config, shown
-from ..costs import Cost, cost, latency
+from ..budget import Costs, InfeasibleError
 from ..data import Data
-from ..discretization import Discretization, discretization
 from ..edges import Edge
 from ..errors import UsageError, WrongTypeError, users_code
 from ..measurement import batches_in, digest_of, measured
-from ..planning import make_plan, times
-from ..relaxation import relax
 from ..results import FixedReport
-from ..seeds import check_seed
-from ..sensitivity import (
-    Judge,
-    Sensitivity,
-    affordable_images,
-    batch_size,
-    divided,
-    least_damage,
-    shown_images,
-)
+from ..sensitivity import Judge, Sensitivity, affordable_images, batch_size, divided, shown_images
 from ..session import weights_digest
-from ..tracing import Example, Program, copied, trace
+from ..settings import shown
+from ..tracing import Example
 from .batches import first_batch, on_device, resized, so_many
-from .budgets import Budget, amount, parse_budget
+from .budgets import Budget, parse_budget
+from .place import Place
 from .result import Proposal, Proposals, Tried
-
-ATTEMPTS = 4
-"""How often a set is chosen again when the network that it makes turns out to exceed its budget."""
 
 Tell = Callable[[str, int, int], None]
 """Is told what is done, how much of it, of how much."""
-
-
-@dataclass(frozen=True)
-class _Amounts:
-    """What sets of choices cost in one unit.
-
-    Attributes:
-        costs: of operations.
-        rest: what no operation has and every set keeps.
-    """
-
-    costs: Costs
-    rest: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.costs.total + self.rest
-
-    def of(self, groups: Groups, chosen: Mapping[str, str]) -> float:
-        return self.costs.of(by_edge(groups, chosen)) + self.rest
-
-
-def parameters(network: nn.Module, program: Program, edges: Sequence[Edge]) -> Costs:
-    """What sets of choices cost in parameters, of modules that run in a program's first trace.
-
-    A module's own belong to the last operation of its first call, those of a module that is not called itself to
-    the nearest around it that is. Each parameter counts once.
-    """
-    first, seen = program.traces[0], set[int]()
-    names: list[str] = []
-    sizes: list[float] = []
-    owners: list[int] = []
-    for path, module in network.named_modules():
-        own = [
-            (f"{path}.{n}" if path else n, p)
-            for n, p in module.named_parameters(recurse=False)
-            if id(p) not in seen
-        ]
-        seen.update(id(p) for _, p in own)
-        while path and not first.calls_of(path):
-            path = path.rpartition(".")[0]
-        inside = first.within(first.calls_of(path)[0]) if first.calls_of(path) else frozenset()
-        if inside:
-            names += [name for name, _ in own]
-            sizes += [float(p.numel()) for _, p in own]
-            owners += [max(inside)] * len(own)
-    place = {name: number for number, name in enumerate(names)}
-    parts = {
-        (edge, choice): {place[name]: edge.remaining(choice) for name, _, _ in edge.place.cuts if name in place}
-        for edge in edges
-        if edge.place
-        for choice in edge.choices[1:]
-    }
-    return Costs(edges, sizes, parts, owners)
-
-
-class _Place:
-    """A network with all that it may become, and what that costs; made by `of`.
-
-    Attributes:
-        program, edges, fixed: see `dnat.planning`.
-        relaxed: the network with theta.
-        batch: images of the batch whose time is measured; 0: none is.
-    """
-
-    def __init__(self, network: nn.Module, example: Example, program: Program, config: Config) -> None:
-        self.network, self.example, self.program = network, example, program
-        found = make_plan(network, program, torch.empty(0), config)
-        self.edges = found.edges
-        self.fixed = sorted(found.fixed, key=lambda e: -e.madds)
-        self.relaxed = relax(network, self.edges, config.mode, config.gate, config.seed)
-        self.groups = self.relaxed.by_group()
-        self.rows = program.traces[0].batch
-        self.before = cost(network, example, batch=self.rows)
-        weights = parameters(network, program, self.edges)
-        self.amounts = {
-            "madds": _Amounts(found.costs),
-            "params": _Amounts(weights, self.before.params - weights.total),
-        }
-        self.batch = 0
-        self.seconds: float | None = None
-
-    @classmethod
-    def of(
-        cls, network: nn.Module, example: Example, space: str, mode: str, seed: int, *, batch: int | None = None
-    ) -> "_Place":
-        """Trace a network, find its edges and relax them; the network itself is left as it is."""
-        config = Config(space=space, mode=mode, seed=check_seed(seed), threads=1)  # type: ignore[arg-type]
-        twin = copied(network)
-        return cls(twin, example, trace(twin, example, batch=batch), config)
-
-    def time(self, batch: int) -> None:
-        """Measure the network's time for a batch of so many images, and the part that each operation has in it."""
-        self.batch = batch
-        shown_ = self.timed_example()
-        taken = times(self.network, shown_, self.program, self.edges)
-        self.seconds = latency(self.network, shown_).seconds
-        self.amounts["seconds"] = _Amounts(Costs(self.edges, taken.whole, taken.parts(self.edges)))
-
-    def timed_example(self) -> Example:
-        """The batch whose time is measured."""
-        return resized(self.example, self.batch)
-
-    def limit(self, budget: Budget) -> float:
-        """A budget as an amount."""
-        if budget.unit not in self.amounts:
-            raise UsageError(f"the budget {budget.text} is a time, and no times were measured: give measure=1")
-        if budget.unit != "madds" and any(edge.others for edge in self.edges):
-            raise UsageError(f"what other operations take is known in multiply-adds alone, not in {budget.unit}")
-        return budget.amount.of(self.amounts[budget.unit].total)
-
-    def least(self, budget: Budget, sensitivity: Sensitivity, limit: float) -> dict[str, str]:
-        """The choices of groups with the least sum of damages that use what the budget allows.
-
-        Raises:
-            InfeasibleError: no legal set keeps the budget; says how far it goes.
-        """
-        amounts = self.amounts[budget.unit]
-        floor = max(amounts.costs.full * limit - amounts.rest, 0.0)
-        try:
-            return least_damage(self.groups, sensitivity, amounts.costs, limit - amounts.rest, floor)
-        except InfeasibleError as error:
-            legal = {group: list(row) for group, row in sensitivity.damages.items()}
-            least = cheapest(self.groups, legal, amounts.costs)[1] + amounts.rest
-            raise InfeasibleError(
-                f"the budget {budget.text} cannot be kept: at least {amount(least, budget.unit)} remain "
-                f"({least / amounts.total:.1%} of {amount(amounts.total, budget.unit)})"
-            ) from error
-
-    def proposal(self, budget: Budget, sensitivity: Sensitivity) -> Proposal:
-        """The set with the least sum of damages, as the program counts it."""
-        limit = self.limit(budget)
-        found = self.least(budget, sensitivity, limit)
-        return Proposal(
-            budget=budget.text,
-            unit=budget.unit,
-            limit=limit,
-            choices=self.keys(found),
-            madds=round(self.amounts["madds"].of(self.groups, found)),
-            params=round(self.amounts["params"].of(self.groups, found)),
-            seconds=None,
-            expected=sensitivity.sum_of(found),
-            damage=None,
-        )
-
-    def judged(self, budget: Budget, sensitivity: Sensitivity, judge: Judge) -> Proposal:
-        """The same, made and counted, judged as a whole, and its time measured.
-
-        It is chosen again within less where the network that is made exceeds the budget.
-        """
-        limit = asked = self.limit(budget)
-        allowed = sensitivity
-        last: _Made | None = None
-        for _ in range(ATTEMPTS):
-            try:
-                found = self.least(budget, allowed, asked)
-            except InfeasibleError:
-                if last is None or budget.unit != "seconds":
-                    raise
-                break
-            last = self._made(found, budget.unit)
-            if last.real <= limit:
-                break
-            if last.missed:
-                allowed = allowed.without(last.missed, self.relaxed)
-            else:
-                asked *= min(limit / last.real, 0.995)
-        assert last is not None
-        if last.real > limit and budget.unit != "seconds":
-            raise InfeasibleError(f"no network within the budget {budget.text} could be made")
-        notes = list(last.notes)
-        if last.real > limit:
-            notes.append(f"the time that was measured ({amount(last.real, 'seconds')}) is above the budget")
-        made = last.report.choices
-        return Proposal(
-            budget=budget.text,
-            unit=budget.unit,
-            limit=limit,
-            choices={**self.keys(last.chosen), **made},
-            madds=last.counted.madds,
-            params=last.counted.params,
-            seconds=last.seconds,
-            expected=sensitivity.sum_of(last.chosen),
-            damage=judge.damage(made),
-            notes=tuple(notes),
-        )
-
-    def _made(self, chosen: dict[str, str], unit: str) -> "_Made":
-        """The network that choices of groups make, counted, and timed where times are measured."""
-        wanted = self.keys(chosen)
-        report = discretization(self.relaxed, wanted, self.example)
-        counted = cost(report.network, self.example, batch=self.rows)
-        seconds = latency(report.network, self.timed_example()).seconds if self.batch else None
-        real = {"madds": counted.madds, "params": counted.params, "seconds": seconds or 0.0}[unit]
-        return _Made(chosen, report, wanted, counted, seconds, real)
-
-    def keys(self, chosen: Mapping[str, str]) -> dict[str, str]:
-        """Choices of groups as {edge key: choice}, in the order of the edges."""
-        found = {edge.key: choice for edge, choice in by_edge(self.groups, chosen).items()}
-        return {edge.key: found[edge.key] for edge in self.edges}
-
-    def order(self) -> tuple[str, ...]:
-        """The keys of all that may and cannot change, as the network comes to them; what is around comes first."""
-        first = self.program.traces[0]
-        calls = {e.key: min(first.calls_of(e.entry), default=len(first.calls)) for e in (*self.edges, *self.fixed)}
-        return tuple(sorted(calls, key=lambda key: calls[key]))
-
-    def curve(self, sensitivity: Sensitivity) -> tuple[tuple[float, float], ...]:
-        """(multiply-adds, sum of damages) of the best sets at every tenth of the cost, down to the smallest."""
-        amounts, points = self.amounts["madds"], [(self.amounts["madds"].total, 0.0)]
-        legal = {group: list(row) for group, row in sensitivity.damages.items()}
-        smallest = cheapest(self.groups, legal, amounts.costs)[1]
-        tenths = [amounts.total * i / 10 for i in range(9, 0, -1)]
-        for limit in [*(t for t in tenths if t > smallest), smallest]:
-            chosen = least_damage(self.groups, sensitivity, amounts.costs, limit)
-            points.append((amounts.of(self.groups, chosen), sensitivity.sum_of(chosen)))
-        return tuple(dict.fromkeys(points))
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A set of choices carried out, and what came of it."""
-
-    chosen: dict[str, str]
-    report: Discretization
-    wanted: dict[str, str]
-    counted: Cost
-    seconds: float | None
-    real: float
-
-    @property
-    def missed(self) -> dict[str, str]:
-        """Choices that could not be carried out in full, so that they save less than was counted on."""
-        return {key: self.wanted[key] for key in (*self.report.undone, *self.report.partial)}
-
-    @property
-    def notes(self) -> list[str]:
-        undone = [f"{key} stays original: {why}" for key, why in self.report.undone.items()]
-        return undone + self.report.notes
 
 
 class Planner:
@@ -312,7 +58,7 @@ class Planner:
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         first, batches = first_batch(data)
         example = on_device(resized(first, 2), device)
-        self.place = _Place.of(network, example, space, mode, seed, batch=2 if isinstance(data, Data) else None)
+        self.place = Place.of(network, example, space, mode, seed, batch=2 if isinstance(data, Data) else None)
         most = images or affordable_images(self.place.relaxed, self.place.amounts["madds"].total)
         size = batch_size(self.place.relaxed)
         if isinstance(data, Data):
@@ -344,13 +90,13 @@ class Planner:
         known: Sequence[Proposal] = (),
     ) -> Proposals:
         """What is proposed for each budget; those of which a proposal is known are not judged again."""
-        place, found = self.place, {proposal.budget: proposal for proposal in known}
+        place, judged = self.place, {proposal.budget: proposal for proposal in known}
         if measure or any(budget.unit == "seconds" for budget in budgets):
             place.time(int(measure) or 1)
         proposals, refused = [], []
         for budget in budgets:
             try:
-                again = found.get(budget.text) if not place.batch else None
+                again = judged.get(budget.text) if not place.batch else None
                 proposals.append(again or place.judged(budget, sensitivity, self.judge))
             except InfeasibleError as error:
                 refused.append((budget.text, str(error)))
@@ -437,7 +183,7 @@ def plan(
         return planner.result(planner.measured(listening), budgets, measure)
 
 
-def _asked(place: _Place, sensitivity: Sensitivity, budget: str | float) -> Proposal:
+def _asked(place: Place, sensitivity: Sensitivity, budget: str | float) -> Proposal:
     return place.proposal(parse_budget(budget), sensitivity)
 
 
@@ -452,6 +198,6 @@ def tied(result: Proposals, network: nn.Module, example: Example) -> Proposals:
     Raises:
         ValueError: it is of another network, or for inputs of other shapes.
     """
-    place = _Place.of(network, example, result.space, result.mode, result.seed)
+    place = Place.of(network, example, result.space, result.mode, result.seed)
     result.check(place.program, [edge.key for edge in place.edges])
     return replace(result, _ask=functools.partial(_asked, place, result.sensitivity))

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
-from ..config import Mode, shown
 from ..edges import ORIGINAL
 from ..errors import UsageError
 from ..measurement import finite, infinite
 from ..results import FixedReport
 from ..sensitivity import Sensitivity
+from ..settings import Mode, shown
 from ..tracing import Program
 from .budgets import parse_budget
 from .text import described
@@ -203,10 +203,10 @@ class Proposals:
                 "curve": tuple((float(madds), infinite(damage)) for madds, damage in table["curve"]),
             }
             names = {f.name for f in dataclasses.fields(cls)} - {"_ask", *read}
-            found = cls(**{name: table[name] for name in names}, **read)
+            read_plan = cls(**{name: table[name] for name in names}, **read)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UsageError(f"the plan is not whole: {type(error).__name__} {error}") from error
-        return found
+        return read_plan
 
     @classmethod
     def read(cls, path: str | Path) -> "Proposals":

@@ -81,10 +81,10 @@ def _budgets(plan: "Proposals") -> list[str]:
             cells.append(_with_share(f"{_number(p.seconds * 1e3, digits)} ms", p.seconds, plan.seconds))
         changed = _counts(plan, p).values()
         rows.append((p.budget, *cells, _number(p.expected, digits), _number(p.damage, digits), *changed))
-    found = columns(rows, left=[0]) if plan.proposals else []
+    lines = columns(rows, left=[0]) if plan.proposals else []
     for p in plan.proposals:
-        found += [f"  {p.budget}: {note}" for note in p.notes]
-    return found + [f"  {why}" for _, why in plan.refused]
+        lines += [f"  {p.budget}: {note}" for note in p.notes]
+    return lines + [f"  {why}" for _, why in plan.refused]
 
 
 def _with_share(cell: str, value: float, of: float) -> str:
@@ -130,16 +130,16 @@ def _edges(plan: "Proposals", everything: bool) -> Iterator[list[str]]:
     groups: dict[str, list[Tried]] = {}
     for edge in plan.edges:
         groups.setdefault(_place(plan, edge), []).append(edge)
-    made = [dict(_changes(plan, p)) for p in plan.proposals]
-    if plan.proposals and not (everything or any(made)):
+    changes_at = [dict(_changes(plan, p)) for p in plan.proposals]
+    if plan.proposals and not (everything or any(changes_at)):
         yield ["no proposal changes an edge"]
         return
     rest = []
     for of_widths, name, table in ((False, "operations", _operations), (True, "widths", _widths)):
         own = {g: members for g, members in groups.items() if (members[0].kind == "width") == of_widths}
-        listed = {g: m for g, m in own.items() if everything or any(g in changes for changes in made)}
+        listed = {g: m for g, m in own.items() if everything or any(g in changes for changes in changes_at)}
         rest += [f"{len(own) - len(listed)} {name}"] if len(listed) < len(own) else []
-        yield table(plan, listed, made) if listed else []
+        yield table(plan, listed, changes_at) if listed else []
     if rest:
         yield [f"{' and '.join(rest)} stay: --all, or described(plan, everything=True)"]
 
@@ -148,7 +148,7 @@ Groups = dict[str, list["Tried"]]
 """Edges by what they stand for in a table: themselves, or their group."""
 
 
-def _operations(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]]) -> list[str]:
+def _operations(plan: "Proposals", groups: Groups, changes_at: Sequence[dict[str, str]]) -> list[str]:
     several = any(_others(members[0].damages) for members in groups.values())
     others = ("best other", "") if several else ()
     rows = [("identity", "none", *others, "saves", *(p.budget for p in plan.proposals), "edge")]
@@ -159,14 +159,14 @@ def _operations(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]
                 *(_number(damages.get(choice)) for choice in (IDENTITY, NONE)),
                 *(_best_other(damages) if several else ()),
                 _percent(max(_saved(members, choice) for choice in damages), plan.madds),
-                *(changes.get(group, "-") for changes in made),
+                *(changes.get(group, "-") for changes in changes_at),
                 group,
             )
         )
     return ["damage of each choice alone, and what is chosen at each budget:", *columns(rows)]
 
 
-def _widths(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]]) -> list[str]:
+def _widths(plan: "Proposals", groups: Groups, changes_at: Sequence[dict[str, str]]) -> list[str]:
     rows = [("channels", *SHARES, "saves", *(p.budget for p in plan.proposals), "width")]
     for group, members in groups.items():
         damages, half = members[0].damages, _keeping(members, "4/8")
@@ -175,7 +175,7 @@ def _widths(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]]) -
                 _channels(members),
                 *(_number(damages.get(_keeping(members, share))) for share in SHARES),
                 _percent(_saved(members, half), plan.madds) if half else "-",
-                *(_left(plan, members[0], changes.get(group, ORIGINAL)) for changes in made),
+                *(_left(plan, members[0], changes.get(group, ORIGINAL)) for changes in changes_at),
                 group,
             )
         )
@@ -185,9 +185,9 @@ def _widths(plan: "Proposals", groups: Groups, made: Sequence[dict[str, str]]) -
 
 def _channels(members: Sequence["Tried"]) -> str:
     """How many channels a width has, or the widths of a group."""
-    found = list(dict.fromkeys(edge.operation.removesuffix(" channels") for edge in members))
+    widths = list(dict.fromkeys(edge.operation.removesuffix(" channels") for edge in members))
     sizes = [channels_of(edge.operation) for edge in members]
-    return found[0] if len(found) == 1 else f"{min(sizes)} to {max(sizes)}"
+    return widths[0] if len(widths) == 1 else f"{min(sizes)} to {max(sizes)}"
 
 
 def _left(plan: "Proposals", edge: "Tried", choice: str) -> str:

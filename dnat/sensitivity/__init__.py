@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..config import Config
 from ..data import Data, Source
 from ..relaxation import RelaxedNetwork
+from ..settings import Config
 from ..tracing import Example, tensors_of
 from ..training import take_statistics
 from .damages import Distances as Distances

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..answers import autocast, call, count_of, in_forward, moved
-from ..config import Config
 from ..data import Data, Source
 from ..data import usual_batch as usual_batch
 from ..distributed import summed, world
 from ..errors import UsageError, WrongTypeError
+from ..settings import Config
 from ..tasks import Classification, Task
 from ..tracing import in_mode, kept_buffers, tensors_of
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..answers import call
-from ..config import Config
+from ..settings import Config
 from ..tracing import frozen_modules, in_mode, kept_buffers
 
 
@@ -86,4 +86,6 @@ def images_last(network: nn.Module, config: Config, device: torch.device) -> boo
         isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 16
         for m in network.modules()
     )
-    return config.channels_last and not (device.type == "cpu" and config.threads > 1 and any(narrow))
+    return config.machine.channels_last and not (
+        device.type == "cpu" and config.machine.threads > 1 and any(narrow)
+    )

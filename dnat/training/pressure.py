@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 from ..budget import Costs
-from ..config import Config
 from ..edges import NONE, ORIGINAL
 from ..relaxation import CHOICES, RelaxedNetwork
 from ..selection import none_threshold
+from ..settings import Config
 
 
 class ArchitectureLoss:
@@ -25,7 +25,7 @@ class ArchitectureLoss:
         relaxed: the network.
         config: with the weights.
         costs: what choices cost; by default their multiply-adds.
-        limit: in the unit of the costs, nothing below it is charged; by default `config.cost_target` of all.
+        limit: in the unit of the costs, nothing below it is charged; by default `cost_target` of all.
     """
 
     TEMPERATURE = 0.25
@@ -66,7 +66,7 @@ class ArchitectureLoss:
         self.killers = self.killers.to(theta)
         self.shares = torch.tensor([share / changeable for share, _ in table.shares]).to(theta)
         self.added = (added / changeable).to(theta)
-        limit = self.config.cost_target * table.total if limit is None else limit
+        limit = self.config.relaxation.cost_target * table.total if limit is None else limit
         self.free_of_charge = max(limit - table.fixed, 0.0) / changeable
 
     def __call__(self) -> Tensor:
@@ -74,13 +74,13 @@ class ArchitectureLoss:
         gates = self.relaxed.architecture.open_gates()
         zero_one = ((gates - 0.5) ** 2 * self.free).sum()
         charged = (self.expected_cost() - self.free_of_charge).clamp(min=0)
-        return self.config.cost_weight * charged - self.config.zero_one_weight * zero_one
+        return self.config.relaxation.cost_weight * charged - self.config.relaxation.zero_one_weight * zero_one
 
     def expected_cost(self) -> Tensor:
         """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
         scores = self.relaxed.worths()
         scores = torch.where(self.none, none_threshold(self.relaxed), scores)
-        scores = torch.where(self.null, self.config.skip_threshold, scores)
+        scores = torch.where(self.null, self.config.relaxation.skip_threshold, scores)
         chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)
         kept = (1 - (self.killers * chances).sum(2)).prod(1)
         return (self.shares * kept).sum() + (self.added * chances).sum()

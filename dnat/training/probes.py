@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..answers import autocast, call
-from ..config import Config
 from ..data import Source
 from ..relaxation import RelaxedNetwork
 from ..seeds import Stream, torch_seed
 from ..selection import BEYOND
+from ..settings import Config
 from ..tasks import Classification, Task
 from ..tracing import copied, in_mode, in_training
 from .freezing import frozen_statistics
@@ -49,7 +49,7 @@ def burden(
 
     The first of up to 16 examples, the same for both; of three steps the fastest counts.
     """
-    with closing(data.train_batches(config.seed, 0, min(config.batch_size, 16))) as batches:
+    with closing(data.train_batches(config.seed, 0, min(config.training.batch_size, 16))) as batches:
         inputs, target = next(batches)
     seconds, kept = [], []
     for network in (plain, relaxed):
@@ -108,7 +108,7 @@ def effects(
     """What each choice of each group would do to the loss if it alone were made now, by trying it.
 
     The mean loss with the group's gates as they are, less that with the choice in force, on the first
-    `config.trial_batches` batches of an epoch of training examples; norms use the batch's statistics. (Wang et al.
+    `trial_batches` batches of an epoch of training examples; norms use the batch's statistics. (Wang et al.
     2021, DARTS-PT, choose operations by what their removal does to the accuracy.)
 
     Returns:
@@ -116,8 +116,8 @@ def effects(
     """
     task = task or Classification()
     side = cutout_side(config, relaxed.network, data)
-    number = min(config.trial_batches, data.steps(config.batch_size))
-    with closing(data.train_batches(config.seed, epoch, config.batch_size, cutout=side)) as batches:
+    number = min(config.limit.trial_batches, data.steps(config.training.batch_size))
+    with closing(data.train_batches(config.seed, epoch, config.training.batch_size, cutout=side)) as batches:
         shown = [next(batches) for _ in range(number)]
 
     def loss() -> float:
@@ -126,7 +126,7 @@ def effects(
         with torch.random.fork_rng(devices=_gpus()):
             torch.manual_seed(torch_seed(config.seed, Stream.TRAINING, "effects", epoch))
             for inputs, target in shown:
-                if isinstance(inputs, Tensor) and not config.channels_last:
+                if isinstance(inputs, Tensor) and not config.machine.channels_last:
                     inputs = inputs.contiguous()
                 with autocast(config, data.device):
                     output = call(relaxed, inputs)

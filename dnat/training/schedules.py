@@ -5,10 +5,10 @@ import math
 import torch
 from torch import nn
 
-from ..config import Config
 from ..data import Data, Source
 from ..errors import UsageError
 from ..relaxation import RelaxedNetwork
+from ..settings import Config
 
 FASTEST_THETA = 0.1
 """The largest learning rate that is chosen for theta."""
@@ -28,7 +28,12 @@ def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
     if not parameters:
         name = type(network).__name__
         raise UsageError(f"{name} has no parameters to train (all are frozen, or there are none)")
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters,
+        lr=config.training.lr,
+        momentum=config.training.momentum,
+        weight_decay=config.training.weight_decay,
+    )
 
 
 def theta_rate(config: Config, batches: int) -> float:
@@ -40,9 +45,9 @@ def theta_rate(config: Config, batches: int) -> float:
     >>> theta_rate(Config(architecture_epochs=3, theta_reach=6.0, settle=0), batches=100)
     0.02
     """
-    if config.lr_theta != "auto":
-        return config.lr_theta
-    return min(config.theta_reach / theta_steps(config, batches), FASTEST_THETA)
+    if config.relaxation.lr_theta != "auto":
+        return config.relaxation.lr_theta
+    return min(config.relaxation.theta_reach / theta_steps(config, batches), FASTEST_THETA)
 
 
 def theta_steps(config: Config, batches: int) -> int:
@@ -51,30 +56,32 @@ def theta_steps(config: Config, batches: int) -> int:
     >>> theta_steps(Config(architecture_epochs=3, settle=0.5), batches=100)
     150
     """
-    steps = config.architecture_epochs * batches
-    return max(steps - round(config.settle * steps), 1)
+    steps = config.training.architecture_epochs * batches
+    return max(steps - round(config.relaxation.settle * steps), 1)
 
 
 def theta_optimizer(relaxed: RelaxedNetwork, config: Config, batches: int) -> torch.optim.Optimizer:
     """Adam or SGD for theta, without weight decay: it would pull theta_original, and nothing else, to 0."""
     rate = theta_rate(config, batches)
-    if config.theta_optimizer == "sgd":
-        return torch.optim.SGD(relaxed.thetas(), lr=rate, momentum=config.theta_betas[0])
-    return torch.optim.Adam(relaxed.thetas(), lr=rate, betas=config.theta_betas)
+    if config.relaxation.theta_optimizer == "sgd":
+        return torch.optim.SGD(relaxed.thetas(), lr=rate, momentum=config.relaxation.theta_betas[0])
+    return torch.optim.Adam(relaxed.thetas(), lr=rate, betas=config.relaxation.theta_betas)
 
 
 def learning_rate(config: Config, step: int, steps: int) -> float:
-    """The weights' learning rate at a step: one cosine from `config.lr` to 0 over all steps of both stages.
+    """The weights' learning rate at a step: one cosine from `lr` to 0 over all steps of both stages.
 
-    In the first `config.warm_up` epochs it is lower: in proportion to the steps that are done, of all in them.
+    In the first `warm_up` epochs it is lower: in proportion to the steps that are done, of all in them.
 
     >>> [round(learning_rate(Config(lr=1.0), step, 4), 2) for step in range(5)]
     [1.0, 0.85, 0.5, 0.15, 0.0]
     >>> [round(learning_rate(Config(lr=1.0, epochs=2, warm_up=1), step, 4), 2) for step in range(5)]
     [0.5, 0.85, 0.5, 0.15, 0.0]
     """
-    rising = config.warm_up * steps / config.epochs
-    return config.lr * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / max(rising, 1.0))
+    rising = config.training.warm_up * steps / config.training.epochs
+    return (
+        config.training.lr * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / max(rising, 1.0))
+    )
 
 
 def drop_path(config: Config, stage: str, epoch: int) -> float:
@@ -83,7 +90,7 @@ def drop_path(config: Config, stage: str, epoch: int) -> float:
     >>> drop_path(Config(epochs=10, drop_path=0.2), "network", 5)
     0.1
     """
-    return config.drop_path * epoch / config.epochs if stage == "network" else 0.0
+    return config.training.drop_path * epoch / config.training.epochs if stage == "network" else 0.0
 
 
 def cutout_side(config: Config, network: nn.Module, data: Source) -> int:
@@ -97,8 +104,8 @@ def cutout_side(config: Config, network: nn.Module, data: Source) -> int:
     """
     if not isinstance(data, Data):
         return 0
-    if config.cutout != "searched":
-        return config.cutout
+    if config.training.cutout != "searched":
+        return config.training.cutout
     return CUTOUT if getattr(network, "searched", False) is True and min(data.image_size) >= 32 else 0
 
 
@@ -119,11 +126,13 @@ def short_stage(config: Config, batches: int) -> str:
     """
     steps, rate = theta_steps(config, batches), theta_rate(config, batches)
     reach = rate * steps
-    if reach >= 0.5 or config.theta_optimizer != "adam" or config.judge != "theta":
+    if reach >= 0.5 or config.relaxation.theta_optimizer != "adam" or config.limit.judge != "theta":
         return ""
-    who = "the budget will choose, not theta" if config.is_limited else "theta will hardly change one"
-    epochs = math.ceil(config.architecture_epochs * ENOUGH_REACH / reach)
-    if config.lr_theta == "auto" and rate < FASTEST_THETA:  # a reach that was asked for, whatever the steps
+    who = "the budget will choose, not theta" if config.limit.is_limited else "theta will hardly change one"
+    epochs = math.ceil(config.training.architecture_epochs * ENOUGH_REACH / reach)
+    if (
+        config.relaxation.lr_theta == "auto" and rate < FASTEST_THETA
+    ):  # a reach that was asked for, whatever the steps
         advice = f"take a theta_reach of {ENOUGH_REACH:g} or more"
     else:
         magnitude = 10.0 ** math.floor(math.log10(ENOUGH_REACH / steps))

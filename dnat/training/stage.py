@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..budget import Costs
-from ..config import Config
 from ..distributed import sum_gradients, summed, world
 from ..relaxation import RelaxedNetwork
+from ..settings import Config
 from .freezing import frozen, frozen_statistics
 from .pressure import ArchitectureLoss
 from .schedules import theta_optimizer, theta_rate, theta_steps
@@ -47,7 +47,7 @@ class ArchitectureStage:
     ) -> None:
         self.relaxed, self.config = relaxed, config
         self.first = theta_steps(config, batches)
-        self.last = batches * config.architecture_epochs
+        self.last = batches * config.training.architecture_epochs
         self.rate = theta_rate(config, batches)
         self.optimizer = theta_optimizer(relaxed, config, batches)
         self.loss = ArchitectureLoss(relaxed, config, costs, limit)
@@ -64,17 +64,17 @@ class ArchitectureStage:
     @property
     def is_due(self) -> bool:
         """Whether theta's steps are done, so that the choices can be made, which then settle."""
-        return bool(self.config.settle) and not self.is_settling and self.step >= self.first
+        return bool(self.config.relaxation.settle) and not self.is_settling and self.step >= self.first
 
     @property
     def in_one_pass(self) -> bool:
         """Whether theta takes its gradient from the weights' own pass."""
-        return self.config.single_pass and not self.is_settling
+        return self.config.relaxation.single_pass and not self.is_settling
 
     def begin(self) -> None:
         """Before a step: gates that settle move on, and operations are drawn that take part."""
         self.settle(self.step + 1)
-        if self.config.paths == "two":
+        if self.config.relaxation.paths == "two":
             self.relaxed.sample(self.config.seed, self.step)
 
     def settle(self, step: int) -> None:
@@ -93,7 +93,7 @@ class ArchitectureStage:
         if distances:
             every = torch.stack([d for listed in distances.values() for d in listed])
             # Summed: each operation has a task of its own. A broken one must not break the loss.
-            self.matching = self.config.matching * torch.where(every.isfinite(), every, 0.0).sum()
+            self.matching = self.config.relaxation.matching * torch.where(every.isfinite(), every, 0.0).sum()
             self.relaxed.architecture.learned(_means(distances))
         return output
 
@@ -117,7 +117,7 @@ class ArchitectureStage:
             scale: by which losses are multiplied before the backward pass, as `torch.amp.GradScaler` does.
         """
         if not self.is_settling:
-            if not self.config.single_pass:
+            if not self.config.relaxation.single_pass:
                 self.gradient(loss_of, scale)
             if scale == 1.0 or all(t.grad is None or bool(t.grad.isfinite().all()) for t in self.relaxed.thetas()):
                 self.optimizer.step()

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from ..answers import autocast, auxiliary_scores, call, count_of, in_forward
-from ..config import Config
 from ..data import Source
 from ..distillation import Lesson, Teacher, watched
 from ..distributed import SyncedNorms, sum_gradients, summed, world
 from ..operations import set_drop_path
 from ..relaxation import RelaxedNetwork
+from ..settings import Config
 from ..tasks import Classification, Task
 from ..tracing import in_training
 from .evaluation import Evaluation
@@ -64,19 +64,19 @@ class Trainer:
         teacher: nn.Module | None = None,
     ) -> None:
         if stage is None and isinstance(network, RelaxedNetwork):
-            stage = ArchitectureStage(network, config, data.steps(config.batch_size))
+            stage = ArchitectureStage(network, config, data.steps(config.training.batch_size))
         self.network: nn.Module = stage.relaxed if stage else network
         self.weights = stage.relaxed.network if stage else network
         self.data, self.config, self.progress, self.stage = data, config, progress, stage
         self.task = task or Classification()
         self.optimizer = weight_optimizer(self.weights, config)
-        self.batches = data.steps(config.batch_size)
-        self.steps = self.batches * config.epochs
+        self.batches = data.steps(config.training.batch_size)
+        self.steps = self.batches * config.training.epochs
         self.teacher = Teacher(teacher, self.weights, config, self.task) if teacher else None
         self.clipped = clipped(self.weights, stage)
         self.device = data.device
         self.channels_last = images_last(self.network, config, self.device)
-        if config.channels_last and not self.channels_last:
+        if config.machine.channels_last and not self.channels_last:
             self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.world = world()
         # Apple's GPUs have no double precision.
@@ -100,7 +100,7 @@ class Trainer:
         batches = self.data.train_batches(
             config.seed,
             progress.epoch,
-            config.batch_size,
+            config.training.batch_size,
             start=progress.batch,
             cutout=cutout_side(config, self.weights, self.data),
             part=(self.world.rank, self.world.size),
@@ -146,9 +146,9 @@ class Trainer:
             total.backward()
         thetas = list(stage.relaxed.thetas()) if stage and single else []
         sum_gradients([p for p in self.weights.parameters() if p.requires_grad] + thetas)
-        if self.config.grad_clip:
+        if self.config.training.grad_clip:
             for parameters in self.clipped:
-                nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
+                nn.utils.clip_grad_norm_(parameters, self.config.training.grad_clip)
         self.optimizer.step()
         self._count(loss, output, target, count)
         if stage:
@@ -187,7 +187,7 @@ class Trainer:
     ) -> tuple[Tensor, Any]:
         """Mean loss, and the output that it is of.
 
-        Auxiliary heads add their own, weighed by `config.auxiliary` (DARTS, GoogLeNet). With a teacher it is the
+        Auxiliary heads add their own, weighed by `auxiliary` (DARTS, GoogLeNet). With a teacher it is the
         loss of `dnat.distillation`; theta learns from its answers alone, without hints.
         """
         together = SyncedNorms() if self.world.size > 1 else nullcontext()
@@ -196,8 +196,8 @@ class Trainer:
         with precise, together, named, watched(self.weights, taught) as given:
             output = call(network, inputs)
         loss = self.task.loss(output, target)
-        for other in auxiliary_scores(output) if self.config.auxiliary else ():
-            loss = loss + self.config.auxiliary * self.task.loss(other, target)
+        for other in auxiliary_scores(output) if self.config.training.auxiliary else ():
+            loss = loss + self.config.training.auxiliary * self.task.loss(other, target)
         if lesson and self.teacher:
             loss = self.teacher.loss(loss, output, lesson, given)
         return loss, output
@@ -210,7 +210,7 @@ class Trainer:
         """Give up, saying where and what to try."""
         where = f"epoch {self.progress.epoch + 1}, at most {CHECK_EVERY} batches before {self.progress.batch}"
         raise NonFiniteError(
-            f"{what} ({where}): lower lr ({self.config.lr:g}) or the rate of theta "
+            f"{what} ({where}): lower lr ({self.config.training.lr:g}) or the rate of theta "
             f"({theta_rate(self.config, self.batches):g}), or look for "
             "broken images or labels; the last checkpoint is good"
         )

@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ...config import Config
 from ...seeds import Stream, numpy_generator
+from ...settings import Config
 from .ascent import fit, improved
 from .embedding import PAPER, RELEASED, Nao, NaoSettings
 from .policies import draw, generator_for

@@ -17,12 +17,12 @@ from torch.nn.functional import cross_entropy
 
 from ...answers import scores
 from ...budget import InfeasibleError
-from ...config import Config
 from ...costs import cost
 from ...data import Data
 from ...errors import UsageError
 from ...networks import arguments
 from ...seeds import Stream, numpy_generator
+from ...settings import Config
 from ...tracing import copied
 
 OPTIONS = ("width", "channels", "width_mult", "width_multiplier", "channel_multiplier")
@@ -143,12 +143,12 @@ def pruned(network: nn.Module, data: Data, config: Config, limit: float) -> tupl
 
     Only channels within blocks go: those that one layer makes and others read, with nothing between but what works
     channel by channel. What is added to a residual stream stays, and so do the answers. In all layers the same
-    share goes (`config.pruning_global`: the channels that are worth least in the whole network), to within one
+    share goes (`pruning_global`: the channels that are worth least in the whole network), to within one
     channel, so that the cost lies as near below the limit as the sizes allow.
 
     Args:
         network: left as it is.
-        data: whose training images judge channels where `config.pruning` is "taylor".
+        data: whose training images judge channels where `config.control.pruning` is "taylor".
         config: the run's settings.
         limit: multiply-adds of one image.
 
@@ -201,7 +201,7 @@ class _Pruning:
     @property
     def steps(self) -> int:
         """How many there are."""
-        globally = self.config.pruning_global
+        globally = self.config.control.pruning_global
         return sum(self.layers.values()) if globally else self.levels * len(self.layers)
 
     def after(self, step: int) -> nn.Module:
@@ -210,12 +210,12 @@ class _Pruning:
         modules = {path: twin.get_submodule(path) for path in self.layers}
         others = [m for m in twin.modules() if isinstance(m, Conv | nn.Linear) and m not in modules.values()]
         ratio = min(step / self.steps, 1 - 0.5 / self.steps)
-        ratios = None if self.config.pruning_global else self._ratios(modules, step)
+        ratios = None if self.config.control.pruning_global else self._ratios(modules, step)
         pruner = self.package.pruner.BasePruner(
             twin,
             self.example,
             importance=self._importance(),
-            global_pruning=self.config.pruning_global,
+            global_pruning=self.config.control.pruning_global,
             pruning_ratio=ratio,
             pruning_ratio_dict=ratios,
             ignored_layers=others,
@@ -235,9 +235,9 @@ class _Pruning:
 
     def _importance(self) -> Any:
         kinds = self.package.importance
-        if self.config.pruning == "taylor":
+        if self.config.control.pruning == "taylor":
             return kinds.GroupTaylorImportance()
-        return kinds.GroupMagnitudeImportance(p={"l1": 1, "l2": 2}[self.config.pruning])
+        return kinds.GroupMagnitudeImportance(p={"l1": 1, "l2": 2}[self.config.control.pruning])
 
     def _twin(self) -> nn.Module:
         twin = copied(self.network).requires_grad_(True)  # it looks for dependencies among gradients
@@ -277,13 +277,13 @@ def _is_known(module: object) -> bool:
 
 
 def _gradients(network: nn.Module, data: Data, config: Config) -> dict[str, Tensor]:
-    """Gradients of the loss on `config.trial_batches` batches, where channels are judged by them; else none."""
-    if config.pruning != "taylor":
+    """Gradients of the loss on `trial_batches` batches, where channels are judged by them; else none."""
+    if config.control.pruning != "taylor":
         return {}
     twin = copied(network).eval().requires_grad_(True)
     order = numpy_generator(config.seed, Stream.ORDER, "pruning").permutation(len(data.train_labels))
-    for first in range(0, config.batch_size * config.trial_batches, config.batch_size):
-        chosen = torch.from_numpy(order[first : first + config.batch_size]).long()
+    for first in range(0, config.training.batch_size * config.limit.trial_batches, config.training.batch_size):
+        chosen = torch.from_numpy(order[first : first + config.training.batch_size]).long()
         if len(chosen):
             images, labels = data.train_batch(chosen, None)
             cross_entropy(scores(twin(images)), labels).backward()

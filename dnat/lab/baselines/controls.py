@@ -20,7 +20,6 @@ from torch import nn
 
 from ...answers import count_of
 from ...budget import Costs, InfeasibleError, by_edge
-from ...config import Config, parse_amount
 from ...costs import Cost, cost
 from ...data import Data, Source
 from ...decision import ATTEMPTS
@@ -35,8 +34,10 @@ from ...planning import Plan, make_plan
 from ...records import Records
 from ...relaxation import RelaxedNetwork, relax
 from ...results import Commitment, EdgeReport, Transformation, fixed_of
+from ...rundir import CHOSEN, CUT
 from ...sensitivity import retake_statistics
 from ...session import Session, check, images_of, named, session
+from ...settings import Config, parse_amount
 from ...tracing import copied, in_training
 from ...tracking import Tracker
 from ...transformation import measured_before, train
@@ -44,12 +45,6 @@ from .channels import Family, family_of, pruned, resized, torch_pruning, widest
 from .reporting import edge_report
 from .search import check_identity
 from .sets import CHOOSERS
-
-CHOSEN = "control.json"
-"""The file of a run directory with what a control has chosen."""
-
-CUT = "control.safetensors"
-"""The file with the weights of the network from which channels were taken, before it was trained."""
 
 BY = {"control-random": "chance", "control-uniform": "evenly"}
 """What decides, as reports on edges say it."""
@@ -71,7 +66,7 @@ def check_control(
         example = images_of(data).example(2)
         with torch.no_grad():
             before = cost(copied(network).to(example.device), example, batch=len(example))
-        widest(_known(family), example, parse_amount(str(config.budget)).of(before.madds))
+        widest(_known(family), example, parse_amount(str(config.limit.budget)).of(before.madds))
 
 
 def check_budget(method: str, config: Config) -> None:
@@ -80,7 +75,7 @@ def check_budget(method: str, config: Config) -> None:
     Raises:
         ValueError: there is none.
     """
-    if config.budget is None:
+    if config.limit.budget is None:
         raise UsageError(
             f"{method} needs the budget, in multiply-adds, of what it is compared with: --budget 0.7, "
             f"or in a sweep {method}@0.7"
@@ -118,14 +113,17 @@ def control(
         family = family_of(name, {}, functools.partial(build, name, seed=config.seed, **options))
     with session(network, data, config) as given:
         before, recipe = measured_before(given), given.config
-        limit = parse_amount(str(config.budget)).of(before["cost_before"].madds)
-        commitment, small = Control(method, given, limit, family).committed(listeners.records)
+        limit = parse_amount(str(config.limit.budget)).of(before["cost_before"].madds)
+        commitment, small = Control(method, given, limit, family).committed(records)
         if method != "control-narrow":  # as dnat does where its choices are made at once
             retake_statistics(small, given.data, recipe)
         else:  # it has to learn all that the others begin with
             after = cost(small, given.example, batch=count_of(given.example))
-            recipe = replace(recipe, epochs=_epochs(recipe, before["cost_before"], after))
-            note = f"from fresh weights, for {recipe.epochs} epochs, which compute what {config.epochs} of the "
+            recipe = recipe.but(epochs=_epochs(recipe, before["cost_before"], after))
+            note = (
+                f"from fresh weights, for {recipe.training.epochs} epochs, which compute what "
+                f"{config.training.epochs} of the "
+            )
             commitment = replace(commitment, notes=(*commitment.notes, f"{note}original do"))
     if commitment.edges:
         listeners.tracker.committed(Tally.of((edge.kind, edge.choice) for edge in commitment.edges))
@@ -136,7 +134,7 @@ def control(
 
 def _epochs(config: Config, before: Cost, after: Cost) -> int:
     """As many as compute what the network that was given would in the epochs of the others."""
-    return max(config.epochs, round(config.epochs * before.madds / max(after.madds, 1)))
+    return max(config.training.epochs, round(config.training.epochs * before.madds / max(after.madds, 1)))
 
 
 def _known(family: Family | None) -> Family:
@@ -209,7 +207,12 @@ class Control:
         """As dnat would relax it: operations that are new begin with the same weights."""
         config = self.given.config
         return relax(
-            self.given.original, plan.edges, config.mode, config.gate, config.seed, warm_start=config.warm_start
+            self.given.original,
+            plan.edges,
+            config.relaxation.mode,
+            config.relaxation.gate,
+            config.seed,
+            warm_start=config.relaxation.warm_start,
         )
 
     def _discretized(self, plan: Plan, choices: Mapping[str, str]) -> Discretization:
@@ -267,6 +270,9 @@ class Control:
 
     def _pruned(self) -> tuple[Commitment, nn.Module]:
         small, widths = pruned(self.given.original, images_of(self.given.data), self.given.config, self.limit)
-        where = "in the whole network" if self.given.config.pruning_global else "in each layer"
-        note = f"Torch-Pruning {version('torch-pruning')}: channels of least {self.given.config.pruning} {where}"
+        where = "in the whole network" if self.given.config.control.pruning_global else "in each layer"
+        note = (
+            f"Torch-Pruning {version('torch-pruning')}: channels of least "
+            f"{self.given.config.control.pruning} {where}"
+        )
         return Commitment(widths=widths, notes=(note,)), small

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ...config import Config
 from ...data import Data
+from ...settings import Config
 from ...training import Evaluation, evaluate, frozen_statistics, measured, take_statistics
 
 

@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ...config import Search
 from ...moves import masked_softmax
 from ...seeds import Stream, torch_generator, torch_seed
+from ...settings import Search
 from .graphs import Graph, messages
 
 EMBEDDING = 100

@@ -20,11 +20,11 @@ from typing import Any, Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from ...config import Config
 from ...data import Data, taken
 from ...errors import UsageError
 from ...loop import Listeners, Loop, random_state, row_of, set_random_state
 from ...seeds import Stream, numpy_generator
+from ...settings import Config
 from ...training import CHECK_EVERY, Evaluation, NonFiniteError, Progress
 from .candidates import Candidates
 from .judging import judge, judge_as_released

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ...answers import count_of
 from ...budget import Costs
-from ...config import Config
 from ...data import Data, Source
 from ...discretization import discretization
 from ...edges import IDENTITY, NONE, ORIGINAL, Edge, Tally
@@ -24,7 +23,9 @@ from ...planning import find_edges, make_plan
 from ...records import Records
 from ...relaxation import relax
 from ...results import Commitment, EdgeReport, FixedReport, Transformation, fixed_of
+from ...rundir import SEARCH_RESULT
 from ...session import Session, check_training, choose_device, images_of, named, session
+from ...settings import Config
 from ...tracing import trace
 from ...tracking import Tracker
 from ...training import Evaluation, check_finite, check_usable, evaluate
@@ -50,9 +51,6 @@ LEARNERS = {
 }
 """How each method searches."""
 
-FOUND = "search.json"
-"""The file of a run directory with what the search has found; it stands there once the search is done."""
-
 
 def works_on_genotype(network: nn.Module, config: Config) -> bool:
     """Whether the genotype of a network is what is transformed, and not its edges.
@@ -74,7 +72,7 @@ def check_search(method: str, network: nn.Module, data: Data, config: Config) ->
     Raises:
         ValueError, TypeError: see `search_and_train`.
     """
-    choose_device(config.device)
+    choose_device(config.machine.device)
     check_usable(network, data)
     check_finite(network)
     config = configured(method, config)
@@ -94,9 +92,9 @@ def regrow(network: nn.Module, genotype: Genotype, config: Config) -> nn.Module:
 def configured(method: str, config: Config) -> Config:
     """The settings as a method takes them: NAT++ has moves of its own, and as released its own epochs."""
     config = config.for_method(method)
-    if method == "nat++" or config.names_operations:
-        return replace(config, space="nat++")
-    return replace(config, space="dnat")  # they know no widths
+    if method == "nat++" or config.relaxation.names_operations:
+        return config.but(space="nat++")
+    return config.but(space="dnat")  # they know no widths
 
 
 def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> GenotypeSpace | EdgeSpace:
@@ -105,15 +103,19 @@ def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> G
             network, make_plan(network, trace(network, example, batch=count_of(example)), example, config), config
         )
     assert isinstance(network, CellNetwork)
-    if config.is_limited:
+    if config.limit.is_limited:
         raise UsageError(
             "NAT and the methods beside it know no budget on genotypes: leave it out, or take search.graph='edges'"
         )
-    if config.edges is not None:
+    if config.relaxation.edges is not None:
         raise UsageError("a search on genotypes changes any edge: leave 'edges' out, or take search.graph='edges'")
     table = None
-    if config.names_operations:
-        table = transitions("nat++") if config.transitions is None else read_transitions(config.transitions)
+    if config.relaxation.names_operations:
+        table = (
+            transitions("nat++")
+            if config.relaxation.transitions is None
+            else read_transitions(config.relaxation.transitions)
+        )
     return GenotypeSpace(network, table, config, example.shape[1:], data.num_classes)
 
 
@@ -172,7 +174,7 @@ def _result_of_search(
     """What the search finds, as JSON; read back where it is done already."""
     records = listeners.records
     identity = f"{given.digest} {given.data.identity()}"
-    known = records.read_json(FOUND) if records else None
+    known = records.read_json(SEARCH_RESULT) if records else None
     if known:
         check_identity(known, identity)
         return {**known, "history": records.of_search().metrics() if records else []}
@@ -191,7 +193,7 @@ def _result_of_search(
         "notes": list(best.notes),
     }
     if records:
-        records.write_json(FOUND, result)
+        records.write_json(SEARCH_RESULT, result)
         records.of_search().forget()
     return {**result, "history": list(best.history)}
 
@@ -218,7 +220,7 @@ def _of_edges(
     choices = space.choices(architecture)
     # The weights that were given, and fresh ones for operations that are new: not those of the search.
     relaxed = relax(
-        given.original, space.plan.edges, given.config.mode, "raw", given.config.seed, warm_start=False
+        given.original, space.plan.edges, given.config.relaxation.mode, "raw", given.config.seed, warm_start=False
     )
     relaxed.set_one_hot(choices)
     made = discretization(relaxed, choices, given.example)
@@ -256,7 +258,7 @@ def _of_genotype(
     original, config = given.original, given.config
     assert isinstance(original, CellNetwork)
     reports = []
-    for edge in find_edges(given.program, config.moves, everything=True):
+    for edge in find_edges(given.program, config.relaxation.moves, everything=True):
         if edge.kind not in ("operation", "skip"):
             continue
         cell = original.get_submodule(edge.entry.rpartition(".nodes.")[0])

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ...answers import autocast, scores
-from ...config import Config
 from ...networks.weights import state_of
+from ...settings import Config
 from ...training import frozen_statistics, images_last
 from .spaces import Space
 

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...config import Amount, Config
 from ...edges import ORIGINAL, Edge, EdgeSet
 from ...errors import UsageError
 from ...moves import PRIMITIVES, Table, mask_of
@@ -31,6 +30,7 @@ from ...planning import Plan
 from ...relaxation import RelaxedNetwork, relax
 from ...seeds import Stream, torch_seed
 from ...selection import decide
+from ...settings import Amount, Config
 from .graphs import Graph
 from .supernet import Supernet
 
@@ -274,7 +274,7 @@ class EdgeSpace:
     def __init__(self, network: nn.Module, plan: Plan, config: Config) -> None:
         self.plan, self.seed = plan, config.seed
         self.network: RelaxedNetwork = relax(
-            network, plan.edges, config.mode, "raw", config.seed, warm_start=False
+            network, plan.edges, config.relaxation.mode, "raw", config.seed, warm_start=False
         )
         self.network.architecture.theta.requires_grad_(False)
         self.columns = self.network.columns

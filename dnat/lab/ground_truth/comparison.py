@@ -1,13 +1,11 @@
 """A method's choices, read back as an architecture and looked up in a table."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 from torch import nn
 
 from ...budget import InfeasibleError
-from ...config import Config, parse_amount
 from ...data import Data, load
 from ...edges import IDENTITY, NONE, ORIGINAL
 from ...errors import UsageError, WrongTypeError
@@ -16,6 +14,7 @@ from ...networks.nasbench import Cell201, NASBenchMacro
 from ...networks.proxyless import MBConv
 from ...operations import CellOperation
 from ...results import Transformation
+from ...settings import Config, parse_amount
 from .ranking import Known, Lookup, UnreadableError, lookup
 from .spaces import FIELD, KEPT, Prices, check_space, live_form, live_or_none, other_operations, prices, reachable
 from .tables import checked_table
@@ -78,8 +77,10 @@ def compare_with_table(
         try:
             network = _network(space, start, config.seed, options)
             after = _read(space, start, method(network, data, setting), network, price)
-            allowed = 0.0 if config.budget is None else parse_amount(config.budget).of(before.madds)
-            lookups.append(lookup(space, before, after, accuracies, price, config.operation_moves, allowed))
+            allowed = 0.0 if config.limit.budget is None else parse_amount(config.limit.budget).of(before.madds)
+            lookups.append(
+                lookup(space, before, after, accuracies, price, config.relaxation.operation_moves, allowed)
+            )
         except (UnreadableError, InfeasibleError) as error:
             lookups.append(Lookup(before, problem=str(error)))
     return tuple(lookups)
@@ -107,28 +108,30 @@ def _starts(space: str, inputs: Iterable[str], table: Mapping[str, float]) -> li
 
 def _settings(config: Config, space: str, start: str) -> Config:
     """The configuration under which a method changes only what is legal."""
-    if config.edges is not None:
-        raise UsageError(f"edges must not be set here, but is {config.edges!r}: {space} says what may change")
+    if config.relaxation.edges is not None:
+        raise UsageError(
+            f"edges must not be set here, but is {config.relaxation.edges!r}: {space} says what may change"
+        )
     if space == "nasbench_macro":
-        if config.mode != "full":
+        if config.relaxation.mode != "full":
             raise UsageError(
-                f"nasbench_macro needs mode 'full', not {config.mode!r}: each layer changes by itself"
+                f"nasbench_macro needs mode 'full', not {config.relaxation.mode!r}: each layer changes by itself"
             )
-        if config.names_operations:
+        if config.relaxation.names_operations:
             raise UsageError(
-                f"nasbench_macro needs space 'dnat', not {config.space!r}: layers have no other moves"
+                f"nasbench_macro needs space 'dnat', not {config.relaxation.space!r}: layers have no other moves"
             )
         return config
-    config = replace(config, mode="cell")
-    if not config.names_operations:
+    config = config.but(mode="cell")
+    if not config.relaxation.names_operations:
         return config
     present = {FIELD[int(d)] for d in start}
     table = {
         name: list(targets)
-        for name, targets in other_operations(config.operation_moves).items()
+        for name, targets in other_operations(config.relaxation.operation_moves).items()
         if targets and name in present
     }
-    return replace(config, transitions=table) if table else replace(config, space="dnat", transitions=None)
+    return config.but(transitions=table) if table else config.but(space="dnat", transitions=None)
 
 
 def _network(space: str, architecture: str, seed: int, options: Mapping[str, Any]) -> nn.Module:

@@ -4,8 +4,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...config import WHERE
+from ...settings import WHERE
 from ..summary import settings_of
+from ..sweep.directory import SWEEP
 from .gather import Report, Run
 
 _NOT_SHOWN = WHERE | {"seed", "network", "data", "method"}
@@ -79,8 +80,8 @@ def recipes(report: Report, most: int) -> tuple[list[Recipe], int]:
     found = []
     for sweep in report.sweeps:
         if sweep.config:
-            command = shlex.join(["dnat", "sweep", "--config", "sweep.toml", "--out", f"runs/{sweep.name}-again"])
-            found.append(Recipe(f"sweep {sweep.name}", (command,), {"sweep.toml": sweep.config}))
+            command = shlex.join(["dnat", "sweep", "--config", SWEEP, "--out", f"runs/{sweep.name}-again"])
+            found.append(Recipe(f"sweep {sweep.name}", (command,), {SWEEP: sweep.config}))
     sweeps = {sweep.name for sweep in report.sweeps if sweep.config}
     single = []
     for group in report.groups:

@@ -14,8 +14,10 @@ from typing import Any
 
 from ...errors import UsageError
 from ...naming import unknown
+from ...rundir import ARCHITECTURE, CONFIG, ENVIRONMENT, METRICS, RECORD, RunFiles, runs_in
 from ..summary import Row, Summary, Trial, summarize, trial_from
 from ..sweep import read as standings_of
+from ..sweep.directory import SWEEP, SweepFiles
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def gather(paths: Iterable[str | Path], baseline: str = "original") -> Report:
             _check_run(path)
             found.setdefault(path.resolve(), read_run(path, notes))
             continue
-        sweeps[path.resolve()] = Sweep(path.resolve().name, _text(path / "sweep.toml"))
+        sweeps[path.resolve()] = Sweep(path.resolve().name, SweepFiles(path).text())
         for name, told in _trials(path, notes).items():
             if (path / name).resolve() not in found:
                 found[(path / name).resolve()] = _of_sweep(path, name, told, notes)
@@ -177,72 +179,65 @@ def gather(paths: Iterable[str | Path], baseline: str = "original") -> Report:
 def is_sweep(path: str | Path) -> bool:
     """Whether a directory is that of a sweep: no run itself, but with runs in it, or a sweep's own files."""
     path = Path(path)
-    if not path.is_dir() or (path / "config.toml").exists():
+    if not path.is_dir() or RunFiles(path).is_run():
         return False
-    return (path / "sweep.toml").exists() or any(path.glob("*/config.toml"))
+    return SweepFiles(path).is_sweep() or bool(runs_in(path))
 
 
 def read_run(path: Path, notes: list[str]) -> Run | Unfinished:
     """A run from its directory; what cannot be read of a finished one is added to the notes."""
-    name = path.resolve().name
-    resume = shlex.join(["dnat", "resume", str(path)])
-    if not (path / "record.json").exists():
-        try:
-            status = _json(path / "status.json")
-        except ValueError as error:
-            return Unfinished(name, "damaged", str(error), resume)
-        state, reason = str(status.get("state", "pending")), str(status.get("reason", ""))
+    name, files = path.resolve().name, RunFiles(path)
+    if not files.is_done():
+        state, reason = files.why_unfinished()
         if state == "running" and not reason:
             reason = "at work, or killed without a word"
-        return Unfinished(name, state, reason, resume)
+        return Unfinished(name, state, reason, shlex.join(["dnat", "resume", str(path)]))
     try:
-        record = _json(path / "record.json")
+        record = files.record()
         trial = trial_from(record)
     except (ValueError, TypeError) as error:
-        return Unfinished(name, "damaged", f"record.json: {error}", "")
+        return Unfinished(name, "damaged", f"{RECORD}: {error}", "")
     return Run(
         name=name,
         directory=path,
         record=record,
         trial=trial,
-        metrics=_metrics(path, notes),
-        architecture=_noted(path, "architecture.json", notes),
-        environment=_noted(path, "environment.json", notes),
-        config=_text(path / "config.toml"),
+        metrics=_metrics(files, notes),
+        architecture=_noted(files, ARCHITECTURE, notes),
+        environment=_noted(files, ENVIRONMENT, notes),
+        config=files.text(CONFIG),
     )
 
 
 def _check_run(path: Path) -> None:
-    if (path / "config.toml").exists():
+    if RunFiles(path).is_run():
         return
     if not path.exists():
-        near = [p.name for p in path.parent.glob("*") if is_sweep(p) or (p / "config.toml").exists()]
+        near = [p.name for p in path.parent.glob("*") if is_sweep(p) or RunFiles(p).is_run()]
         if near:
             raise unknown(f"run or sweep in {path.parent}", path.name, near)
     raise UsageError(
-        f"{path} is neither a run directory (it has no config.toml) nor a sweep's (it has no run in it): name one "
+        f"{path} is neither a run directory (it has no {CONFIG}) nor a sweep's (it has no run in it): name one "
         "that `dnat transform` or `dnat sweep` has written"
     )
 
 
 def _trials(sweep: Path, notes: list[str]) -> dict[str, tuple[str, str]]:
     """{name of each trial: its state and reason, as the sweep knows them}; ("", "") of other run directories."""
-    known: dict[str, tuple[str, str]] = {p.parent.name: ("", "") for p in sweep.glob("*/config.toml")}
-    if (sweep / "sweep.toml").exists():
+    known: dict[str, tuple[str, str]] = {run.name: ("", "") for run in runs_in(sweep)}
+    if SweepFiles(sweep).is_sweep():
         try:
             known |= {s.name: (s.state, s.reason) for s in standings_of(sweep)}
         except (ValueError, TypeError) as error:
-            notes.append(
-                f"{sweep.resolve().name}: sweep.toml cannot be read, so that trials may be missing: {error}"
-            )
+            notes.append(f"{sweep.resolve().name}: {SWEEP} cannot be read, so that trials may be missing: {error}")
     return dict(sorted(known.items()))
 
 
 def _of_sweep(sweep: Path, name: str, told: tuple[str, str], notes: list[str]) -> Run | Unfinished:
     """A trial of a sweep: its directory says whether it is done, the sweep why it is not."""
     state, reason = told
-    made = (sweep / name / "config.toml").exists()
-    found = read_run(sweep / name, notes) if made else Unfinished(name, "pending", "", "")
+    begun = RunFiles(sweep / name).is_run()
+    found = read_run(sweep / name, notes) if begun else Unfinished(name, "pending", "", "")
     if isinstance(found, Run) or found.state == "damaged" or not state:
         return found
     resume = ["dnat", "sweep", "--out", str(sweep)]
@@ -270,10 +265,10 @@ def _refuse_duplicates(runs: Iterable[Run]) -> None:
             )
 
 
-def _metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
-    """Rows of metrics.jsonl that are tables with a number of an epoch."""
+def _metrics(files: RunFiles, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
+    """Rows that are tables with a number of an epoch."""
     rows, bad = [], 0
-    for line in _text(path / "metrics.jsonl").splitlines():
+    for line in files.text(METRICS).splitlines():
         try:
             row = json.loads(line)
         except ValueError:
@@ -283,37 +278,20 @@ def _metrics(path: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
         else:
             bad += 1
     if bad or not rows:
-        what = f"{bad} lines of metrics.jsonl cannot be read" if bad else "there are no rows in metrics.jsonl"
-        notes.append(f"{path.resolve().name}: {what}: curves lack them")
+        what = f"{bad} lines of {METRICS} cannot be read" if bad else f"there are no rows in {METRICS}"
+        notes.append(f"{files.directory.resolve().name}: {what}: curves lack them")
     return tuple(rows)
 
 
-def _noted(path: Path, name: str, notes: list[str]) -> Mapping[str, Any]:
+def _noted(files: RunFiles, name: str, notes: list[str]) -> Mapping[str, Any]:
     try:
-        if (path / name).exists():
-            return _json(path / name)
+        table = files.read_json(name)
         reason = f"{name} is missing"
     except ValueError as error:
-        reason = str(error)
-    notes.append(f"{path.resolve().name}: {reason}")
-    return {}
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A table from a JSON file; an empty one where the file is missing."""
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path.name} holds no table")
-    return found
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        table, reason = None, str(error)
+    if table is None:
+        notes.append(f"{files.directory.resolve().name}: {reason}")
+    return table or {}
 
 
 def number(value: Any) -> float | None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...config import WHERE
+from ...settings import WHERE
 from ..formatting import p_text
 from .comparison import Comparison, Row
 from .statistics import MOST_FLIPS

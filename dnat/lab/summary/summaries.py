@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from ...config import WHERE
 from ...errors import UsageError
 from ...naming import unknown
+from ...settings import WHERE
 from ..labels import method_order, natural_order
 from .comparison import Comparison, Row, comparisons_of, row_of
 from .notes import Pair, notes_of
@@ -20,7 +20,7 @@ class Summary:
     """All rows and comparisons, in the order of the table, and what has to be known to read them.
 
     Attributes:
-        rows: by data set, network and method: the baseline first, then as in `dnat.config.METHODS`, then by name.
+        rows: by data set, network and method: the baseline first, then as in `settings.METHODS`, then by name.
         comparisons: in the same order.
         notes: seeds that a method lacks, settings that differ, what cannot be significant.
         baseline: the method that the others are compared with.

@@ -10,20 +10,79 @@
 Files of the trials themselves win over trials.json: what has a record.json is done, whoever did it.
 """
 
-import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...config import WHERE, Job, read_toml
 from ...errors import UsageError
 from ...locks import Lock, LockedError, is_held
 from ...naming import unknown
-from ...records import atomic_write, check_name
+from ...rundir import RECORD, RunFiles, atomic_write, check_name, read_table, write_json
+from ...settings import WHERE, Job, read_toml
 from .settings import Sweep, Trial, grid
 from .trials import Outcome, State, trial_command
+
+SWEEP = "sweep.toml"
+"""The file of a sweep's directory that says what it is for."""
+
+
+class SweepFiles:
+    """What a sweep's directory holds, whether a process works in it or not.
+
+    Attributes:
+        path: the directory.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def is_sweep(self) -> bool:
+        """Whether this is a sweep's directory."""
+        return (self.path / SWEEP).exists()
+
+    def text(self) -> str:
+        """What it is for, as TOML; "" where it is no sweep's directory."""
+        return (self.path / SWEEP).read_text(encoding="utf-8", errors="replace") if self.is_sweep() else ""
+
+    def read(self) -> Sweep:
+        """What it is for.
+
+        Raises:
+            ValueError: it is no sweep's directory; names like it are suggested.
+        """
+        if not self.is_sweep():
+            folder = self.path.parent
+            near = [p.parent.name for p in folder.glob(f"*/{SWEEP}")]
+            if near and not self.path.exists():
+                raise unknown(f"sweep in {folder}", self.path.name, near)
+            raise UsageError(f"{self.path} is not a sweep's directory: it has no {SWEEP}")
+        return Sweep.from_table(read_toml(self.path / SWEEP))
+
+    def read_entries(self) -> dict[str, dict[str, Any]]:
+        """What is known of each trial that was started; nothing where that cannot be read."""
+        try:
+            return read_table(self._entries)
+        except ValueError:
+            return {}
+
+    @property
+    def _entries(self) -> Path:
+        return self.path / "trials.json"
+
+    @property
+    def stop_file(self) -> Path:
+        """Stands there while trials, on whatever machine, are to save and stop."""
+        return self.path / ".stop"
+
+    def job_file(self, name: str) -> Path:
+        """The file with a trial's job."""
+        return self.path / "trials" / f"{name}.toml"
+
+    def log(self, name: str) -> Path:
+        """What a trial printed."""
+        return self.path / "logs" / f"{name}.log"
 
 
 @dataclass(frozen=True)
@@ -54,13 +113,13 @@ class Standing:
     seconds: float = 0.0
 
     def record(self) -> dict[str, Any]:
-        """The result of a trial that is done, as it stands in its record.json."""
-        return json.loads((self.directory / "record.json").read_text(encoding="utf-8"))
+        """The result of a trial that is done."""
+        return RunFiles(self.directory).record()
 
     @property
     def log(self) -> Path:
         """What the trial printed."""
-        return self.directory.parent / "logs" / f"{self.name}.log"
+        return SweepFiles(self.directory.parent).log(self.name)
 
 
 _KEPT = ("state", "attempts", "exit_code", "reason", "seconds")
@@ -72,24 +131,8 @@ def read(directory: str | Path) -> tuple[Standing, ...]:
     Raises:
         ValueError: it is no sweep's directory; names like it are suggested.
     """
-    directory = Path(directory)
-    sweep = read_sweep(directory)
-    return standings(directory, sweep, _entries(directory), running=is_held(directory))
-
-
-def read_sweep(directory: str | Path) -> Sweep:
-    """What a sweep's directory was made for.
-
-    Raises:
-        ValueError: it is no sweep's directory.
-    """
-    directory = Path(directory)
-    if not (directory / "sweep.toml").exists():
-        near = [p.parent.name for p in directory.parent.glob("*/sweep.toml")]
-        if near and not directory.exists():
-            raise unknown(f"sweep in {directory.parent}", directory.name, near)
-        raise UsageError(f"{directory} is not a sweep's directory: it has no sweep.toml")
-    return Sweep.from_table(read_toml(directory / "sweep.toml"))
+    files = SweepFiles(directory)
+    return standings(files.path, files.read(), files.read_entries(), running=is_held(directory))
 
 
 def standings(
@@ -106,38 +149,27 @@ def standings(
 
 def _derived(standing: Standing, running: bool) -> Standing:
     """The standing by the trial's own files, where they know better."""
-    place = standing.directory
-    if (place / "record.json").exists():
+    files = RunFiles(standing.directory)
+    if files.is_done():
         return replace(standing, state="done", reason="")
     if standing.state == "running" and running:
         return standing
     if standing.state == "done":  # somebody deleted the result
-        standing = replace(standing, state="pending", reason="its record.json is gone")
-    if not (place / "config.toml").exists():
+        standing = replace(standing, state="pending", reason=f"its {RECORD} is gone")
+    if not files.is_run():
         return replace(standing, state="interrupted") if standing.state == "running" else standing
-    if is_held(place):
+    if is_held(files.directory):
         return replace(standing, state="running", reason="")
     if standing.state in ("failed", "interrupted"):
         return standing
     # Nobody saw it end: it was started by hand, or its sweep was killed.
-    status = _json(place / "status.json") or {}
-    if status.get("state") == "failed":
-        return replace(standing, state="failed", reason=str(status.get("reason", "")))
-    return replace(standing, state="interrupted", reason=str(status.get("reason") or "its process is gone"))
+    state, reason = files.why_unfinished()
+    if state == "failed":
+        return replace(standing, state="failed", reason=reason)
+    return replace(standing, state="interrupted", reason=reason or "its process is gone")
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _entries(directory: Path) -> dict[str, dict[str, Any]]:
-    return _json(directory / "trials.json") or {}
-
-
-class SweepDirectory:
+class SweepDirectory(SweepFiles):
     """A sweep's directory, locked for this process. Use it as a context manager.
 
     Attributes:
@@ -147,7 +179,8 @@ class SweepDirectory:
     """
 
     def __init__(self, path: Path, sweep: Sweep, trials: tuple[Trial, ...]) -> None:
-        self.path, self.sweep, self.trials = path, sweep, trials
+        super().__init__(path)
+        self.sweep, self.trials = sweep, trials
         self.entries: dict[str, dict[str, Any]] = {}
         self._lock: Lock | None = None
 
@@ -177,13 +210,13 @@ class SweepDirectory:
         return found
 
     def _check(self) -> None:
-        if not (self.path / "sweep.toml").exists():
+        if not self.is_sweep():
             if self.path.exists() and any(not p.name.startswith(".") for p in self.path.iterdir()):
                 raise UsageError(
                     f"{self.path} is not empty and not a sweep's directory: choose another one (--out)"
                 )
             return
-        there = read_sweep(self.path)
+        there = self.read()
         for kind in ("networks", "methods", "seeds"):
             missing = [str(v) for v in getattr(there, kind) if v not in getattr(self.sweep, kind)]
             if missing:
@@ -200,8 +233,8 @@ class SweepDirectory:
             stray.unlink(missing_ok=True)  # of a process that was killed
         for trial in self.trials:
             _write_if_new(self.job_file(trial.name), trial.job.to_toml())
-        _write_if_new(self.path / "sweep.toml", self.sweep.to_toml())
-        self.entries = _entries(self.path)
+        _write_if_new(self.path / SWEEP, self.sweep.to_toml())
+        self.entries = self.read_entries()
         for name, entry in self.entries.items():
             if entry.get("state") == "running":  # its sweep was killed: the trial's own files say how it ended
                 self.entries[name] = entry | {"state": "pending"}
@@ -223,15 +256,6 @@ class SweepDirectory:
             self.stop_file.unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
-
-    @property
-    def stop_file(self) -> Path:
-        """Stands there while trials, on whatever machine, are to save and stop."""
-        return self.path / ".stop"
-
-    def job_file(self, name: str) -> Path:
-        """The file with a trial's job."""
-        return self.path / "trials" / f"{name}.toml"
 
     def standings(self) -> tuple[Standing, ...]:
         """How the trials stand."""
@@ -260,7 +284,7 @@ class SweepDirectory:
         self._save()
 
     def _save(self) -> None:
-        atomic_write(self.path / "trials.json", (json.dumps(self.entries, indent=1) + "\n").encode())
+        write_json(self._entries, self.entries)
 
 
 def _write_if_new(path: Path, text: str) -> None:
@@ -277,7 +301,7 @@ def refuse_others(directory: Path, trials: Iterable[Trial]) -> None:
     """
     listed: dict[str, str] = {}
     for trial in trials:
-        file = directory / "trials" / f"{trial.name}.toml"
+        file = SweepFiles(directory).job_file(trial.name)
         if file.exists():
             differing = Job.from_flat(read_toml(file)).differences(trial.job)
             for key, (there, now) in differing.items():
@@ -300,9 +324,9 @@ def continued(given: Sweep, directory: str | Path) -> Sweep:
     Lists that are not given stay as they are; settings, too, where none are given but where the images lie. The
     number of CPU threads stays in any case, since sums depend on it.
     """
-    if not (Path(directory) / "sweep.toml").exists():
+    if not SweepFiles(directory).is_sweep():
         return given
-    there = read_sweep(directory)
+    there = SweepFiles(directory).read()
     lists = {kind: getattr(given, kind) or getattr(there, kind) for kind in ("networks", "methods", "seeds")}
     if {*given.settings} <= WHERE and not given.of_network and not given.of_method:
         settings = there.settings | given.settings
@@ -313,16 +337,7 @@ def continued(given: Sweep, directory: str | Path) -> Sweep:
 def commands(standings: Sequence[Standing], *, download: bool = False, wandb: str | None = None) -> list[str]:
     """One line for a shell for each of some trials; together they do what the sweep would."""
     return [
-        shlex.join(
-            [
-                "dnat",
-                *trial_command(
-                    str(s.directory.parent / "trials" / f"{s.name}.toml"),
-                    str(s.directory),
-                    download=download,
-                    wandb=wandb,
-                ),
-            ]
-        )
+        shlex.join(["dnat", *trial_command(str(job), str(s.directory), download=download, wandb=wandb)])
         for s in standings
+        for job in [SweepFiles(s.directory.parent).job_file(s.name)]
     ]

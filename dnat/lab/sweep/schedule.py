@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ...config import cores
 from ...errors import UsageError
+from ...settings import cores
 from .cluster import Cluster, import_ray
 from .directory import Standing, SweepDirectory, continued
 from .local import ANY_GPU, Local, visible_gpus
@@ -275,7 +275,7 @@ class _Loop:
 
     def _engine(self) -> Engine:
         options = self.options
-        wants_gpu = any(job.config.device in ANY_GPU for job in self.jobs.values())
+        wants_gpu = any(job.config.machine.device in ANY_GPU for job in self.jobs.values())
         if options.engine == "local":
             return Local(options.jobs or 1, visible_gpus(os.environ) if wants_gpu else ())
         threads = int(self.opened.sweep.settings["threads"])
@@ -296,7 +296,7 @@ class _Loop:
             directory=str(place.resolve()),
             log=str(standing.log.resolve()),
             number=number,
-            device=self.jobs[name].config.device,
+            device=self.jobs[name].config.machine.device,
         )
         engine.start(name, attempt)
 
@@ -320,7 +320,7 @@ class _Loop:
     def _look(self, name: str) -> Live:
         """How far a trial is; its files are read once a second."""
         now = time.monotonic()
-        when, live = self.looked.get(name, (-math.inf, Live(0.0, self.jobs[name].config.epochs)))
+        when, live = self.looked.get(name, (-math.inf, Live(0.0, self.jobs[name].config.training.epochs)))
         if now - when >= 1:
             found = progress(self.standings[name].directory)
             if found:

@@ -15,10 +15,10 @@ from typing import Any
 
 import tomli_w
 
-from ...config import ALIASES, CONTROLS, METHODS, SEARCHING, Job, cores, directory_name, shown
 from ...errors import UsageError
 from ...naming import unknown
 from ...seeds import check_seed
+from ...settings import ALIASES, CONTROLS, METHODS, SEARCHING, Job, cores, directory_name, shown
 from ..labels import label
 
 Table = dict[str, Any]
@@ -360,13 +360,13 @@ def check_job(job: Job) -> None:
     from ..baselines import check_budget, configured
 
     config = job.config
-    check_mode(job.network, config.mode)
+    check_mode(job.network, config.relaxation.mode)
     if job.method in CONTROLS:
         check_budget(job.method, config)
     if job.method in SEARCHING:
         configured(job.method, config)
         on_genotype = config.search.graph != "edges" and has_genotype(job.network)
-        if on_genotype and config.is_limited:
+        if on_genotype and config.limit.is_limited:
             raise UsageError(
                 f"{job.method} knows no budget on genotypes: leave it out for {job.network}, or take "
                 "search.graph='edges'"

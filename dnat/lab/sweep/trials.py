@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...locks import holder, is_held
+from ...rundir import METRICS, RECORD, SEARCH_ROWS, RunFiles
 
 State = Literal["pending", "running", "done", "failed", "interrupted"]
 
@@ -177,10 +178,10 @@ def judged(code: int, directory: str | Path, text: str, seconds: float = 0.0) ->
         seconds: it took.
     """
     last = reason_in(text)
-    if (Path(directory) / "record.json").exists():
+    if RunFiles(directory).is_done():
         return Outcome("done", code, "", seconds)
     if code == 0:
-        return Outcome("failed", code, "it ended without a result (exit code 0, no record.json)", seconds)
+        return Outcome("failed", code, f"it ended without a result (exit code 0, no {RECORD})", seconds)
     if code < 0:
         last = f"killed by {_signal(-code)}" + (f" after: {last}" if last else "")
     locked = code == _LOCKED and "is in use by" in last
@@ -220,8 +221,8 @@ def progress(directory: str | Path) -> tuple[str, int, float | None] | None:
 
     Rows are read from the end of metrics.jsonl, or of search.jsonl while there are no metrics.
     """
-    for name, accuracy in (("metrics.jsonl", "test_accuracy"), ("search.jsonl", "train_accuracy")):
-        for row in _rows_from_the_end(Path(directory) / name):
+    for name, accuracy in ((METRICS, "test_accuracy"), (SEARCH_ROWS, "train_accuracy")):
+        for row in _rows_from_the_end(RunFiles(directory).path(name)):
             if "epoch" in row:
                 return str(row.get("stage", "search")), int(row["epoch"]), row.get(accuracy)
     return None

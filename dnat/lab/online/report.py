@@ -1,6 +1,6 @@
 """A comparison on Weights & Biases: which files are still to be uploaded, and a report of the runs that are there.
 
-The report reads the runs as `dnat.tracking` has mirrored them: their configuration holds network, data and label,
+The report reads the runs as `WandbTracker` has mirrored them: their configuration holds network, data and label,
 their history test_accuracy by epoch, their summary the result.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...rundir import CONFIG, RunFiles, runs_in
 from ..summary import Row, Summary
 
 TITLE = "dnat: methods compared"
@@ -39,12 +40,10 @@ def upload_commands(directories: Iterable[str | Path]) -> list[str]:
 
 
 def _runs(directory: Path) -> list[Path]:
-    configs = [directory / "config.toml"]
-    if not configs[0].exists():
-        configs = sorted(directory.glob("*/config.toml"))
-    if not configs:
-        raise UsageError(f"{directory} holds no run: it has no config.toml, nor do the directories in it")
-    return [config.parent for config in configs]
+    runs = [directory] if RunFiles(directory).is_run() else runs_in(directory)
+    if not runs:
+        raise UsageError(f"{directory} holds no run: it has no {CONFIG}, nor do the directories in it")
+    return runs
 
 
 def build(summary: Summary, markdown: str, project: str, entity: str) -> Any:

@@ -1,0 +1,172 @@
+"""The best set of choices within a budget, as an integer program that is solved again as conflicts turn up."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..edges import ORIGINAL, crosses, problems
+from ..errors import UsageError
+from .needs import Bill
+from .prices import Costs, Groups, by_edge
+from .solver import IntegerProgram, Row
+
+
+class InfeasibleError(UsageError):
+    """No legal set of choices keeps the budget."""
+
+
+def best(
+    groups: Groups, scores: Mapping[str, Mapping[str, float]], costs: Costs, limit: float, floor: float = 0.0
+) -> dict[str, str]:
+    """The legal choices with the largest sum of scores among those that cost at most `limit`.
+
+    Args:
+        groups: the edges of each group.
+        scores: what each legal choice of each group is worth; "original" must be among them.
+        costs: of the same edges.
+        limit: in the unit of `costs`.
+        floor: what they cost at least, or else as much as any legal set does within the limit.
+
+    Returns:
+        {group: choice}.
+
+    Raises:
+        InfeasibleError: no legal set is so cheap; the message tells the smallest reachable cost.
+    """
+    legal = {group: list(score) for group, score in scores.items()}
+    choices = Model(groups, scores, costs, limit, floor=floor).solve()
+    if choices is None and floor:
+        floor = min(floor, dearest(groups, legal, costs, limit))
+        choices = Model(groups, scores, costs, limit, floor=floor).solve()
+    if choices is None:
+        _, least = cheapest(groups, legal, costs)
+        raise InfeasibleError(
+            f"no legal set of choices costs at most {limit:.6g}: the smallest reachable cost is {least:.6g} "
+            f"({least / costs.total:.1%} of the original's {costs.total:.6g})"
+        )
+    return choices
+
+
+def cheapest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs) -> tuple[dict[str, str], float]:
+    """The legal choices that cost least, and their cost."""
+    choices = Model(groups, _equal_scores(legal), costs, None, worth=-1.0).solve()
+    assert choices is not None, "the untouched network is legal"
+    return choices, costs.of(by_edge(groups, choices))
+
+
+def dearest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs, limit: float) -> float:
+    """The cost of the legal choices that cost most among those that cost at most `limit`; 0 if there are none."""
+    choices = Model(groups, _equal_scores(legal), costs, limit, worth=1.0).solve()
+    return costs.of(by_edge(groups, choices)) if choices else 0.0
+
+
+def _equal_scores(legal: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    return {group: dict.fromkeys(choices, 0.0) for group, choices in legal.items()}
+
+
+class Model:
+    """The integer program: choices of groups, and which values they leave needed.
+
+    Args:
+        groups, scores, costs: see `best`.
+        limit: what the choices may cost; None: anything.
+        floor: what they must cost.
+        worth: what the whole network's cost is worth beside the scores.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        scores: Mapping[str, Mapping[str, float]],
+        costs: Costs,
+        limit: float | None,
+        *,
+        floor: float = 0.0,
+        worth: float = 0.0,
+    ) -> None:
+        self.groups, self.scores, self.costs, self.limit, self.floor = groups, scores, costs, limit, floor
+        self.program = IntegerProgram(exact=bool(floor) or worth > 0)
+        self.choices: dict[tuple[str, str], int] = {}
+        for group, score in scores.items():
+            others = [c for c in score if c != ORIGINAL]
+            for choice in others:
+                self.choices[group, choice] = self.program.binary(score[choice] - score[ORIGINAL])
+            if len(others) > 1:
+                self.program.require([(self.choices[group, c], -1.0) for c in others], -1.0)
+        self._keep_apart()
+        bill = Bill(self.program, groups, costs, self.choices)
+        scale = max(costs.total, 1e-30)
+        for variable, price in bill.prices.items():
+            self.program.objective[variable] += worth * price / scale
+        if limit is not None:
+            terms = [(v, -p / scale) for v, p in bill.prices.items()]
+            self.program.require(terms, (bill.fixed - limit) / scale)
+        if floor:
+            self.program.require([(v, p / scale) for v, p in bill.prices.items()], (floor - bill.fixed) / scale)
+
+    def _keep_apart(self) -> None:
+        """A width does not shrink where something else takes the place of what makes or reads its channels."""
+        pairs = {
+            (group, other, choice)
+            for group, members in self.groups.items()
+            for edge in members
+            if edge.place
+            for other, choice in self.choices
+            if any(crosses(edge, e, choice) for e in self.groups[other])
+        }
+        for group, other, choice in sorted(pairs):
+            widths = [(v, -1.0) for (g, _), v in self.choices.items() if g == group]
+            self.program.require([*widths, (self.choices[other, choice], -1.0)], -1.0)
+
+    def solve(self) -> dict[str, str] | None:
+        """The best legal choices; None where there are none within the limit."""
+        cuts: list[Row] = []
+        while True:
+            choices = self._solution(cuts)
+            if choices is None:
+                return None
+            conflicts = self._conflicts(choices)
+            # What a set costs that cannot be made means nothing. By the solver's tolerance a set may be too dear.
+            if not conflicts and not self._is_beyond(self.costs.of(by_edge(self.groups, choices))):
+                return choices
+            cuts += map(self._cut, conflicts or [list(choices.items())])
+
+    def _is_beyond(self, cost: float) -> bool:
+        return cost < self.floor * (1 - 1e-9) or (self.limit is not None and cost > self.limit * (1 + 1e-12))
+
+    def _cut(self, pairs: Sequence[tuple[str, str]]) -> Row:
+        """Forbids that all these choices are made together."""
+        terms: list[tuple[int, float]] = []
+        count = 0
+        for group, choice in pairs:
+            if choice == ORIGINAL:
+                terms.extend((v, 1.0) for (g, _), v in self.choices.items() if g == group)
+            else:
+                terms.append((self.choices[group, choice], -1.0))
+                count += 1
+        return terms, 1.0 - count
+
+    def _solution(self, cuts: Sequence[Row]) -> dict[str, str] | None:
+        choices = dict.fromkeys(self.scores, ORIGINAL)
+        if not self.choices:
+            return None if self._is_beyond(self.costs.total) else choices
+        values = self.program.solution(cuts)
+        if values is None:
+            return None
+        return choices | {group: choice for (group, choice), v in self.choices.items() if values[v] > 0.5}
+
+    def _conflicts(self, choices: Mapping[str, str]) -> list[list[tuple[str, str]]]:
+        """Smallest sets of choices that cannot be made together, disjoint from each other."""
+
+        def wrong(pairs: Iterable[tuple[str, str]]) -> bool:
+            return bool(problems({e: c for g, c in pairs for e in self.groups[g]}))
+
+        rest = [(g, c) for g, c in choices.items() if c != ORIGINAL]
+        conflicts = []
+        while rest and wrong(rest):
+            conflict = list(rest)
+            for pair in rest:
+                fewer = [p for p in conflict if p != pair]
+                if wrong(fewer):
+                    conflict = fewer
+            conflicts.append(conflict)
+            rest = [p for p in rest if p not in conflict]
+        return conflicts

@@ -1,0 +1,112 @@
+"""Torch's functions as steps: which names a file may use, what gives sizes, and what gives no tensor."""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from .numbers import plain, tracked
+from .scope import RefusedError, Scope
+from .steps import Attribute, Ref
+
+SHAPES = {"shape.__get__", "size", "__len__", "numel", "nelement"}
+_STATIC = {
+    *("dim", "ndimension", "stride", "element_size", "get_device", "type", "result_type", "can_cast"),
+    *("promote_types", "type_code", "__format__", "__repr__", "__str__", "__hash__", "has_names"),
+}
+_STATIC_FIELDS = {
+    "ndim",
+    "dtype",
+    "device",
+    "layout",
+    "requires_grad",
+    "grad_fn",
+    "itemsize",
+    "names",
+    "output_nr",
+}
+
+
+def has_tensor(result: Any) -> bool:
+    """Whether something holds a tensor."""
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
+
+
+def sizes(scope: Scope, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a function that asks for a tensor's sizes gives: tracked numbers."""
+    tensor = args[0]
+    shape = scope.shape(tensor)
+    if name == "__len__":
+        return shape[0]
+    if name in ("numel", "nelement"):
+        count = math.prod(map(plain, shape))
+        if id(tensor) in scope.held:
+            return count
+        return scope.add("method", "numel", (tensor,), {}, tracked(count, scope, scope.new()))
+    dim = args[1] if len(args) > 1 else kwargs.get("dim")
+    return torch.Size(shape) if dim is None else shape[dim]
+
+
+def without_tensor(scope: Scope, name: str, args: tuple[Any, ...], result: Any) -> Any:
+    """A function that gives no tensor: it reads what never changes, or it writes, or it is refused."""
+    field_name = name.removesuffix(".__get__")
+    if name in _STATIC or field_name in _STATIC_FIELDS or field_name.startswith(("is_", "torch.is_")):
+        if field_name in ("device", "dtype"):
+            of = scope.describe(args[0])
+            assert isinstance(of, Ref | Attribute)
+            scope.reads[field_name, result] = of
+        return result
+    if name == "__setitem__":
+        return scope.add("method", name, args, {}, None)
+    raise RefusedError(f"it lets values of tensors decide or leave torch ({name.removeprefix('torch.')})")
+
+
+def public_name(name: str, func: Any) -> str:
+    """The name under which a file that imports torch finds a function.
+
+    Raises:
+        RefusedError: there is none.
+    """
+    if name.startswith("torch.functional."):
+        name = "torch." + name.removeprefix("torch.functional.")
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        name = f"torch.ops.{func}"
+        if name.startswith(("torch.ops.aten.", "torch.ops.prims.")):
+            return name
+    for candidate in (name, f"torch.{name}", f"{getattr(func, '__module__', None)}.{name}"):
+        if (
+            candidate.startswith("torch.")
+            and not name.startswith("torch.ops.")
+            and callable(_attribute(candidate))
+        ):
+            return candidate
+    raise RefusedError(f"it calls {name}, which torch alone does not have")
+
+
+def _attribute(name: str) -> Any:
+    try:
+        return functools.reduce(getattr, name.split(".")[1:], torch)
+    except AttributeError:
+        return None
+
+
+def arguments_of(
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[tuple[str, Any]]:
+    """The arguments of a call by name, as they stand in the signature."""
+    signature = inspect.signature(forward)
+    arguments: list[tuple[str, Any]] = []
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            arguments += [(f"{name}_{i}", v) for i, v in enumerate(value)]
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            arguments += value.items()
+        else:
+            arguments.append((name, value))
+    return arguments

@@ -1,0 +1,66 @@
+"""The command itself: its commands are added by the modules beside this one."""
+
+import os
+import sys
+import traceback
+
+import click
+
+from ... import __version__
+from ...errors import DnatError, users_code
+
+FIRST = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+"""Whether this process is the only one, or the first of those that torchrun started."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="dnat")
+def cli() -> None:
+    """Transform a PyTorch network into a smaller one, while it trains.
+
+    \b
+    dnat plan --network resnet20 --weights FILE --budget 0.7     what would go from a trained network
+    dnat transform --network resnet8 --epochs 40      the main job, on the data that come along
+    dnat sweep --networks resnet8 --methods original,dnat-full --seeds 5 --out runs/five
+    dnat report runs/five                             what came out, as tables and a page
+    dnat edges --network resnet20                     where a network may change
+    dnat networks, dnat datasets, dnat settings       what there is by name
+    """
+
+
+class SweepEnded(DnatError):
+    """A sweep of which some trials have no result; they have been shown."""
+
+    def __init__(self, exit_code: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def exit_code(error: BaseException) -> int:
+    """0 done; 2 wrong use; 65 bad data or loss; 70 trials failed; 73 locked; 75 stopped, can be resumed; 1 bug."""
+    return error.exit_code if isinstance(error, DnatError) else 1
+
+
+def main() -> None:
+    """Run the command and exit with its code."""
+    if os.getcwd() not in sys.path:  # as with `python -m`: networks of the user's own are found where they stand
+        sys.path.insert(0, os.getcwd())
+    try:
+        with users_code("code of the network's failed", alone=False):
+            cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("dnat: stopped at once", err=True)
+        sys.exit(130)
+    except Exception as error:
+        code = exit_code(error)
+        if code == 1:
+            traceback.print_exc()
+            click.echo("dnat: this is a bug of dnat; please report it with the lines above", err=True)
+        else:
+            hint = "; the same command goes on with it" if code == 75 and not isinstance(error, SweepEnded) else ""
+            which = "" if FIRST else f" (process {os.environ['RANK']})"
+            click.echo(f"dnat{which}: {error}{hint}", err=True)
+        sys.exit(code)

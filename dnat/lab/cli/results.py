@@ -1,0 +1,209 @@
+"""What becomes of finished runs: evaluated, used, drawn, exported, reported."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...errors import DataError, UsageError
+from .group import cli
+from .options import flag
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@flag("data_root", more="Where it moved, or with others of its classes.")
+@flag("skip_broken")
+def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None:
+    """Test the network of a finished run again, from its files, or on other images of classes that it knows.
+
+    \b
+    dnat evaluate runs/resnet8-digits-dnat-seed0
+    """
+    from ...costs import cost
+    from ...records import read_job
+    from ...training import evaluate as test
+    from ..runs import load_data, other_images, restore
+
+    job = read_job(run)
+    job = job.but(data_root=data_root or job.data_root, skip_broken=skip_broken or job.skip_broken)
+    data, notes = other_images(run, load_data(job))
+    for note in notes:
+        click.echo(f"note: {note}")
+    network, job, _ = restore(run)
+    result = test(network, data, job.config)
+    click.echo(f"test accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {len(data.test_labels)} images")
+    click.echo(str(cost(network, data.example(2))))
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to show, at most.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list in place of a table.")
+def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool) -> None:
+    """Tell what a finished run's network takes pictures for, prepared as its test images were.
+
+    FILES are pictures, or folders, of which all pictures are taken. Those that cannot be read are named, and the
+    exit code is 65 then; the others are predicted.
+
+    \b
+    dnat predict runs/resnet8-folder-dnat-seed0 cat.jpg holidays/
+    dnat predict runs/resnet8-folder-dnat-seed0 pictures/val --top 1 --json > predictions.json
+    """
+    import json
+
+    from ..prediction import found_in, predicted
+    from ..terminal import console, predictions_table, predictions_text
+
+    pictures = found_in(files)
+    found = list(predicted(run, pictures, top))
+    broken = [p for p in found if p.problem]
+    if as_json:
+        click.echo(json.dumps([p.table() for p in found], indent=1))
+    elif sys.stdout.isatty():
+        console().print(predictions_table([p for p in found if not p.problem]))
+    else:
+        for line in predictions_text([p for p in found if not p.problem]):
+            click.echo(line)
+    for prediction in broken:
+        click.echo(prediction.problem, err=True)
+    if broken:
+        raise DataError(f"{len(broken)} of {len(found)} files could not be read")
+
+
+@cli.command()
+@click.argument("what")
+@click.option("--after", help="Also a genotype: what the first one became.")
+@click.option("--format", "formats", multiple=True, default=("png", "svg"), help="png, svg or pdf; repeatable.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write a genotype to, without its suffix.")
+def draw(what: str, after: str | None, formats: tuple[str, ...], out: Path | None) -> None:
+    """Draw a finished run's network before and after, again; or a genotype, by name or from a JSON file.
+
+    \b
+    dnat draw runs/resnet8-digits-dnat-seed0 --format pdf
+    dnat draw darts_v2 --after nat_darts
+    dnat draw my_cells.json --out pictures/my_cells
+    """
+    from ..runs import draw_named, redraw
+
+    if Path(what).is_dir():
+        if after or out:
+            raise UsageError("--after and --out are for genotypes; a run is drawn into its own directory")
+        files = redraw(what, formats)
+    else:
+        files = draw_named(what, after, out, formats)
+    for path in files:
+        click.echo(path)
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", "form", required=True, help="safetensors, py (torch-only Python), pt2 or onnx.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write (default: RUN/exported.FORM).")
+@click.option("--verify/--no-verify", default=True, help="Read it again in a fresh process and compare.")
+def export(run: Path, form: str, out: Path | None, verify: bool) -> None:
+    """Write a finished run's network to files that need no dnat.
+
+    \b
+    dnat export runs/resnet8-digits-dnat-seed0 --to py
+    dnat export runs/resnet8-digits-dnat-seed0 --to onnx --out model.onnx
+    """
+    from ...exports import FORMATS
+    from ...exports import export as write
+    from ...naming import unknown
+    from ..runs import preprocess_of, restore
+
+    if form not in FORMATS:  # before a run is read for it
+        raise unknown("form", form, FORMATS)
+    network, _, example = restore(run)
+    preprocess = preprocess_of(run)
+    # A run's own network.safetensors stays as it is.
+    written = write(network, example, form, out or run / "exported", preprocess=preprocess, verify=verify)
+    for path in written.files:
+        click.echo(path)
+    for note in written.notes:
+        click.echo(f"note: {note}")
+    if preprocess is None:
+        click.echo("note: how images are made is not told: the run is of an older dnat, which did not note it")
+    if verify:
+        click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), help="Page to write (default: report.html)")
+@click.option("--markdown", "text", type=click.Path(path_type=Path), help="Markdown to write (default: report.md)")
+@click.option("--pictures", type=click.Path(path_type=Path), help="Folder for figures as PNG and SVG.")
+@click.option("--published", is_flag=True, help="Show the papers' own numbers below ours.")
+@click.option("--baseline", default="original", show_default=True, help="Method that others are compared with.")
+@click.option("--layout", default="both", show_default=True, help="Tables: papers, long or both.")
+@click.option(
+    "--wandb", "uploads", is_flag=True, help="Only print the commands that upload what was tracked offline."
+)
+@click.option("--wandb-report", "online", is_flag=True, help="Also make a report on Weights & Biases.")
+@click.option("--wandb-project", "project", help="Project of the runs there (default: $WANDB_PROJECT, then dnat).")
+@click.option("--wandb-entity", "entity", help="Its owner (default: $WANDB_ENTITY, then whom the key belongs to).")
+def report(
+    runs: tuple[Path, ...],
+    html: Path | None,
+    text: Path | None,
+    pictures: Path | None,
+    published: bool,
+    baseline: str,
+    layout: str,
+    **wandb: Any,
+) -> None:
+    """Report what runs came to: statistics over seeds, tables, figures, what is not finished.
+
+    RUNS are run directories, or directories of sweeps. The Markdown is printed, and written with the page into the
+    sweep's directory where exactly one is given, else into the current one.
+
+    \b
+    dnat report runs/sweep
+    dnat report runs/resnet8-* --html resnet8.html --pictures figures
+    dnat report runs/sweep --wandb
+    """
+    if wandb["uploads"]:
+        _print_uploads(runs)
+        return
+    from ...records import atomic_write
+    from ..report import gather, is_sweep, markdown, page
+
+    found = gather(runs, baseline)
+    folder = runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path()
+    words = markdown(found, with_published=published, layout=layout)
+    files = {
+        text or folder / "report.md": words,
+        html or folder / "report.html": page(found, with_published=published, layout=layout),
+    }
+    for path, content in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, content.encode())
+    click.echo(words)
+    for path in files:
+        click.echo(path, err=True)
+    if pictures:
+        from ..report import draw
+
+        for path in draw(found, pictures):
+            click.echo(path, err=True)
+    if wandb["online"]:
+        from ..online.report import create
+        from ..summary import markdown as table
+
+        project = wandb["project"] or os.environ.get("WANDB_PROJECT") or "dnat"
+        entity = wandb["entity"] or os.environ.get("WANDB_ENTITY") or ""
+        click.echo(create(found.summary, table(found.summary), project, entity), err=True)
+
+
+def _print_uploads(runs: tuple[Path, ...]) -> None:
+    from ..online.report import upload_commands
+
+    commands = upload_commands(runs)
+    for command in commands:
+        click.echo(command)
+    if not commands:
+        click.echo("nothing that was tracked offline is left to be uploaded", err=True)

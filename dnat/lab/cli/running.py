@@ -1,0 +1,201 @@
+"""`dnat transform` and `dnat resume`: one run."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ...errors import UsageError
+from ...settings import Job, run_name
+from .group import FIRST, cli, exit_code
+from .options import DOWNLOAD, flag, given_settings, job_options, make_job
+from .signals import stop_on_signals
+
+_ANEW = click.option(
+    "--begin-again",
+    "anew",
+    is_flag=True,
+    help="Begin again where no checkpoint is whole; without, that is an error.",
+)
+_WANDB = click.option(
+    "--wandb",
+    type=click.Choice(["off", "offline", "online"]),
+    default="off",
+    show_default=True,
+    help="Mirror the run to Weights & Biases: to files that can be uploaded later, or at once.",
+)
+
+
+@cli.command()
+@job_options()
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run directory (default: runs/NETWORK-DATA-METHOD-seedS, with a digest of unusual settings).",
+)
+@click.option("--plan", "plan_file", type=click.Path(path_type=Path), help="Carry out a plan: `dnat plan --out`.")
+@click.option("--plan-budget", help="Which of its budgets, where it has several.")
+@DOWNLOAD
+@_ANEW
+@_WANDB
+def transform(
+    out: Path | None,
+    plan_file: Path | None,
+    plan_budget: str | None,
+    download: bool,
+    anew: bool,
+    wandb: str,
+    file: str | None,
+    pairs: tuple[str, ...],
+    **flags: Any,
+) -> None:
+    """Train a network, transform it, and train it on.
+
+    The same command again goes on with an unfinished run, and says of a finished one that it is done.
+
+    \b
+    dnat transform --network resnet20 --data cifar10 --data-root DIR --epochs 60 --seed 1
+    dnat transform --network resnet8 --set network.width=8 --set lr_theta=0.01 --out runs/narrow
+    """
+    if plan_budget and not plan_file:
+        raise UsageError("--plan-budget says which budget of a plan: give --plan FILE, too")
+    if plan_file:
+        flags |= _choices_of(plan_file, plan_budget, given_settings(file, pairs, flags))
+    job = make_job(file, pairs, flags)
+    usual = run_name(job, with_threads="threads" in given_settings(file, pairs, flags))
+    _run(job, out or Path("runs") / usual, download, anew, wandb)
+
+
+def _choices_of(file: Path, budget: str | None, given: dict[str, Any]) -> dict[str, Any]:
+    """What a plan's file says of one of its budgets, as settings of a run."""
+    from ...proposal import Proposals
+
+    plan = Proposals.read(file)
+    settings = {"space": plan.space, "mode": plan.mode}
+    for name, value in settings.items():
+        if given.get(name, value) != value:
+            raise UsageError(f"{file} is a plan of {name} {value!r}, not {given[name]!r}: leave --{name} out")
+    proposal = plan.proposal(budget)
+    return settings | {"choices": proposal.changed, "choices_for": plan.fingerprint}
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@flag("data_root", more="Where it moved.")
+@_ANEW
+@_WANDB
+def resume(run: Path, data_root: str | None, anew: bool, wandb: str) -> None:
+    """Go on with a run that was stopped; the result is the same, bit for bit.
+
+    With --wandb what Weights & Biases lacks of the run is brought up, also of one that is done.
+
+    \b
+    dnat resume runs/resnet20-cifar10-dnat-seed1
+    """
+    from ...records import read_job
+
+    job = read_job(run)
+    _run(job.but(data_root=data_root) if data_root else job, run, False, anew, wandb)
+
+
+def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str) -> None:
+    # Older torch refuses deterministic matrix products on CUDA without it, and only reads it at the start.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    from ...rundir import RunFiles
+    from ..runs import run
+    from ..terminal import console
+
+    screen = console()
+    if not FIRST:  # one of several processes is enough to tell and to track
+        screen.quiet, wandb = True, "off"
+    screen.print(
+        f"{job.method}: {job.network} on {job.data}, seed {job.config.seed}, {job.config.training.epochs} epochs",
+        highlight=False,
+    )
+    done = RunFiles(directory).is_done()
+    tracker = _tracker(job, directory, wandb, screen)
+    try:
+        with stop_on_signals() as stop, _warnings_to(screen):
+            record = run(
+                job,
+                directory,
+                tracker=tracker,
+                stop=stop,
+                download=download,
+                anew=anew,
+                notify=lambda t: screen.print(f"note: {t}", highlight=False, markup=False),
+            )
+        tracker.result(record)
+    except BaseException as error:
+        tracker.failed(130 if isinstance(error, KeyboardInterrupt) else exit_code(error))
+        raise
+    finally:
+        tracker.finish()
+    if done:
+        screen.print(f"{directory} is done already; this is its result.", highlight=False, markup=False)
+    if FIRST:
+        _show(screen, directory, record)
+
+
+def _tracker(job: Job, directory: Path, wandb: str, screen: Any) -> Any:
+    from ...tracking import Trackers
+    from ..terminal import TerminalTracker
+
+    terminal = TerminalTracker(screen, job.config.training.epochs)
+    if wandb == "off":
+        return terminal
+    from ..labels import label
+    from ..online.mirror import WandbTracker
+
+    def notify(text: str) -> None:
+        screen.print(text, highlight=False, markup=False)
+
+    mode: Any = wandb
+    return Trackers(terminal, WandbTracker(job, directory, mode, label=label(job.flat()), notify=notify))
+
+
+def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
+    from ...rundir import RunFiles
+    from ..terminal import changes_table, result_table, verdict
+
+    screen.print(result_table(record))
+    architecture = RunFiles(directory).architecture()
+    commitment = architecture["commitment"]
+    if commitment and architecture.get("genotypes"):  # all cells of a kind are alike: each edge is shown once
+        groups: dict[str, dict[str, Any]] = {}
+        for edge in commitment["edges"]:
+            saved = groups.get(edge["group"], {"saved": 0})["saved"] + edge["saved"]
+            groups[edge["group"]] = {**edge, "key": edge["group"], "saved": saved}
+        commitment["edges"] = list(groups.values())
+    edges = commitment["edges"] if commitment else []
+    if edges and all(edge["choice"] == "original" for edge in edges):
+        screen.print(f"none of the {len(edges)} edges changed", highlight=False)
+    elif edges:
+        screen.print(changes_table(edges))
+    if text := verdict(edges):
+        screen.print(text, highlight=False)
+    if commitment:
+        for edge in commitment["edges"]:
+            if edge["reason"] and edge.get("by") != "answers":  # theirs is what the table says
+                screen.print(f"note: {edge['key']}: {edge['reason']}", highlight=False, markup=False)
+        for note in commitment["notes"]:
+            screen.print(f"note: {note}", highlight=False, markup=False)
+    screen.print(
+        f"files: {directory}/ (record.json, network.safetensors, architecture.png)", highlight=False, markup=False
+    )
+
+
+@contextmanager
+def _warnings_to(screen: Any) -> Iterator[None]:
+    """Within, our own warnings are one plain line each."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *rest, **more: screen.print(
+            f"warning: {message}", highlight=False, markup=False
+        )
+        yield

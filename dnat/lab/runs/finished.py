@@ -1,0 +1,84 @@
+"""What a finished run's network is, takes and can be tested on; needs no data set."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...data import Data, Preprocess
+from ...discretization import discretize
+from ...errors import UsageError
+from ...networks import Genotype
+from ...networks.weights import read_state
+from ...results import Commitment
+from ...rundir import NETWORK, RunFiles, read_job
+from ...settings import SEARCHING, Job
+from ..baselines import regrow, resized, works_on_genotype
+from .loading import build_network, narrower
+
+
+def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
+    """The trained network of a finished run, its job, and a batch of the shape that it takes; needs no data set.
+
+    Raises:
+        ValueError: no run directory, or a run that is not finished.
+    """
+    job, files = read_job(directory), RunFiles(directory)
+    record, architecture = files.record(), files.architecture()
+    if "image_shape" not in record:
+        raise UsageError(f"{directory} was written by an older dnat, which did not note what its network takes")
+    shape = record["image_shape"]
+    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    commitment = Commitment.from_table(architecture["commitment"]) if architecture["commitment"] else None
+    widths = commitment.widths if commitment else {}
+    # Its own weights follow.
+    options = widths if job.method == "control-narrow" else {}
+    network = build_network(narrower(job, options), len(record["classes"]), shape)
+    if job.method in SEARCHING and works_on_genotype(network, job.config):
+        after = Genotype.from_json(json.dumps(architecture["genotypes"][1]))
+        network = regrow(network, after, job.config)
+    elif job.method == "control-prune":
+        network = resized(network, widths)
+    elif commitment:
+        network = discretize(network, commitment.choices, example)
+    network.load_state_dict(read_state(files.path(NETWORK)))
+    return network.eval(), job, example
+
+
+def preprocess_of(directory: str | Path) -> Preprocess | None:
+    """How images are made for a finished run's network; None where an older dnat did not note it.
+
+    Raises:
+        ValueError: no run directory, or a run that is not finished.
+    """
+    record = _record(directory)
+    return Preprocess.from_table(record["preprocess"]) if "preprocess" in record else None
+
+
+def other_images(directory: str | Path, data: Data) -> tuple[Data, list[str]]:
+    """Images with labels as a finished run's network numbers its classes, and what is worth knowing of them.
+
+    Args:
+        directory: of the run.
+        data: of the same classes, or some of them, by name.
+
+    Raises:
+        DataError: classes that the network does not know.
+        ValueError: no run directory, or a run that is not finished.
+    """
+    record = _record(directory)
+    numbered, notes = data.numbered(record["classes"]), list(data.notes)
+    if len(data.classes) < len(record["classes"]):
+        notes.append(f"these images are of {len(data.classes)} of the network's {len(record['classes'])} classes")
+    if numbered.fingerprint() != record["data_fingerprint"]:
+        notes.append(
+            "these are not the images of the run, or they are held in another way (their fingerprint differs)"
+        )
+    return numbered, notes
+
+
+def _record(directory: str | Path) -> dict[str, Any]:
+    read_job(directory)  # what is no run at all is told of first
+    return RunFiles(directory).record()

@@ -1,0 +1,204 @@
+"""Pictures of a run: its network before and after, its cells, and genotypes by name."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...costs import Cost
+from ...data import Data
+from ...edges import ORIGINAL, Edge, Space, in_order, units
+from ...networks import GENOTYPES, Genotype, definition, genotype_of
+from ...networks.genotypes import published, transformed
+from ...planning import find_edges
+from ...results import Commitment, EdgeReport, Transformation
+from ...rundir import RunFiles, read_job
+from ...settings import Job
+from ...tracing import trace
+from .. import drawing
+
+_SHARED = ("kind", "operation", "shape_in", "shape_out", "madds", "choice")
+
+
+def architecture_of(network: nn.Module, data: Data, job: Job, result: Transformation) -> dict[str, Any]:
+    """A run's choices, its genotypes, and the picture's rows, in which an edge has only what its report lacks."""
+    commitment = result.commitment.table() if result.commitment else None
+    known = _of_reports(commitment)
+    rows = drawing.rows_to_json(picture_rows(network, data, result.commitment, job.config.relaxation.moves))
+    own = [{k: v for k, v in row.items() if k == "key" or (k, v) not in known.get(row["key"], ())} for row in rows]
+    genotypes = [asdict(genotype) for genotype in genotypes_of(network, job, result)]
+    return {"commitment": commitment, "rows": own, "genotypes": genotypes}
+
+
+def rows_of(architecture: Mapping[str, Any]) -> list[drawing.OperationRow]:
+    """The picture's rows of `architecture_of`."""
+    known = _of_reports(architecture["commitment"])
+    return drawing.rows_from_json(dict(known.get(row["key"], ())) | row for row in architecture["rows"])
+
+
+def _of_reports(commitment: Mapping[str, Any] | None) -> dict[str, list[tuple[str, Any]]]:
+    """{key: what a row of the picture has of the edge's report}."""
+    edges = commitment["edges"] if commitment else ()
+    return {e["key"]: [*((k, e[k]) for k in _SHARED if k in e), ("theta", e["gates"])] for e in edges}
+
+
+def picture_rows(
+    network: nn.Module, data: Data, commitment: Commitment | None, space: Space = "dnat"
+) -> list[drawing.OperationRow]:
+    """Every operation of a network, in order, and what became of it, for the picture."""
+    program = trace(network, data.example(2))
+    edges = {e.key: e for e in find_edges(program, space)}
+    cells = tuple(f"{e.entry}." for e in edges.values() if e.kind == "operation")
+    others = (e for e in units(program) if not e.entry.startswith(cells))
+    everything = {e.key: e for e in others} | edges
+    reports = {e.key: e for e in commitment.edges} if commitment else {}
+    removed = set(commitment.removed) if commitment else set()
+    left = _left({edge: _choice(reports, edge) for edge in edges.values() if edge.place})
+
+    def row(edge: Edge) -> drawing.OperationRow:
+        report, choice = reports.get(edge.key), _choice(reports, edge)
+        found = drawing.OperationRow(
+            key=edge.key,
+            kind=edge.kind if edge.key in edges else "fixed",
+            operation=edge.operation,
+            shape_in=edge.shape_in,
+            shape_out=edge.shape_out,
+            madds=edge.madds,
+            choice=choice,
+            theta=report.gates if report else None,
+            removed=choice == ORIGINAL and edge.kind not in ("skip", "width") and edge.entry in removed,
+        )
+        if edge.place or edge.entry not in left:
+            return found
+        before, after = (round(n * share) for n, share in zip(found.channels, left[edge.entry], strict=True))
+        return replace(found, left=(before, after))
+
+    return [row(edge) for edge in in_order(everything.values())]
+
+
+def _choice(reports: Mapping[str, EdgeReport], edge: Edge) -> str:
+    return reports[edge.key].choice if edge.key in reports else ORIGINAL
+
+
+def _left(choices: Mapping[Edge, str]) -> dict[str, tuple[Fraction, Fraction]]:
+    """{path of a layer: the shares of what it is given and of what it gives that stay}, of narrowed widths."""
+    found: dict[str, tuple[Fraction, Fraction]] = {}
+    for edge, choice in choices.items():
+        assert edge.place
+        share = Fraction(edge.kept(choice), edge.place.classes)
+        for name in dict.fromkeys(name for name, _, _ in edge.place.cuts) if share < 1 else ():
+            path = name.rpartition(".")[0]
+            given, gives = found.get(path, (Fraction(1), Fraction(1)))
+            # What neither makes nor reads the channels, such as a depthwise convolution, hands them on.
+            found[path] = (
+                given if name in edge.place.makers or name.endswith(".bias") else share,
+                gives if name in edge.place.readers else share,
+            )
+    return found
+
+
+_PLACE = re.compile(r"(normal|reduce|cell):(\d+)\.(\d+)")
+
+
+def genotypes_of(network: nn.Module, job: Job, result: Transformation) -> tuple[Genotype, ...]:
+    """The genotype of a network of cells before and after its transformation as a whole; else nothing.
+
+    In Full mode the cells differ, so that no genotype says what they are.
+    """
+    genotype, commitment = getattr(network, "genotype", None), result.commitment
+    if isinstance(genotype, Genotype) and result.genotype is not None:
+        return genotype, result.genotype
+    if not isinstance(genotype, Genotype) or commitment is None or job.config.relaxation.mode != "cell":
+        return ()
+    choices = {}
+    for edge in commitment.edges:
+        found = _PLACE.fullmatch(edge.group)
+        if found:
+            kinds = ("normal", "reduce") if found[1] == "cell" else (found[1],)
+            choices.update({(kind, int(found[2]), int(found[3])): edge.choice for kind in kinds})
+    return genotype, transformed(genotype, choices)
+
+
+def draw(
+    folder: Path,
+    architecture: Mapping[str, Any],
+    job: Job,
+    before: Cost,
+    after: Cost,
+    formats: tuple[str, ...] = ("png", "svg"),
+) -> list[Path]:
+    """Draw a run's before/after picture into a folder; with a genotype also its cells."""
+    title = f"{job.network} on {job.data}, {job.method}"
+    rows = rows_of(architecture)
+    files = drawing.draw_network(
+        rows, folder / "architecture", title=title, before=before, after=after, formats=formats
+    )
+    found = [Genotype.from_json(json.dumps(g)) for g in architecture.get("genotypes", ())]
+    if found:
+        first, last = found
+        costs = f"{before}  →  {after}"
+        if _same_inputs(first, last):
+            files += drawing.draw_genotype(
+                first, folder / "cells", after=last, title=title, subtitle=costs, formats=formats
+            )
+        else:  # NAO's: the two have different edges, so that they are two pictures
+            for name, when, genotype in (("cells-before", "before", first), ("cells", "after", last)):
+                files += drawing.draw_genotype(
+                    genotype, folder / name, title=f"{title}, {when}", subtitle=costs, formats=formats
+                )
+    return files
+
+
+def _same_inputs(first: Genotype, last: Genotype) -> bool:
+    """Whether two genotypes differ in their operations alone."""
+    return all(
+        [[e.input for e in node] for node in a.nodes] == [[e.input for e in node] for node in b.nodes]
+        for a, b in zip(first.cells, last.cells, strict=True)
+    )
+
+
+def redraw(directory: str | Path, formats: tuple[str, ...] = ("png", "svg")) -> list[Path]:
+    """Draw the pictures of a finished run again, from its files."""
+    job, files = read_job(directory), RunFiles(directory)
+    results = files.record()["results"]
+    before, after = (Cost(**results[name]) for name in ("cost_before", "cost_after"))
+    return draw(files.path(), files.architecture(), job, before, after, formats)
+
+
+def draw_named(
+    before: str, after: str | None, path: str | Path | None, formats: tuple[str, ...] = ("png", "svg")
+) -> list[Path]:
+    """Draw a genotype, or what one became.
+
+    Args:
+        before, after: a published genotype by name, or a JSON file.
+        path: where to write, without a suffix; by default the names, here.
+        formats: png, svg or pdf.
+
+    Raises:
+        ValueError: an unknown name, a file that is no genotype, or two that differ in more than their operations.
+    """
+    names = [before] if after is None else [before, after]
+    found = [_genotype(name) for name in names]
+    labels = [Path(name).stem for name in names]
+    sources = [GENOTYPES[name].source for name in names if name in GENOTYPES]
+    return drawing.draw_genotype(
+        found[0],
+        path or "-".join(labels),
+        after=found[1] if after else None,
+        title=" → ".join(labels),
+        subtitle=sources[-1] if sources else "",
+        formats=formats,
+    )
+
+
+def _genotype(name: str) -> Genotype:
+    if Path(name).suffix or Path(name).exists():
+        return Genotype.from_json(genotype_of(f"genotype:{name}"))
+    known = definition(name)
+    return published(known.genotype if known and known.genotype else name)

@@ -1,0 +1,152 @@
+"""A job and a directory -> a run and its result, resumable."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ...data import Data
+from ...distributed import from_first, joined, world
+from ...errors import UsageError
+from ...records import Records, holds_other
+from ...results import Transformation
+from ...rundir import ARCHITECTURE, NETWORK, RunFiles
+from ...settings import SEARCHING, WHERE, Job
+from ...tracking import Tracker
+from ...training import Progress
+from ..methods import METHODS, check_method
+from .loading import build_network, family, load_data
+from .pictures import architecture_of, draw
+
+
+def run(
+    job: Job,
+    directory: str | Path,
+    *,
+    tracker: Tracker | None = None,
+    stop: Callable[[Progress], bool] | None = None,
+    download: bool = False,
+    anew: bool = False,
+    notify: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Carry a job out in a directory, or go on with it; a run that is done is not done again.
+
+    Args:
+        job: what to do.
+        directory: the run directory; made when it is missing.
+        tracker: is told of progress.
+        stop: asked after each batch whether to save and stop (`Interrupted`).
+        download: fetch the data set if it is missing.
+        anew: whether a run whose checkpoints are all damaged begins again.
+        notify: is given what the user should read (a damaged checkpoint, another machine).
+
+    Returns:
+        The record, as it stands in record.json.
+
+    Raises:
+        ValueError, TypeError: a job that cannot be done; nothing was written then.
+        DataError, NonFiniteError, LockedError, Interrupted: see there.
+    """
+    with joined(job.config.machine.device) as here:
+        if here.size > 1 and job.method in SEARCHING:
+            raise UsageError(f"method {job.method!r} trains in one process: start it without torchrun")
+        return _run(job, Path(directory), tracker, stop, download, anew, notify)
+
+
+def _run(
+    job: Job,
+    directory: Path,
+    tracker: Tracker | None,
+    stop: Callable[[Progress], bool] | None,
+    download: bool,
+    anew: bool,
+    notify: Callable[[str], None],
+) -> dict[str, Any]:
+    done = from_first(lambda: _done(directory, job))
+    if done is not None:
+        return done
+    if download and world().size > 1:  # by one process, before the others look
+        from_first(lambda: load_data(job, download=True) and None)
+    data = load_data(job, download=download, notify=notify)
+    shape = (data.channels, *data.image_size)
+    network = build_network(job, data.num_classes, shape, names=data.classes, download=download, notify=notify)
+    # Whatever can be known to fail does so here, before a directory is made that a corrected command would
+    # find occupied by other settings.
+    of_method: dict[str, Any] = {}
+    if job.method == "control-narrow":
+        of_method["family"] = family(job, data.num_classes, shape)
+    check_method(job.method, network, data, job.config, **of_method)
+    trained: list[Progress] = []
+
+    def asked(progress: Progress) -> bool:
+        """`stop`, which is asked after each batch; notes that one was trained."""
+        trained[:] = [progress]
+        return bool(stop and stop(progress))
+
+    with _opened(directory, job, anew, notify) as records:
+        done = from_first(lambda: records.record() if records and records.is_done() else None)
+        if done is not None:  # by another process, in between
+            return done
+        job = from_first(lambda: records.job if records else job)
+        started = time.time()
+        try:
+            method = functools.partial(METHODS[job.method], **of_method)
+            result = method(network, data, job.config, records=records, tracker=tracker, stop=asked)
+        except BaseException as error:
+            state = "interrupted" if getattr(error, "exit_code", 1) == 75 else "failed"
+            if records:
+                records.status(state, f"{type(error).__name__}: {error}")
+            if records and not trained:
+                records.discard()
+            raise
+        return from_first(lambda: _finish(records, job, network, data, result, started) if records else {})
+
+
+def _done(directory: Path, job: Job) -> dict[str, Any] | None:
+    """The record of a run that has ended; None of another one, or where the directory has another job's.
+
+    That is refused when all else that may be wrong with the job was told.
+    """
+    if not RunFiles(directory).is_done() or holds_other(directory, job):
+        return None
+    with Records.open(directory, job) as records:
+        return records.record()
+
+
+@contextmanager
+def _opened(directory: Path, job: Job, anew: bool, notify: Callable[[str], None]) -> Iterator[Records | None]:
+    """The run directory, open in the first process; None in others that train with it."""
+    with ExitStack() as stack:
+        opened: list[Records] = []
+        made = functools.partial(Records.open, directory, job, notify=notify, anew=anew)
+        from_first(lambda: opened.append(stack.enter_context(made())))
+        yield opened[0] if opened else None
+
+
+def _finish(
+    records: Records, job: Job, network: nn.Module, data: Data, result: Transformation, started: float
+) -> dict[str, Any]:
+    architecture = architecture_of(network, data, job, result)
+    records.write_json(ARCHITECTURE, architecture)
+    records.write_state(NETWORK, result.network)
+    draw(records.path(), architecture, job, result.cost_before, result.cost_after)
+    record = {
+        "results": result.results(),
+        "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
+        "latency": {"before": asdict(result.latency_before), "after": asdict(result.latency_after)},
+        "job": job.flat() | dict.fromkeys(WHERE),
+        "data_fingerprint": data.fingerprint(),
+        "classes": list(data.classes),
+        "preprocess": data.preprocess.table(),
+        "skipped": list(data.skipped),
+        "image_shape": list(data.example(1).shape[1:]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    records.finish(record)
+    return record

@@ -1,0 +1,82 @@
+"""Where a network must be rewritten for none at an edge: the modules from the edge's end to the additions."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ..edges import ORIGINAL, Edge, replacements
+from ..tracing import Program, State
+
+
+@dataclass(frozen=True)
+class Way:
+    """The modules that none at an edge is about.
+
+    Attributes:
+        zeros: those in whose forward something happens to the zeros, from the edge's end to the additions.
+        dead: those in which something heavy is left without use.
+        opened: those that must be traced through, since only a part of what they do changes.
+    """
+
+    zeros: frozenset[str]
+    dead: frozenset[str]
+    opened: frozenset[str]
+
+
+def way_of(edge: Edge, choices: Mapping[Edge, str]) -> Way:
+    """The way of none at an edge when these choices are made."""
+    zeros: set[str] = set()
+    dead: set[str] = set()
+    opened: set[str] = set()
+    for trace in edge.program.traces:
+        zero, same = replacements(trace, choices)
+        reached = [out for _, out in edge.values(trace)]
+        # What this none alone makes useless, and what it does together with the other choices.
+        needed = trace.live(zero | set(reached), same)
+        without = trace.live(*replacements(trace, {**choices, edge: ORIGINAL}))
+        gone = (trace.live() - trace.live(reached)) | (without - needed)
+        states = trace.propagate(zero | set(reached), same)
+        around = [c for c in (trace.calls[c].parent for c in trace.calls_of(edge.exit)) if c is not None]
+        zeros.update(trace.calls[c].path for c in around)
+        for value in reached:
+            for user in trace.users[value]:
+                op = trace.operations[user]
+                zeros.add(trace.calls[op.scope[-1]].path if op.scope else "")
+                if any(states[v] is not State.ZERO for v in op.outputs):
+                    around.extend(op.scope)
+                reached.extend(v for v in op.outputs if states[v] is State.ZERO and v not in reached)
+        for number in gone:
+            op = trace.operations[number]
+            if op.madds:
+                dead.add(trace.calls[op.scope[-1]].path if op.scope else "")
+                around.extend(c for c in op.scope if not trace.within(c).isdisjoint(needed))
+        while around:
+            call = around.pop()
+            opened.add(trace.calls[call].path)
+            parent = trace.calls[call].parent
+            if parent is not None:
+                around.append(parent)
+    return Way(frozenset(zeros), frozenset(dead), frozenset(opened))
+
+
+def enclosing(program: Program, paths: Iterable[str]) -> str:
+    """The path of the smallest module that is called and holds all of these."""
+    parts = [path.split(".") if path else [] for path in paths]
+    common: list[str] = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) > 1:
+            break
+        common.append(names[0])
+    called = {call.path for trace in program.traces for call in trace.calls}
+    # A ModuleList has no forward of its own to trace.
+    while ".".join(common) not in called:
+        common.pop()
+    return ".".join(common)
+
+
+def branch_places(edges: Iterable[Edge], choices: Mapping[Edge, str]) -> list[tuple[str, list[Edge]]]:
+    """Edges by the module that must be rewritten to drop them, innermost modules first."""
+    places: dict[str, list[Edge]] = {}
+    for edge in edges:
+        way = way_of(edge, choices)
+        places.setdefault(enclosing(edge.program, way.zeros | way.dead), []).append(edge)
+    return sorted(places.items(), key=lambda item: -item[0].count(".") if item[0] else 1)

@@ -36,8 +36,8 @@ def optimizer_of(
     Raises:
         ValueError: another kind, or no parameters.
 
-    >>> found = optimizer_of("adamw", nn.Linear(2, 3).parameters(), 0.1, 0.9, 0.01)
-    >>> [(group["weight_decay"], len(group["params"])) for group in found.param_groups]
+    >>> adamw = optimizer_of("adamw", nn.Linear(2, 3).parameters(), 0.1, 0.9, 0.01)
+    >>> [(group["weight_decay"], len(group["params"])) for group in adamw.param_groups]
     [(0.01, 1), (0.0, 1)]
     """
     listed = list(parameters)
@@ -108,19 +108,19 @@ def _carried(
     state: Mapping[str, Any], name: str, before: Tensor, parameter: Tensor, cut: Cut
 ) -> dict[str, Any] | None:
     """The state of one parameter for its narrower self; None where it does not fit that."""
-    found: dict[str, Any] = {}
+    carried: dict[str, Any] = {}
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            found[key] = value
+            carried[key] = value
         elif value.shape == before.shape:
-            found[key] = cut(name, value).detach().clone()
-            if found[key].shape != parameter.shape:
+            carried[key] = cut(name, value).detach().clone()
+            if carried[key].shape != parameter.shape:
                 return None
         elif value.dim() and before.shape != parameter.shape:
             return None
         else:
-            found[key] = value.detach().clone()
-    return found
+            carried[key] = value.detach().clone()
+    return carried
 
 
 class EMA:

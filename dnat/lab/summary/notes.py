@@ -15,7 +15,7 @@ Pair = tuple[Trial, Mapping[str, Any]]
 _RECIPE = (
     *("network_options", "weights", "image_size", "train_limit", "test_limit", "crop", "epochs", "batch_size"),
     *("lr", "momentum", "weight_decay", "grad_clip", "cutout", "auxiliary", "drop_path", "amp", "warm_up"),
-    *("distillation", "feature_distillation"),
+    *("distillation", "feature_distillation", "task", "optimizer", "label_smoothing", "ema", "validation"),
 )
 """Settings that all methods of a comparison should share."""
 

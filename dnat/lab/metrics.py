@@ -14,9 +14,9 @@ from . import fields
 from .formatting import signed_interval, spread
 
 _LIMITS = {
-    **dict.fromkeys(("accuracy", "miou", "f1", "exact"), (0.0, 1.0)),
-    "r2": (-math.inf, 1.0),
-    **dict.fromkeys(("mae", "mse"), (0.0, math.inf)),
+    **dict.fromkeys(("accuracy", "miou", "f1", "exact"), (0, 1)),
+    "r2": (-math.inf, 1),
+    **dict.fromkeys(("mae", "mse"), (0, math.inf)),
 }
 """The least and the largest value of known metrics; those with a largest one are shares."""
 
@@ -58,9 +58,9 @@ class Metric:
         return self.limits[1] == 1
 
     @property
-    def scale(self) -> float:
+    def scale(self) -> int:
         """What values are multiplied by to be shown."""
-        return 100.0 if self.is_share else 1.0
+        return 100 if self.is_share else 1
 
     @property
     def form(self) -> str:

@@ -61,7 +61,8 @@ def curve_figure(group: Group, look: Look) -> Figure | None:
     data = []
     for method, found in of_method.items():
         if len(found) > 1:
-            data += [_curve(thinned(c), group, look, f"{method}, seed {c.seed}", 1, 0.5) for c in found[:SEED_CURVES]]
+            shown = [(c, f"{method}, seed {c.seed}") for c in found[:SEED_CURVES]]
+            data += [_curve(thinned(c), group, look, name, 1, 0.5) for c, name in shown]
     data += [_curve(thinned(c), group, look, _mean_name(c, of_method), 2.5, 1) for c in means.values() if c.epochs]
     last = max(c.epochs[-1] for found in of_method.values() for c in found)
     first = min(c.epochs[0] for found in of_method.values() for c in found)
@@ -69,7 +70,8 @@ def curve_figure(group: Group, look: Look) -> Figure | None:
     layout["xaxis"] |= {"range": [first if first < last else 0, last], "tickformat": "d"}
     if last - first <= _FEW_EPOCHS:
         layout["xaxis"]["dtick"] = 1
-    layout["yaxis"]["range"] = _padded(reach(list(itertools.chain(*of_method.values())), group.metric))
+    ends = reach(list(itertools.chain(*of_method.values())), group.metric)
+    layout["yaxis"]["range"] = _padded(ends, flat=_flat(group))
     heights = spread_apart([c.values[-1] for c in means.values() if c.epochs], layout["yaxis"]["range"], 290)
     for c, y in zip((c for c in means.values() if c.epochs), heights, strict=True):
         layout["annotations"].append(_label(1, y, c.method, look, xref="paper"))
@@ -159,14 +161,16 @@ def strip_figure(group: Group, look: Look) -> Figure:
     for method in methods:
         mine = [s for s in found if s.method == method]
         heights = [place[method] + shift[s.seed] for s in mine if s.seed is not None]
-        data.append(_points(mine, [s.value for s in mine], heights, look, 9, 0.85, f"%{{text}}: {_hover(group, 'x')}"))
+        hover = f"%{{text}}: {_hover(group, 'x')}"
+        data.append(_points(mine, [s.value for s in mine], heights, look, 9, 0.85, hover))
         interval = interval_of(group, method)[1]
         data.append(_mean_mark(group, method, place[method] - 0.32, look))
         ends += [] if interval is None else [max(interval[0], least), min(interval[1], most)]
     layout = _layout(plain(group.tested, 60), "", height=110 + 62 * len(methods), right=24)
     names = [plain(m, 20) for m in methods]
-    low, high = _padded(ends)
-    layout["xaxis"]["range"] = [max(low, least - 0.01 * group.metric.scale), min(high, most + 0.01 * group.metric.scale)]
+    low, high = _padded(ends, flat=_flat(group))
+    beyond = 1 if group.metric.is_share else 0.01
+    layout["xaxis"]["range"] = [max(low, least - beyond), min(high, most + beyond)]
     layout["yaxis"] |= {
         "tickvals": [place[m] for m in methods],
         "ticktext": names,
@@ -177,7 +181,8 @@ def strip_figure(group: Group, look: Look) -> Figure:
     unit = group.metric.unit
     values = {m: ", ".join(format(s.value, group.metric.form) for s in found if s.method == m) for m in methods}
     alt = "; ".join(f"{m}: {listed}{unit}" for m, listed in values.items())
-    return Figure(group.title, f"Test {group.metric.title} of each seed. {alt}.", {"": {"data": data, "layout": layout}})
+    alt = f"Test {group.metric.title} of each seed. {alt}."
+    return Figure(group.title, alt, {"": {"data": data, "layout": layout}})
 
 
 def _mean_mark(group: Group, method: str, y: float, look: Look) -> dict[str, Any]:
@@ -220,7 +225,7 @@ def _tradeoff(group: Group, axis: Axis, look: Look) -> dict[str, Any]:
     title = f"{axis.name} of the result" + (f", {axis.unit}" if axis.unit else "")
     layout = _layout(title, plain(group.tested, 60), height=380, right=24)
     layout["xaxis"]["range"] = across = _padded([s.cost for s in runs], least=0.0, share=0.12)
-    layout["yaxis"]["range"] = span = _padded([s.value for s in runs], share=0.08)
+    layout["yaxis"]["range"] = span = _padded([s.value for s in runs], share=0.08, flat=_flat(group))
     for mean, y, on_the_left in label_places(means, across, span, 300):
         layout["annotations"].append(_leader(mean, y, span, look, on_the_left))
     return {"data": data, "layout": layout}
@@ -334,10 +339,17 @@ def _layout(x: str, y: str, *, height: int, right: float) -> dict[str, Any]:
     }
 
 
-def _padded(values: Sequence[float], least: float = -math.inf, share: float = 0.05) -> list[float]:
+def _flat(group: Group) -> float:
+    """The least room beside values that are all the same: half a point of a share."""
+    return group.metric.scale / 200
+
+
+def _padded(
+    values: Sequence[float], least: float = -math.inf, share: float = 0.05, flat: float = 0.5
+) -> list[float]:
     """A range with some room on both sides."""
     low, high = min(values), max(values)
-    room = share * (high - low) or max(abs(high) * 0.02, 0.5)
+    room = share * (high - low) or max(abs(high) * 0.02, flat)
     return [max(low - room, least), high + room]
 
 

@@ -116,9 +116,7 @@ def tradeoff_picture(group: Group, look: Look) -> Any:
     runs = spots(group, axis)
     means = mean_spots(runs)
     front = pareto(means, group.metric)
-    page.step(
-        [s.cost for s in front], [s.value for s in front], ":", where="post", color="#5c6570", linewidth=1
-    )
+    page.step([s.cost for s in front], [s.value for s in front], ":", where="post", color="#5c6570", linewidth=1)
     for spot in runs:
         marker = "x" if spot.dead else _MARKERS[look.symbol(spot.method)]
         page.plot(spot.cost, spot.value, marker, color=look.paint(spot.method), markersize=3.5, alpha=0.4)
@@ -163,8 +161,9 @@ def curve_picture(group: Group, look: Look) -> Any:
         page.axvline(epoch, color="#5c6570", linewidth=0.7, linestyle="--")
         place = {"transform": page.get_xaxis_transform(), "fontsize": 6.5, "va": "bottom"}
         page.text(epoch, 1.0, " choices in force", color="#5c6570", **place)
+    every = [value for mine in found.values() for curve in mine for value in curve.values]
     low, high = reach(list(itertools.chain(*found.values())), group.metric)
-    if low > page.get_ylim()[0] or high < page.get_ylim()[1]:
+    if low < high and (low, high) != (min(every), max(every)):
         page.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     heights = spread_apart([value for _, value in ends], page.get_ylim(), 200, gap=11)
     for (method, _), y in zip(ends, heights, strict=True):

@@ -27,6 +27,7 @@ from .statistics import (
 )
 from .trials import Trial
 
+
 @dataclass(frozen=True)
 class Row:
     """The trials of one method with one network on one data set.

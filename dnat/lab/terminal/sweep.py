@@ -88,7 +88,10 @@ def sweep_table(view: View, results: Mapping[str, Measured], seconds: float) -> 
 
 
 def _columns(*names: str, left: int) -> Table:
-    """A table without lines, of whose columns so many are texts; whatever is too long for the screen is cut, since no line may be broken."""
+    """A table without lines, with so many columns of texts, then of numbers.
+
+    Whatever is too long for the screen is cut, since no line may be broken.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for place, name in enumerate(names):
         # Rich makes columns narrower first that may be wrapped; the texts in them are cut all the same.

@@ -18,7 +18,7 @@ from .console import printable
 
 
 def result_table(record: dict[str, Any]) -> Table:
-    """Metrics, parameters, multiply-adds and time of a finished run; of moments before its end the first metric."""
+    """Metrics, parameters, multiply-adds and time of a finished run; the first metric also of earlier moments."""
     results, seconds = record["results"], record["seconds"]
     metrics, split = metrics_of(record), watched(record)
     first, title = metrics[0], escape(metrics[0].title)

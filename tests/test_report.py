@@ -5,7 +5,6 @@ import dataclasses
 import html.parser
 import itertools
 import json
-import math
 import os
 import random
 import re

@@ -16,6 +16,7 @@ from rich.console import Console
 from dnat.lab import sweep as sweeps
 from dnat.lab.cli import cli, exit_code
 from dnat.lab.labels import label
+from dnat.lab.metrics import ACCURACY, Measured
 from dnat.lab.runs import run
 from dnat.lab.sweep import (
     Options,
@@ -622,11 +623,11 @@ def test_what_is_shown_without_a_terminal_and_with_one(stand_in):
     long = "a reason that is longer than the terminal is wide, which must not take a second line there"
     view = View(
         (*read("s"), standing("wide", "failed", reason=long), standing("x", "running")),
-        {"x": Live(75.0, 9, "network", 3, 0.25)},
+        {"x": Live(75.0, 9, "network", 3, Measured(ACCURACY, 0.25))},
         1,
     )
     wide = Console(file=io.StringIO(), width=70, soft_wrap=True, force_terminal=True, color_system=None)
-    wide.print(sweep_table(view, {"mine-fine-original-seed0": 0.5}, 3.0))
+    wide.print(sweep_table(view, {"mine-fine-original-seed0": Measured(ACCURACY, 0.5)}, 3.0))
     shown = wide.file.getvalue().splitlines()
     assert all(len(line.rstrip()) <= 70 for line in shown), shown
     text = "\n".join(shown)

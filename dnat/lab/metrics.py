@@ -25,8 +25,8 @@ _TITLES = {
     "f1": "F1",
     "exact": "all labels right",
     "r2": "R²",
-    "mae": "mean absolute error",
-    "mse": "mean squared error",
+    "mae": "MAE",
+    "mse": "MSE",
 }
 
 
@@ -82,7 +82,7 @@ class Metric:
         """The head of a column of numbers.
 
         >>> Metric("accuracy").column, Metric("mae", "min").column
-        ('accuracy, %', 'mean absolute error')
+        ('accuracy, %', 'MAE')
         """
         return self.title + (", %" if self.is_share else "")
 
@@ -219,7 +219,7 @@ def meaning(metrics: Iterable[Metric]) -> str:
     """What the numbers of tables are.
 
     >>> meaning([Metric("accuracy"), Metric("mae", "min")])
-    'Accuracy: on the test images; mean absolute error (less is better): on the test examples'
+    'Accuracy: on the test images; MAE (less is better): on the test examples'
     """
     less = {"max": "", "min": " (less is better)"}
     return capital("; ".join(f"{m.title}{less[m.direction]}: on the test {m.examples}" for m in metrics))

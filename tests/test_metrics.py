@@ -1,4 +1,4 @@
-"""What runs of other tasks are judged by, wherever it is shown: real short runs, and runs whose best is the least."""
+"""What runs of other tasks are judged by, where it is shown: real short runs, and runs whose best is the least."""
 
 import io
 import json

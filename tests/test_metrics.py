@@ -359,3 +359,15 @@ def test_tasks_of_a_loss_alone(tmp_path):
     assert result_of(record) == Measured(Metric("loss", "min"), record["results"]["test_loss"])
     assert "test loss, result" in shown(result_table(record))
     assert "the lowest mean of a row in bold" in markdown(gather([run]))
+
+
+def test_how_runs_were_trained_is_compared_also_with_older_ones(regression):
+    record = RunFiles(regression).record()
+    older = json.loads(json.dumps(record))
+    older["job"] |= {"method": "dnat", "mode": "full"}
+    for setting in ("optimizer", "label_smoothing", "ema", "validation"):
+        del older["job"][setting]
+    assert not any("trained alike" in note for note in summarize([record, older]).notes)
+    record["job"]["optimizer"] = "adamw"
+    (note,) = (note for note in summarize([record, older]).notes if "trained alike" in note)
+    assert "optimizer is adamw (original), sgd (dnat-full)" in note

@@ -750,3 +750,16 @@ def test_a_network_of_ones_own_that_fails_is_told_of_with_its_reason(tmp_path, m
     )
     assert (one.state, one.exit_code) == ("failed", 65)
     assert "not finite any more" in one.reason
+
+
+def test_data_and_tasks_of_ones_own_are_looked_for_and_not_imported(stand_in):
+    assert planned(data="mine:drawn", task="regression")
+    assert planned(data="mine:drawn", task="mine:TASK")
+    with pytest.raises(
+        ValueError, match="data set 'nowhere:drawn' cannot be imported: there is no module 'nowhere'"
+    ):
+        planned(data="nowhere:drawn")
+    with pytest.raises(ValueError, match="data set 'mine:' names no function"):
+        planned(data="mine:")
+    with pytest.raises(ValueError, match="unknown task 'regresion'; did you mean 'regression'"):
+        planned(task="regresion")

@@ -210,7 +210,8 @@ def _download(trials: Iterable[Trial], notify: Callable[[str], None]) -> None:
     """Fetch what is missing once, before several trials would do so at a time."""
     from ..runs import load_data
 
-    for job in {(t.job.data, t.job.data_root): t.job for t in trials}.values():
+    named = (t.job for t in trials if ":" not in t.job.data)  # only trials import users' modules
+    for job in {(job.data, job.data_root): job for job in named}.values():
         load_data(job, download=True, notify=notify)
 
 

@@ -16,8 +16,7 @@ from test_transform import watched
 
 import dnat
 from dnat.checkpoints import Checkpoints
-from dnat.lab.baselines import LEARNERS, configured
-from dnat.lab.baselines import candidates
+from dnat.lab.baselines import LEARNERS, candidates, configured
 from dnat.lab.baselines import search as searching
 from dnat.lab.baselines.ascent import fit, improved
 from dnat.lab.baselines.embedding import PAPER
@@ -327,7 +326,9 @@ def test_nao_judges_those_of_which_it_expects_most():
     def promised(found):
         return model.predict(model.encode(torch.tensor(found))).tolist()
 
-    kept = [tuple(run.space.sequence(a)) for a in candidates.Candidates(run.space, run.config, None)._improved(model)]
+    kept = [
+        tuple(run.space.sequence(a)) for a in candidates.Candidates(run.space, run.config, None)._improved(model)
+    ]
     left = [s for s in reached if s not in kept]
     assert len(kept) == 3
     assert min(promised(kept)) >= max(promised(left))

@@ -356,8 +356,8 @@ def test_tasks_of_a_loss_alone(tmp_path):
     task = Task.of(nn.functional.mse_loss)
     run = real_run(tmp_path / "run", task, lambda x: x.flatten(1).mean(1, keepdim=True), 1, method=dnat.train)
     record = RunFiles(run).record()
-    assert result_of(record) == Measured(Metric("loss", "min"), record["results"]["test_loss"])
-    assert "test loss, result" in shown(result_table(record))
+    assert result_of(record) == Measured(Metric("mse_loss", "min"), record["results"]["test_mse_loss"])
+    assert "test mse_loss, result" in shown(result_table(record))
     assert "the lowest mean of a row in bold" in markdown(gather([run]))
 
 

@@ -230,7 +230,8 @@ def test_steps_of_a_search_are_those_of_the_released_code(monkeypatch):
         float(sum((a - b).double().square().sum() for a, b in zip(one, two, strict=True)).sqrt())
         for one, two in zip(before, after, strict=True)
     ]
-    assert run.state.progress.totals.tolist() == pytest.approx(STEPS["totals"], rel=1e-5)
+    loss, correct, count = STEPS["totals"]
+    assert run.state.progress.totals.tolist() == pytest.approx([loss, count, correct], rel=1e-5)
     assert run.state.rewards == pytest.approx(STEPS["rewards"], abs=1e-9)
     assert run.state.entropies == pytest.approx(STEPS["entropies"], rel=1e-5)
     assert run.reinforce.baseline == pytest.approx(STEPS["baseline"], rel=1e-5)

@@ -25,6 +25,9 @@ from dnat.errors import DnatError
 from dnat.sensitivity import retake_statistics, shown_batches
 from dnat.tracing import tensors_of
 
+# A test may have one core of the machine.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
 
 class Noisy(Dataset):
     """Examples that are augmented with draws from all three generators."""

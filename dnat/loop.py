@@ -4,7 +4,7 @@ The bits that are not in weights are here, too: the state of torch's own generat
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from .checkpoints import Checkpoints
 from .distributed import anyone, from_first
-from .errors import WrongTypeError
+from .errors import UsageError, WrongTypeError
 from .tracking import Tracker
 from .training import Evaluation, Interrupted, Progress
 
 SAVE_SECONDS = 30.0
 """A checkpoint is written at the end of each epoch, and when this long has passed since the last one."""
+
+FORMAT = 2
+"""Of checkpoints; those of other ones are refused."""
 
 Stop = Callable[[Progress], bool]
 
@@ -104,6 +107,19 @@ class Loop:
         self._saved_at = time.monotonic()
 
 
+def check_format(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that an older dnat wrote.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if checkpoint.get("format") != FORMAT:
+        raise UsageError(
+            "the run directory holds a run that an older dnat began: end it with that one, or choose another "
+            "directory"
+        )
+
+
 Random = tuple[Tensor, list[Tensor]]
 """The state of torch's global generators, of the CPU and of each GPU."""
 
@@ -121,10 +137,16 @@ def set_random_state(state: Random) -> None:
 
 
 def row_of(
-    progress: Progress, stage: str, rate: float, *, trained: Evaluation, tested: Evaluation | None = None
+    progress: Progress,
+    stage: str,
+    rate: float,
+    *,
+    trained: Evaluation,
+    tested: Evaluation | None = None,
+    watched: str = "test",
 ) -> dict[str, Any]:
-    """The row of an epoch, as it stands in metrics.jsonl."""
+    """The row of an epoch, as it stands in metrics.jsonl; what was tested is called as it is `watched`."""
     row: dict[str, Any] = {"epoch": progress.epoch, "stage": stage, "step": progress.step, "lr": rate}
-    for split, measured in (("train", trained), ("test", tested)):
+    for split, measured in (("train", trained), (watched, tested)):
         row |= {f"{split}_{name}": value for name, value in measured.table().items()} if measured else {}
     return row

@@ -12,15 +12,12 @@ from .checkpoints import Checkpoints
 from .data import Source
 from .distributed import from_first, gathered, world
 from .errors import UsageError
-from .loop import random_state, set_random_state
+from .loop import FORMAT, check_format, random_state, set_random_state
 from .networks.weights import state_of
 from .optimizers import load_states, states_of
 from .results import Commitment
 from .session import Session
 from .training import Trainer
-
-FORMAT = 2
-"""Of checkpoints; those of other ones are refused."""
 
 
 @dataclass
@@ -52,6 +49,7 @@ class RunState:
             "commitment": self.commitment.table() if self.commitment else None,
             "network": state_of(trainer.network),
             "optimizer": _on_cpu(states_of(trainer.optimizer, trainer.weights)),
+            "ema": trainer.ema.state_dict() if trainer.ema else None,
             "architecture": architecture.get_extra_state() if architecture else None,
             "random": gathered(own),
         }
@@ -66,6 +64,8 @@ class RunState:
         trainer, architecture, progress = self.trainer, self.architecture, self.trainer.progress
         trainer.network.load_state_dict(checkpoint["network"])
         load_states(trainer.optimizer, trainer.weights, checkpoint["optimizer"])
+        if trainer.ema:
+            trainer.ema.load_state_dict(checkpoint["ema"])
         for name, value in checkpoint["progress"].items():
             setattr(progress, name, value)
         progress.totals = progress.totals.to(trainer.device, trainer.wide)
@@ -88,11 +88,7 @@ def newest(records: Checkpoints | None, session: Session) -> Mapping[str, Any] |
         return None
     checkpoint: Mapping[str, Any] = held[1]
     here = identity_of(session)
-    if checkpoint.get("format") != FORMAT:
-        raise UsageError(
-            "the run directory holds a run that an older dnat began: end it with that one, or choose another "
-            "directory"
-        )
+    check_format(checkpoint)
     if checkpoint["fingerprint"] != here["fingerprint"]:
         raise UsageError("the run directory holds a run of another network; choose another directory")
     if checkpoint["given"] != here["given"]:

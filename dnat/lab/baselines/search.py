@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...data import Data, taken
 from ...errors import UsageError
-from ...loop import Listeners, Loop, random_state, row_of, set_random_state
+from ...loop import FORMAT, Listeners, Loop, check_format, random_state, row_of, set_random_state
 from ...seeds import Stream, numpy_generator
 from ...settings import Config
 from ...training import CHECK_EVERY, Evaluation, NonFiniteError, Progress
@@ -95,6 +95,24 @@ class SearchState:
     seconds: float = 0.0
     epoch_seconds: float = 0.0
 
+    def table(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        plain = replace(self.progress, totals=torch.zeros(0))
+        return asdict(replace(self, progress=plain)) | {
+            "progress": {**asdict(plain), "totals": self.progress.totals.cpu()},
+            "judged": {key: list(value) for key, value in self.judged.items()},
+        }
+
+    def restore(self, table: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        for name in ("phase", "rewards", "entropies", "seconds", "epoch_seconds"):
+            setattr(self, name, table[name])
+        self.judged = {key: (loss, accuracy) for key, (loss, accuracy) in table["judged"].items()}
+        totals = self.progress.totals
+        for name, value in table["progress"].items():
+            setattr(self.progress, name, value)
+        self.progress.totals = self.progress.totals.to(totals.device, totals.dtype)
+
 
 class SearchRun(Generic[A]):
     """A search that may be stopped and go on.
@@ -163,12 +181,12 @@ class SearchRun(Generic[A]):
                     state.progress.step += 1
                     state.epoch_seconds = before + time.monotonic() - started
                     if state.progress.step % CHECK_EVERY == 0:
-                        self._check_loss()
+                        _check_loss(self.state.progress, self.config)
                     self.listeners.tracker.batch(state.progress)
                     where = f"search epoch {state.progress.epoch}, batch {state.progress.batch}"
                     self.loop.pause(state.progress, where)
             state.phase, state.progress.batch = state.phase + 1, 0
-        self._check_loss()
+        _check_loss(self.state.progress, self.config)
         self._close_epoch()
 
     def _close_epoch(self) -> None:
@@ -269,48 +287,41 @@ class SearchRun(Generic[A]):
         batches = self.parts[1].train_batches(config.seed, config.search.epochs, config.search.batch_size)
         return judge_as_released(network, _whole(batches, self.batches[-1]), config)
 
-    def _check_loss(self) -> None:
-        if not torch.isfinite(self.state.progress.totals[0]):
-            epoch = self.state.progress.epoch + 1
-            raise NonFiniteError(
-                f"the loss of the shared weights is not finite any more, in epoch {epoch}: "
-                f"lower search.lr ({self.config.search.lr:g}), or look for broken images or labels"
-            )
-
     def _save(self) -> None:
         records = self.listeners.records
         if not records:
             return
-        self._check_loss()
-        progress = self.state.progress
-        plain = replace(progress, totals=torch.zeros(0))
-        state = asdict(replace(self.state, progress=plain)) | {
-            "progress": {**asdict(plain), "totals": progress.totals.cpu()},
-            "judged": {key: list(value) for key, value in self.state.judged.items()},
+        _check_loss(self.state.progress, self.config)
+        state = self.state.table() | {
+            "format": FORMAT,
             "identity": self.identity,
             "shared": self.shared.checkpoint(),
             "reinforce": self.reinforce.state(),
             "random": random_state(),
         }
         # Judging takes no step: the number of the file goes on all the same.
-        records.save(progress.step + len(self.state.judged), state)
+        records.save(self.state.progress.step + len(self.state.judged), state)
 
     def _restore(self) -> None:
         newest = self.listeners.records.newest() if self.listeners.records else None
         if newest is None:
             return
         state = newest[1]
+        check_format(state)
         check_identity(state, self.identity)
         self.shared.restore(state["shared"])
         self.reinforce.restore(state["reinforce"])
-        for name in ("phase", "rewards", "entropies", "seconds", "epoch_seconds"):
-            setattr(self.state, name, state[name])
-        self.state.judged = {key: (loss, accuracy) for key, (loss, accuracy) in state["judged"].items()}
-        for name, value in state["progress"].items():
-            setattr(self.state.progress, name, value)
-        self.state.progress.totals = self.state.progress.totals.to(self.shared.device, self.shared.wide)
+        self.state.restore(state)
         set_random_state(state["random"])
         self.loop.goes_on()
+
+
+def _check_loss(progress: Progress, config: Config) -> None:
+    if not torch.isfinite(progress.totals[0]):
+        raise NonFiniteError(
+            f"the loss of the shared weights is not finite any more, in epoch {progress.epoch + 1}: "
+            f"lower search.lr ({config.search.lr:g}), or look for broken images or labels"
+        )
 
 
 def check_identity(found: Mapping[str, Any], identity: str) -> None:

@@ -70,7 +70,7 @@ def main() -> None:
     torch.manual_seed(0)
     data = dnat.from_loaders(Shapes(0, 300), Shapes(10_000, 60), name="shapes")
     config = dnat.Config(
-        epochs=8, architecture_epochs=4, batch_size=10, optimizer="adamw", lr=0.01, budget=0.8, threads=1
+        epochs=10, architecture_epochs=3, batch_size=10, optimizer="adamw", lr=0.01, budget=0.8, threads=1
     )
     result = dnat.transform(segmenter(), data, config, task=Segmentation())
     print(f"multiply-adds {result.cost_before} -> {result.cost_after}")

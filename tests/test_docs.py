@@ -1,8 +1,11 @@
+import ast
+import os
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,53 @@ def test_the_code_of_the_guide_to_any_network_runs(capsys):
     printed = capsys.readouterr().out
     assert "blocks.0.conv1>blocks.0.norm1" in printed
     assert any(choice in printed for choice in (" none ", " identity "))
+
+
+SECTIONS = {
+    text.partition("\n")[0]: "".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    for text in re.split(r"^#{1,2} ", GUIDES["your_own.md"], flags=re.M)[1:]
+}
+"""Of the guide to one's own loop, loss and data; the first has what the others work on."""
+FIRST = next(iter(SECTIONS))
+LIBRARIES = {"Lightning": "lightning", "Hugging Face's Trainer": "accelerate"}
+
+
+def run_sections(headings, folder, *options):
+    """What sections of the guide print."""
+    code = "\n".join(["import warnings", "warnings.simplefilter('ignore')", *map(SECTIONS.get, headings)])
+    (folder / "guide.py").write_text(code)
+    words = [sys.executable, *options, "guide.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_code_of_the_guide_to_your_own_runs(tmp_path):
+    """All but that for other libraries, as torchrun starts it; what is trained learns."""
+    headings = [heading for heading in SECTIONS if heading not in LIBRARIES]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
+    printed = run_sections(headings, tmp_path, *torchrun)
+    assert "2 of 4 edges change" in printed
+    assert (tmp_path / "small.py").exists()
+    pairs = re.findall(r"^(\{.*\}) -> (\{.*\})$", printed, re.M)
+    (dark, counts) = [[ast.literal_eval(text) for text in pair] for pair in pairs]
+    assert dark[1]["mae"] < 0.5 * dark[0]["mae"]
+    assert counts[0]["r2"] < 0 < counts[1]["r2"]
+    validated, recipe = printed.splitlines()[-2:]
+    assert min(float(value) for value in (*validated.split(), recipe)) > 0.5  # of ten classes
+
+
+@pytest.mark.slow  # test_integrations holds the same
+def test_the_code_of_the_guide_for_other_libraries_runs(tmp_path):
+    for heading, library in LIBRARIES.items():
+        if find_spec(library) is None:
+            pytest.skip(f"needs {library}: {heading}")
+    beside = "from dnat.networks import import_torchvision\nimport_torchvision()\n"  # that both import
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SECTIONS, FIRST, beside + SECTIONS[FIRST])
+        printed = run_sections([FIRST, *LIBRARIES], tmp_path)
+    assert len(re.findall(r"\d+ of \d+ edges change", printed)) == 2
 
 
 def test_the_code_of_the_guide_to_baselines_runs(tmp_path):

@@ -16,7 +16,7 @@ from test_transform import watched
 
 import dnat
 from dnat.checkpoints import Checkpoints
-from dnat.lab.baselines import LEARNERS, configured
+from dnat.lab.baselines import LEARNERS, candidates, configured
 from dnat.lab.baselines import search as searching
 from dnat.lab.baselines.ascent import fit, improved
 from dnat.lab.baselines.embedding import PAPER
@@ -145,7 +145,9 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
         if newest is None or self.stage != "search":
             return newest
         state = dict(newest[1])
-        if forgotten in ("network", "optimizer", "reinforce"):
+        if forgotten in ("network", "optimizer"):
+            state["shared"] = state["shared"] | {forgotten: _scrambled(state["shared"][forgotten])}
+        elif forgotten == "reinforce":
             state[forgotten] = _scrambled(state[forgotten])
         else:
             state[forgotten] = [] if forgotten == "rewards" else 0
@@ -265,13 +267,14 @@ def test_test_images_decide_nothing_but_where_the_released_code_lets_them():
 
 def test_dead_networks_are_made_by_the_released_form_alone(monkeypatch):
     """A policy that wants null everywhere: the released code makes it, ours keeps the network."""
-    draw = searching.draw
+    draw = candidates.draw
 
     def null(probabilities, generator):
         drawn = draw(probabilities, generator)
         return replace(drawn, actions=torch.zeros_like(drawn.actions))
 
-    monkeypatch.setattr(searching, "draw", null)
+    for module in (searching, candidates):
+        monkeypatch.setattr(module, "draw", null)
     data = tiny_data(32)
     ours = METHODS["nat"](cell_network(), data, settings())
     assert not ours.dead
@@ -293,7 +296,7 @@ def test_nao_may_change_inputs_and_cost_and_the_record_shows_it(monkeypatch):
         node, place = map(int, group.partition(":")[2].split("."))
         at = 2 * (2 * node + place)
         sequence[at : at + 2] = source, len(given.normal.nodes) + 1 + space.names.index(operation)
-    monkeypatch.setattr(searching, "improved", lambda *args, accept: [x for x in [tuple(sequence)] if accept(x)])
+    monkeypatch.setattr(candidates, "improved", lambda *args, accept: [x for x in [tuple(sequence)] if accept(x)])
     result = METHODS["nao"](cell_network("darts_v2"), tiny_data(32), settings())
     assert len(result.choices) == len(result.commitment.edges)
     seen = {}
@@ -323,7 +326,9 @@ def test_nao_judges_those_of_which_it_expects_most():
     def promised(found):
         return model.predict(model.encode(torch.tensor(found))).tolist()
 
-    kept = [tuple(run.space.sequence(a)) for a in run._steps(model)]
+    kept = [
+        tuple(run.space.sequence(a)) for a in candidates.Candidates(run.space, run.config, None)._improved(model)
+    ]
     left = [s for s in reached if s not in kept]
     assert len(kept) == 3
     assert min(promised(kept)) >= max(promised(left))

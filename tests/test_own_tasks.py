@@ -78,7 +78,7 @@ def test_the_command_trains_what_a_module_of_ones_own_says(tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["test_mae"] == results["test_mae"]
     told = command("evaluate", "run", folder=tmp_path)
-    assert f"mae {results['test_mae']:.4g}" in told
+    assert f"MAE {results['test_mae']:.4g}" in told
     assert "on 60 examples" in told
     assert "edges" in command("plan", "--network", "mine:Curve", "--data", "mine:points", "--budget", "0.7",
                               "--json", folder=tmp_path)  # fmt: skip

@@ -218,19 +218,20 @@ def test_steps_of_a_search_are_those_of_the_released_code(monkeypatch):
     seeded(run.reinforce.policy)
     genotypes = (GIVEN, MOVED, GIVEN, transformed(MOVED, {("reduce", 0, 0): "conv_3x3"}))
     moves = torch.from_numpy(np.random.RandomState(3).randint(3, size=(4, 2, 8)))
-    before = [[p.detach().clone() for p in m.parameters()] for m in (run.network, run.reinforce.policy)]
+    before = [[p.detach().clone() for p in m.parameters()] for m in (run.shared.network, run.reinforce.policy)]
     for step, genotype in enumerate(genotypes):
         images, labels = pictures(16, 8, seed=10 + step), torch.arange(16) % 5
         monkeypatch.setattr(found, "sample", lambda random, genotype=genotype: genotype)
         monkeypatch.setattr(searching, "draw", lambda p, generator, step=step: judged(p, moves[step]))
         run._train_weights(images, labels)
         run._train_policy(images, labels)
-    after = [[p.detach() for p in m.parameters()] for m in (run.network, run.reinforce.policy)]
+    after = [[p.detach() for p in m.parameters()] for m in (run.shared.network, run.reinforce.policy)]
     moved = [
         float(sum((a - b).double().square().sum() for a, b in zip(one, two, strict=True)).sqrt())
         for one, two in zip(before, after, strict=True)
     ]
-    assert run.state.progress.totals.tolist() == pytest.approx(STEPS["totals"], rel=1e-5)
+    loss, correct, count = STEPS["totals"]
+    assert run.state.progress.totals.tolist() == pytest.approx([loss, count, correct], rel=1e-5)
     assert run.state.rewards == pytest.approx(STEPS["rewards"], abs=1e-9)
     assert run.state.entropies == pytest.approx(STEPS["entropies"], rel=1e-5)
     assert run.reinforce.baseline == pytest.approx(STEPS["baseline"], rel=1e-5)

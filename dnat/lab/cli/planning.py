@@ -147,6 +147,7 @@ def _planned(
 
     from ...proposal import Planner, kept
     from ...session import choose_device
+    from ...tasks import task_of
     from ..runs import load_data, network_for
     from ..terminal import watched
 
@@ -165,6 +166,7 @@ def _planned(
         mode=config.relaxation.mode,
         images=images,
         seed=config.seed,
+        task=None if job.task is None else task_of(job.task),
     )
     with watched(Console(stderr=True)) as tell:
         if out:

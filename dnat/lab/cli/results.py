@@ -27,6 +27,7 @@ def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None
     from ...records import read_job
     from ...tasks import task_of
     from ...training import evaluate as test
+    from ..metrics import Metric
     from ..runs import load_data, other_images, restore
 
     job = read_job(run)
@@ -39,7 +40,7 @@ def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None
         click.echo(f"note: {note}")
     network, job, _ = restore(run)
     result = test(network, data, job.config, task=task_of(job.task))
-    told = ", ".join(f"{n} {f'{v:.2%}' if n == 'accuracy' else f'{v:.4g}'}" for n, v in result.metrics.items())
+    told = ", ".join(f"{Metric(n).title} {Metric(n).text(v)}" for n, v in result.metrics.items())
     what = "images" if isinstance(data, Data) else "examples"
     click.echo(f"test {told}, loss {result.loss:.4f} on {data.test_count} {what}")
     click.echo(str(cost(network, data.example(2))))

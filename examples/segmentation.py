@@ -18,7 +18,7 @@ SIDE = 64
 
 
 class Shapes(Dataset):
-    """Pictures (3, 64, 64) of a disc and a square on dark ground, and each pixel's class: ground, disc or square."""
+    """Pictures (3, 64, 64) of a disc and a square on dark ground, and the class of each pixel: 0, 1 or 2."""
 
     def __init__(self, first: int, count: int) -> None:
         self.first, self.count = first, count

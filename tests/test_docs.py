@@ -24,6 +24,8 @@ OTHER_PROGRAMS = {  # flags of torchrun, sbatch, `wandb sync` and benchmarks
     *("--include-online", "--json", "--random", "--theta-seeds"),
 }
 
+OPTIONAL = {"dnat.integrations.lightning", "dnat.integrations.huggingface"}  # need their libraries
+
 
 def run_code(code, folder):
     """Run code in a process of its own."""
@@ -184,11 +186,26 @@ def test_facts_that_are_cited_stand_in_the_guide_to_methods():
         assert name in headings, f"{path} cites {name}"
 
 
-def test_files_that_are_named_exist():
-    named = re.findall(r"`((?:docs|dnat|runs|benchmarks)/[\w./]+)`", README)
-    assert len(named) >= 2
-    for name in [*named, "docs/demo.png", "docs/report.png", "LICENSE"]:
+def exists(name):
+    """Whether a dotted name is one of the code: a module, what stands in it, or a field."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        owner, _, last = name.rpartition(".")
+        return "." in owner and last in getattr(pkgutil.resolve_name(owner), "__dataclass_fields__", {})
+    return True
+
+
+@pytest.mark.parametrize("path", [*GUIDES, "CONTRIBUTING.md"])
+def test_what_is_named_exists(path):
+    """Files and folders of the repository, and names of the library."""
+    text = GUIDES.get(path) or (ROOT / path).read_text()
+    for name in re.findall(r"`((?:docs|dnat|benchmarks|examples|tests)/[\w./]+)`", text):
         assert (ROOT / name).exists(), name
+    for name in set(re.findall(r"`(dnat(?:\.\w+)+)", text)) - OPTIONAL:
+        assert exists(name), name
+    if path == "README.md":
+        assert all((ROOT / name).exists() for name in ("docs/demo.png", "docs/report.png", "LICENSE"))
 
 
 def test_the_map_of_the_code_has_every_module():

@@ -1,8 +1,11 @@
+import ast
+import os
 import pkgutil
 import re
 import shlex
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,8 @@ OTHER_PROGRAMS = {  # flags of torchrun, sbatch, `wandb sync` and benchmarks
     *("--standalone", "--nproc-per-node", "--max-restarts", "--no-python", "--array", "--gres", "--signal"),
     *("--include-online", "--json", "--random", "--theta-seeds"),
 }
+
+OPTIONAL = {"dnat.integrations.lightning", "dnat.integrations.huggingface"}  # need their libraries
 
 
 def run_code(code, folder):
@@ -90,6 +95,53 @@ def test_the_code_of_the_guide_to_any_network_runs(capsys):
     assert any(choice in printed for choice in (" none ", " identity "))
 
 
+SECTIONS = {
+    text.partition("\n")[0]: "".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    for text in re.split(r"^#{1,2} ", GUIDES["your_own.md"], flags=re.M)[1:]
+}
+"""Of the guide to one's own loop, loss and data; the first has what the others work on."""
+FIRST = next(iter(SECTIONS))
+LIBRARIES = {"Lightning": "lightning", "Hugging Face's Trainer": "accelerate"}
+
+
+def run_sections(headings, folder, *options):
+    """What sections of the guide print."""
+    code = "\n".join(["import warnings", "warnings.simplefilter('ignore')", *map(SECTIONS.get, headings)])
+    (folder / "guide.py").write_text(code)
+    words = [sys.executable, *options, "guide.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_code_of_the_guide_to_your_own_runs(tmp_path):
+    """All but that for other libraries, as torchrun starts it; what is trained learns."""
+    headings = [heading for heading in SECTIONS if heading not in LIBRARIES]
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1")
+    printed = run_sections(headings, tmp_path, *torchrun)
+    assert "2 of 4 edges change" in printed
+    assert (tmp_path / "small.py").exists()
+    pairs = re.findall(r"^(\{.*\}) -> (\{.*\})$", printed, re.M)
+    (dark, counts) = [[ast.literal_eval(text) for text in pair] for pair in pairs]
+    assert dark[1]["mae"] < 0.5 * dark[0]["mae"]
+    assert counts[0]["r2"] < 0 < counts[1]["r2"]
+    validated, recipe = printed.splitlines()[-2:]
+    assert min(float(value) for value in (*validated.split(), recipe)) > 0.5  # of ten classes
+
+
+@pytest.mark.slow  # test_integrations holds the same
+def test_the_code_of_the_guide_for_other_libraries_runs(tmp_path):
+    for heading, library in LIBRARIES.items():
+        if find_spec(library) is None:
+            pytest.skip(f"needs {library}: {heading}")
+    beside = "from dnat.networks import import_torchvision\nimport_torchvision()\n"  # that both import
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SECTIONS, FIRST, beside + SECTIONS[FIRST])
+        printed = run_sections([FIRST, *LIBRARIES], tmp_path)
+    assert len(re.findall(r"\d+ of \d+ edges change", printed)) == 2
+
+
 def test_the_code_of_the_guide_to_baselines_runs(tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "baselines.md").read_text(), re.S))
     result = run_code(code, tmp_path)
@@ -134,11 +186,26 @@ def test_facts_that_are_cited_stand_in_the_guide_to_methods():
         assert name in headings, f"{path} cites {name}"
 
 
-def test_files_that_are_named_exist():
-    named = re.findall(r"`((?:docs|dnat|runs|benchmarks)/[\w./]+)`", README)
-    assert len(named) >= 2
-    for name in [*named, "docs/demo.png", "docs/report.png", "LICENSE"]:
+def exists(name):
+    """Whether a dotted name is one of the code: a module, what stands in it, or a field."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        owner, _, last = name.rpartition(".")
+        return "." in owner and last in getattr(pkgutil.resolve_name(owner), "__dataclass_fields__", {})
+    return True
+
+
+@pytest.mark.parametrize("path", [*GUIDES, "CONTRIBUTING.md"])
+def test_what_is_named_exists(path):
+    """Files and folders of the repository, and names of the library."""
+    text = GUIDES.get(path) or (ROOT / path).read_text()
+    for name in re.findall(r"`((?:docs|dnat|benchmarks|examples|tests)/[\w./]+)`", text):
         assert (ROOT / name).exists(), name
+    for name in set(re.findall(r"`(dnat(?:\.\w+)+)", text)) - OPTIONAL:
+        assert exists(name), name
+    if path == "README.md":
+        assert all((ROOT / name).exists() for name in ("docs/demo.png", "docs/report.png", "LICENSE"))
 
 
 def test_the_map_of_the_code_has_every_module():

@@ -232,7 +232,7 @@ def by_theta(network: nn.Module, data: Data, seed: int, how: str) -> Sets:
         with torch.no_grad():  # within the width of the sigmoid, around its beginning at 1
             theta[:, original] += 0.2 * (logs - logs.max())
     with reproducible(config):
-        loss = ArchitectureLoss(relaxed, config, costs, 0.65 * costs.total)
+        loss = ArchitectureLoss(relaxed, config.relaxation, costs, 0.65 * costs.total)
         taught = copy.deepcopy(network).eval().requires_grad_(False)
         trainer = Trainer(relaxed.train(), data, config, Progress(), loss, taught)
         optimizer = trainer.theta

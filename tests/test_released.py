@@ -197,7 +197,7 @@ def test_the_supernet_computes_what_the_released_one_does(name, genotype, params
 
 
 STEPS = {
-    "totals": [117.1886, 13, 64],  # summed loss, right answers, images
+    "totals": [117.1886, 64, 13],  # summed loss, images, right answers
     "rewards": [-0.125, -0.25, -0.375, 0.0],
     "entropies": [15.19280, 13.61462, 12.23956, 11.00643],
     "baseline": -0.007252490,
@@ -218,14 +218,14 @@ def test_steps_of_a_search_are_those_of_the_released_code(monkeypatch):
     seeded(run.reinforce.policy)
     genotypes = (GIVEN, MOVED, GIVEN, transformed(MOVED, {("reduce", 0, 0): "conv_3x3"}))
     moves = torch.from_numpy(np.random.RandomState(3).randint(3, size=(4, 2, 8)))
-    before = [[p.detach().clone() for p in m.parameters()] for m in (run.network, run.reinforce.policy)]
+    before = [[p.detach().clone() for p in m.parameters()] for m in (run.shared.network, run.reinforce.policy)]
     for step, genotype in enumerate(genotypes):
         images, labels = pictures(16, 8, seed=10 + step), torch.arange(16) % 5
         monkeypatch.setattr(found, "sample", lambda random, genotype=genotype: genotype)
         monkeypatch.setattr(searching, "draw", lambda p, generator, step=step: judged(p, moves[step]))
         run._train_weights(images, labels)
         run._train_policy(images, labels)
-    after = [[p.detach() for p in m.parameters()] for m in (run.network, run.reinforce.policy)]
+    after = [[p.detach() for p in m.parameters()] for m in (run.shared.network, run.reinforce.policy)]
     moved = [
         float(sum((a - b).double().square().sum() for a, b in zip(one, two, strict=True)).sqrt())
         for one, two in zip(before, after, strict=True)

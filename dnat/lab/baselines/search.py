@@ -95,6 +95,38 @@ class SearchState:
     seconds: float = 0.0
     epoch_seconds: float = 0.0
 
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Epoch, phase and batch."""
+        return self.progress.epoch, self.phase, self.progress.batch
+
+    def check_loss(self, lr: float) -> None:
+        """Raises NonFiniteError where the loss is not finite any more."""
+        if not torch.isfinite(self.progress.totals[0]):
+            raise NonFiniteError(
+                f"the loss of the shared weights is not finite any more, in epoch {self.progress.epoch + 1}: "
+                f"lower search.lr ({lr:g}), or look for broken images or labels"
+            )
+
+    def plain(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        progress = self.progress
+        without = replace(progress, totals=torch.zeros(0))  # which stay on their device in the meantime
+        return asdict(replace(self, progress=without)) | {
+            "progress": {**asdict(without), "totals": progress.totals.cpu()},
+            "judged": {key: list(value) for key, value in self.judged.items()},
+        }
+
+    def restore(self, plain: Mapping[str, Any]) -> None:
+        """Take what a checkpoint holds."""
+        for name in ("phase", "rewards", "entropies", "seconds", "epoch_seconds"):
+            setattr(self, name, plain[name])
+        self.judged = {key: (loss, accuracy) for key, (loss, accuracy) in plain["judged"].items()}
+        totals = self.progress.totals
+        for name, value in plain["progress"].items():
+            setattr(self.progress, name, value)
+        self.progress.totals = self.progress.totals.to(totals)
+
 
 class SearchRun(Generic[A]):
     """A search that may be stopped and go on.
@@ -163,12 +195,12 @@ class SearchRun(Generic[A]):
                     state.progress.step += 1
                     state.epoch_seconds = before + time.monotonic() - started
                     if state.progress.step % CHECK_EVERY == 0:
-                        self._check_loss()
+                        self.state.check_loss(self.config.search.lr)
                     self.listeners.tracker.batch(state.progress)
                     where = f"search epoch {state.progress.epoch}, batch {state.progress.batch}"
                     self.loop.pause(state.progress, where)
             state.phase, state.progress.batch = state.phase + 1, 0
-        self._check_loss()
+        self.state.check_loss(self.config.search.lr)
         self._close_epoch()
 
     def _close_epoch(self) -> None:
@@ -195,20 +227,19 @@ class SearchRun(Generic[A]):
         state.progress.totals.zero_()
         self.loop.log(row, self.listeners.tracker.searched)
 
-    def _place(self) -> tuple[int, int, int]:
-        return self.state.progress.epoch, self.state.phase, self.state.progress.batch
-
     def _random(self, *keys: int | str) -> Any:
         return numpy_generator(self.config.seed, Stream.POLICY, *keys)
 
     def _train_weights(self, images: Tensor, labels: Tensor) -> None:
-        architecture = self.space.sample(self._random("weights", *self._place()))
+        architecture = self.space.sample(self._random("weights", *self.state.place))
         self.state.progress.totals += self.shared.step(architecture, images, labels)
 
     def _train_policy(self, images: Tensor, labels: Tensor) -> None:
-        asked = self.space.asked(self._random("policy", *self._place()))
+        asked = self.space.asked(self._random("policy", *self.state.place))
         graph = self.space.graph(asked)
-        drawn = draw(self.reinforce.probabilities(graph), generator_for(self.config.seed, "moves", *self._place()))
+        drawn = draw(
+            self.reinforce.probabilities(graph), generator_for(self.config.seed, "moves", *self.state.place)
+        )
         moved, still = (
             self.shared.accuracy(architecture, images, labels)
             for architecture in (self.space.moved(asked, drawn.actions), asked)
@@ -269,31 +300,19 @@ class SearchRun(Generic[A]):
         batches = self.parts[1].train_batches(config.seed, config.search.epochs, config.search.batch_size)
         return judge_as_released(network, _whole(batches, self.batches[-1]), config)
 
-    def _check_loss(self) -> None:
-        if not torch.isfinite(self.state.progress.totals[0]):
-            epoch = self.state.progress.epoch + 1
-            raise NonFiniteError(
-                f"the loss of the shared weights is not finite any more, in epoch {epoch}: "
-                f"lower search.lr ({self.config.search.lr:g}), or look for broken images or labels"
-            )
-
     def _save(self) -> None:
         records = self.listeners.records
         if not records:
             return
-        self._check_loss()
-        progress = self.state.progress
-        plain = replace(progress, totals=torch.zeros(0))
-        state = asdict(replace(self.state, progress=plain)) | {
-            "progress": {**asdict(plain), "totals": progress.totals.cpu()},
-            "judged": {key: list(value) for key, value in self.state.judged.items()},
+        self.state.check_loss(self.config.search.lr)
+        state = self.state.plain() | {
             "identity": self.identity,
             "shared": self.shared.checkpoint(),
             "reinforce": self.reinforce.state(),
             "random": random_state(),
         }
         # Judging takes no step: the number of the file goes on all the same.
-        records.save(progress.step + len(self.state.judged), state)
+        records.save(self.state.progress.step + len(self.state.judged), state)
 
     def _restore(self) -> None:
         newest = self.listeners.records.newest() if self.listeners.records else None
@@ -303,12 +322,7 @@ class SearchRun(Generic[A]):
         check_identity(state, self.identity)
         self.shared.restore(state["shared"])
         self.reinforce.restore(state["reinforce"])
-        for name in ("phase", "rewards", "entropies", "seconds", "epoch_seconds"):
-            setattr(self.state, name, state[name])
-        self.state.judged = {key: (loss, accuracy) for key, (loss, accuracy) in state["judged"].items()}
-        for name, value in state["progress"].items():
-            setattr(self.state.progress, name, value)
-        self.state.progress.totals = self.state.progress.totals.to(self.shared.device, self.shared.wide)
+        self.state.restore(state)
         set_random_state(state["random"])
         self.loop.goes_on()
 

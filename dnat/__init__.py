@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .costs import cost as cost
     from .costs import latency as latency
     from .data import Data as Data
+    from .data import from_loaders as from_loaders
     from .data import load as load
     from .discretization import discretize as discretize
     from .edges import Edge as Edge
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _HOME = {
     "build": "networks",
     "load": "data",
+    "from_loaders": "data",
     "Data": "data",
     "transitions": "moves",
     "trace": "tracing",

@@ -36,8 +36,8 @@ def auxiliary_scores(output: object) -> list[Tensor]:
     ([(2, 3)], [])
     """
     names = getattr(output, "_fields", ())
-    found = [getattr(output, name) for name in names if name.startswith("aux")]
-    return [t for t in found if isinstance(t, Tensor)]
+    heads = [getattr(output, name) for name in names if name.startswith("aux")]
+    return [t for t in heads if isinstance(t, Tensor)]
 
 
 def call(network: Callable[..., Any], inputs: Example) -> Any:

@@ -14,7 +14,7 @@ The weights are the loop's affair. What is theta's is done here: gates in the fo
 the weights frozen, its charge for cost, the choices and how they settle, and the plain network.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from .discretization import discretization
 from .distributed import world
 from .errors import UsageError
 from .narrowing import cut_along
-from .optimizers import load_states, states_of
+from .optimizers import carried_state
 from .planning import Plan, make_plan
 from .relaxation import RelaxedNetwork, relax
 from .results import Report, report_of
@@ -177,35 +177,24 @@ class Architecture(nn.Module):
 
     def _carry(self, optimizer: torch.optim.Optimizer, network: nn.Module) -> None:
         """Let an optimizer of the relaxed network's weights go on with those of the plain one."""
-        states = self.remembered(optimizer, self.report.choices)
         names = {parameter: name for name, parameter in self.relaxed.network.named_parameters()}
         there = dict(network.named_parameters())
         for group in optimizer.param_groups:
             group["params"] = [there[names[p]] for p in group["params"] if names.get(p) in there]
+        remembered = dict(optimizer.state)
         optimizer.state.clear()
-        load_states(optimizer, network, states)
-
-    def remembered(
-        self, optimizer: torch.optim.Optimizer, choices: Mapping[str, str]
-    ) -> dict[str, dict[str, Any]]:
-        """What an optimizer of the weights remembers of each parameter, by name, cut as the choices cut it."""
-        chosen = {edge: choices[edge.key] for edge in self.relaxed.edges if edge.key in choices}
-        states = states_of(optimizer, self.relaxed.network)
-        shapes = {name: p.shape for name, p in self.relaxed.network.named_parameters()}
-        for key in {key for state in states.values() for key in state}:
-            tensors = {
-                name: state[key]
-                for name, state in states.items()
-                if isinstance(state.get(key), Tensor) and state[key].shape == shapes[name]
-            }
-            for name, tensor in cut_along(tensors, chosen, self.relaxed.orders).items():
-                states[name][key] = tensor
-        return states
+        carried_state(remembered, self.relaxed.network, optimizer, network, self.cut)
 
     def hand_over(self, old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> None:
         """After `finish`: let an optimizer of the plain network go on with what that of the relaxed one knew."""
         assert self.compact is not None
-        load_states(new, self.compact, self.remembered(old, self.report.choices))
+        carried_state(old.state, self.relaxed.network, new, self.compact, self.cut)
+
+    def cut(self, name: str, tensor: Tensor) -> Tensor:
+        """What the choices leave of a tensor that belongs to a parameter or buffer of that name."""
+        choices = self.report.choices
+        chosen = {edge: choices[edge.key] for edge in self.relaxed.edges if edge.key in choices}
+        return cut_along({name: tensor}, chosen, self.relaxed.orders)[name]
 
     def get_extra_state(self) -> dict[str, Any]:
         """What is no tensor of the network's: theta's optimizer, the step, choices that settle."""

@@ -121,10 +121,16 @@ def set_random_state(state: Random) -> None:
 
 
 def row_of(
-    progress: Progress, stage: str, rate: float, *, trained: Evaluation, tested: Evaluation | None = None
+    progress: Progress,
+    stage: str,
+    rate: float,
+    *,
+    trained: Evaluation,
+    tested: Evaluation | None = None,
+    watched: str = "test",
 ) -> dict[str, Any]:
-    """The row of an epoch, as it stands in metrics.jsonl."""
+    """The row of an epoch, as it stands in metrics.jsonl; what was tested is called as it is `watched`."""
     row: dict[str, Any] = {"epoch": progress.epoch, "stage": stage, "step": progress.step, "lr": rate}
-    for split, measured in (("train", trained), ("test", tested)):
+    for split, measured in (("train", trained), (watched, tested)):
         row |= {f"{split}_{name}": value for name, value in measured.table().items()} if measured else {}
     return row

@@ -36,8 +36,8 @@ def optimizer_of(
     Raises:
         ValueError: another kind, or no parameters.
 
-    >>> found = optimizer_of("adamw", nn.Linear(2, 3).parameters(), 0.1, 0.9, 0.01)
-    >>> [(group["weight_decay"], len(group["params"])) for group in found.param_groups]
+    >>> adamw = optimizer_of("adamw", nn.Linear(2, 3).parameters(), 0.1, 0.9, 0.01)
+    >>> [(group["weight_decay"], len(group["params"])) for group in adamw.param_groups]
     [(0.01, 1), (0.0, 1)]
     """
     listed = list(parameters)
@@ -74,7 +74,7 @@ def _like(parameter: nn.Parameter, value: Any) -> Any:
 
 
 def carried_state(
-    old_optimizer: torch.optim.Optimizer,
+    remembered: Mapping[Any, Mapping[str, Any]],
     old_network: nn.Module,
     new_optimizer: torch.optim.Optimizer,
     new_network: nn.Module,
@@ -87,7 +87,8 @@ def carried_state(
     other shapes (factors of Adafactor).
 
     Args:
-        old_optimizer, old_network: where it stands, and whose parameters those are.
+        remembered: `state` of the other one.
+        old_network: whose parameters it had.
         new_optimizer: is changed.
         new_network: whose parameters it has.
         cut: see `Cut`; for parameters that were not narrowed it gives what it is given.
@@ -96,9 +97,9 @@ def carried_state(
     ours = {id(p) for group in new_optimizer.param_groups for p in group["params"]}
     for name, parameter in new_network.named_parameters(remove_duplicate=False):
         before = old.get(name)
-        if before is None or id(parameter) not in ours or before not in old_optimizer.state:
+        if before is None or id(parameter) not in ours or before not in remembered:
             continue
-        state = _carried(old_optimizer.state[before], name, before, parameter, cut)
+        state = _carried(remembered[before], name, before, parameter, cut)
         if state is not None:
             new_optimizer.state[parameter] = state
 
@@ -107,19 +108,19 @@ def _carried(
     state: Mapping[str, Any], name: str, before: Tensor, parameter: Tensor, cut: Cut
 ) -> dict[str, Any] | None:
     """The state of one parameter for its narrower self; None where it does not fit that."""
-    found: dict[str, Any] = {}
+    carried: dict[str, Any] = {}
     for key, value in state.items():
         if not isinstance(value, Tensor):
-            found[key] = value
+            carried[key] = value
         elif value.shape == before.shape:
-            found[key] = cut(name, value).detach().clone()
-            if found[key].shape != parameter.shape:
+            carried[key] = cut(name, value).detach().clone()
+            if carried[key].shape != parameter.shape:
                 return None
         elif value.dim() and before.shape != parameter.shape:
             return None
         else:
-            found[key] = value.detach().clone()
-    return found
+            carried[key] = value.detach().clone()
+    return carried
 
 
 class EMA:
@@ -162,6 +163,10 @@ class EMA:
             yield
         finally:
             _copy(own, network)
+
+    def copy_to(self, network: nn.Module) -> None:
+        """Put the averages in the place of the network's own tensors."""
+        _copy(self.tensors, network)
 
     def carried(self, network: nn.Module, cut: Cut) -> "EMA":
         """The average of a network that was made of this one: tensors of the same names, cut as they were.

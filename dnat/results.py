@@ -189,6 +189,8 @@ class Transformation:
         before: loss and metrics of the network as it was given, on the test examples.
         test: the same of the result.
         dead: whether the result gives every image the same answer.
+        watched: what epochs and choices were measured on: "test" examples, or a "validation" part of the others.
+        directions: {metric: "max" or "min", which is better}, the one that counts first.
         genotype: of the result, where the method changed the genotype of a network of cells as a whole.
         latency_before, latency_after: time for a batch of `config.limit.latency_batch` images, as measured.
         seconds: time spent in each stage.
@@ -206,6 +208,8 @@ class Transformation:
     seconds: dict[str, float]
     dead: bool = False
     genotype: Genotype | None = None
+    watched: str = "test"
+    directions: Mapping[str, str] = field(default_factory=lambda: {"accuracy": "max"})
 
     @property
     def choices(self) -> dict[str, str]:
@@ -222,8 +226,8 @@ class Transformation:
                 f"test_{name}": value,
                 f"test_{name}_before": self.before.metrics[name],
                 f"train_{name}": last.get(f"train_{name}"),
-                f"relaxed_test_{name}": moment.relaxed.metrics.get(name) if moment else None,
-                f"committed_test_{name}": moment.compact.metrics.get(name) if moment else None,
+                f"relaxed_{self.watched}_{name}": moment.relaxed.metrics.get(name) if moment else None,
+                f"committed_{self.watched}_{name}": moment.compact.metrics.get(name) if moment else None,
             }
         return measured | {
             "dead": self.dead,

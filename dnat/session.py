@@ -3,15 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .answers import call, count_of, moved
-from .data import Data, Source, load
+from .data import Data, LoaderData, Source, load, validation_split
 from .distributed import world
 from .errors import UsageError, WrongTypeError, users_code
 from .networks import build, fitting
@@ -19,7 +19,7 @@ from .networks.weights import state_of
 from .planning import make_plan
 from .seeds import Stream, torch_seed
 from .settings import Config
-from .tasks import Classification, Task, task_of
+from .tasks import Classification, Segmentation, Task, task_of
 from .tracing import Program, copied, in_training, trace
 from .training import check_finite, check_usable, cutout_side, images_last, weight_optimizer
 
@@ -30,7 +30,11 @@ class Session:
 
     Attributes:
         original: a copy of the network as it was given.
-        data, task, config: of the run; settings that depend on the network are resolved.
+        data: what it trains on, and what its epochs and choices are measured on: test examples, or a validation
+            part of the training examples.
+        held_out: the test examples.
+        watched: "test" or "validation": what epochs and choices are measured on.
+        task, config: of the run; settings that depend on the network are resolved.
         example: inputs for the network.
         program: what it does.
         digest: of its weights, before anything was trained.
@@ -38,6 +42,8 @@ class Session:
 
     original: nn.Module
     data: Source
+    held_out: Source
+    watched: str
     task: Task
     config: Config
     example: Any
@@ -55,10 +61,11 @@ def session(
         ValueError, TypeError: a network, data or settings that cannot be used, before anything is trained.
     """
     network, data, config = named(network, data, config)
-    task = task_of(task)
+    task = smoothed(task_of(task), config.training.label_smoothing)
     with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
         device = choose_device(config.machine.device)
-        original, data = in_training(copied(network).to(device)), data.to(device)
+        original, held_out = in_training(copied(network).to(device)), data.to(device)
+        data, watched = watched_of(held_out, config)
         # What is made of the network cannot tell any more what it was made of.
         config = config.but(cutout=cutout_side(config, original, data))
         if images_last(original, config, device):
@@ -66,7 +73,31 @@ def session(
         example = data.example(2)
         program = trace(original, example, batch=count_of(example))
         check_training(original, data, config, example, task)
-        yield Session(original, data, task, config, example, program, weights_digest(original))
+        yield Session(original, data, held_out, watched, task, config, example, program, weights_digest(original))
+
+
+def watched_of(data: Source, config: Config) -> tuple[Source, str]:
+    """What a run is trained on and its epochs are measured on, and whether that is "test" or "validation"."""
+    share = config.training.validation
+    if not share and getattr(data, "validation", None) is None:
+        return data, "test"
+    if not isinstance(data, Data | LoaderData):
+        raise UsageError(f"{data.name} cannot be divided: leave out validation, or use dnat.from_loaders")
+    split: Source = validation_split(data, share, config.seed)  # type: ignore[type-var]
+    return split, "validation"
+
+
+def smoothed(task: Task, share: float) -> Task:
+    """A task with smoothed labels, where they are asked for.
+
+    Raises:
+        ValueError: the task knows no classes.
+    """
+    if not share:
+        return task
+    if not isinstance(task, Classification | Segmentation):
+        raise UsageError(f"label_smoothing is for tasks with classes, and {task.name} has none: leave it out")
+    return replace(task, label_smoothing=share)
 
 
 def images_of(data: Source) -> Data:
@@ -123,7 +154,7 @@ def check(
         twin = copied(network).to(device)
         example = moved(data.example(2), device)
         program = trace(twin, example, batch=count_of(example))
-        check_training(twin, data, config, example, task_of(task))
+        check_training(twin, data, config, example, smoothed(task_of(task), config.training.label_smoothing))
         if transforming:
             make_plan(twin, program, example, config)
 
@@ -139,13 +170,18 @@ def check_training(
             f"latency_batch {config.limit.latency_batch} is larger than the {data.test_count} test images, "
             "with which time is measured"
         )
+    twin = copied(network).eval()
     with torch.no_grad(), users_code(f"{type(network).__name__}'s forward failed"):
-        logits = task.logits(call(copied(network).eval(), example))
+        logits = task.logits(call(twin, example))
     if isinstance(task, Classification) and isinstance(data, Data) and logits.shape[1] < data.num_classes:
         raise UsageError(
             f"the network tells {logits.shape[1]} classes apart, but {data.name} has {data.num_classes}"
         )
-    weight_optimizer(network, config)
+    if not isinstance(data, Data) or not isinstance(task, Classification):
+        with closing(data.test_batches(2)) as batches, torch.no_grad():
+            inputs, target = next(batches)
+            task.check(call(twin, inputs), target)
+    weight_optimizer(network, config.training)
 
 
 def weights_digest(network: nn.Module) -> str:

@@ -52,6 +52,7 @@ class RunState:
             "commitment": self.commitment.table() if self.commitment else None,
             "network": state_of(trainer.network),
             "optimizer": _on_cpu(states_of(trainer.optimizer, trainer.weights)),
+            "ema": trainer.ema.state_dict() if trainer.ema else None,
             "architecture": architecture.get_extra_state() if architecture else None,
             "random": gathered(own),
         }
@@ -66,6 +67,8 @@ class RunState:
         trainer, architecture, progress = self.trainer, self.architecture, self.trainer.progress
         trainer.network.load_state_dict(checkpoint["network"])
         load_states(trainer.optimizer, trainer.weights, checkpoint["optimizer"])
+        if trainer.ema:
+            trainer.ema.load_state_dict(checkpoint["ema"])
         for name, value in checkpoint["progress"].items():
             setattr(progress, name, value)
         progress.totals = progress.totals.to(trainer.device, trainer.wide)

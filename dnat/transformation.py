@@ -64,7 +64,7 @@ def transform(
     Args:
         network: any module that maps the data's inputs to what the task takes (by default images (N, C, H, W) to
             class scores (N, classes)), or a name for `dnat.build`.
-        data: from `dnat.load`, `Data.from_tensors` or `dnat.data.from_loaders`, or a name for `dnat.load`.
+        data: from `dnat.load`, `Data.from_tensors` or `dnat.from_loaders`, or a name for `dnat.load`.
         config: the method's settings; `Config()` by default.
         task: the loss and the metrics; by default classification. See `dnat.tasks`.
         records: a run directory to write to. If it holds a checkpoint, the run goes on from there and ends with
@@ -128,7 +128,7 @@ def measured_before(given: Session) -> dict[str, Any]:
     """What a run tells of the network as it was given: fields of `Transformation`."""
     return {
         "cost_before": cost(given.original, given.example, batch=count_of(given.example)),
-        "before": evaluate(given.original, given.data, given.config, task=given.task),
+        "before": evaluate(given.original, given.held_out, given.config, task=given.task),
         "latency_before": timed(given.original, given),
     }
 
@@ -260,14 +260,15 @@ class Run:
             if self.architecture:
                 self.architecture.settle_when_due()
             self.loop.pause(progress, f"epoch {progress.epoch}, batch {progress.batch}")
-        size = config.training.batch_size
+        size = getattr(data, "batch_size", None) or config.training.batch_size  # that of a DataLoader
         examples = min(progress.batch * size, data.train_count) - first * size
         rate = learning_rate(config, progress.step - 1, trainer.steps)
         trained = trainer.close_epoch()
-        tested = evaluate(trainer.network, data, config, task=self.given.task)
+        with trainer.averaged():
+            tested = evaluate(trainer.network, data, config, task=self.given.task)
         taken = time.monotonic() - started
         progress.seconds[name] = before + taken
-        row = row_of(progress, name, rate, trained=trained, tested=tested)
+        row = row_of(progress, name, rate, trained=trained, tested=tested, watched=self.given.watched)
         row |= {"seconds": round(taken, 3), "images_per_second": round(examples / taken, 1)}
         if self.architecture:
             relaxed = self.architecture.relaxed
@@ -284,12 +285,14 @@ class Run:
             retake_statistics(compact, given.data, given.config)
         trainer = self._trainer(compact, old.progress)
         architecture.hand_over(old.optimizer, trainer.optimizer)
-        commitment = Commitment(
-            **vars(architecture.report),
-            epoch=old.progress.epoch,
-            relaxed=evaluate(architecture.relaxed, given.data, given.config, task=given.task),
-            compact=evaluate(compact, given.data, given.config, task=given.task),
-        )
+        if old.ema:
+            trainer.ema = old.ema.carried(compact, architecture.cut)
+        with old.averaged():
+            relaxed = evaluate(architecture.relaxed, given.data, given.config, task=given.task)
+        with trainer.averaged():
+            measured = evaluate(compact, given.data, given.config, task=given.task)
+        report, epoch = architecture.report, old.progress.epoch
+        commitment = Commitment(**vars(report), epoch=epoch, relaxed=relaxed, compact=measured)
         self.state = RunState(trainer, commitment=commitment)
         old.progress.seconds["architecture"] += time.monotonic() - started
         self.listeners.tracker.committed(Tally.of((edge.kind, edge.choice) for edge in commitment.edges))
@@ -298,14 +301,18 @@ class Run:
         """What the run came to."""
         given, trainer = self.given, self.state.trainer
         network = trainer.network.eval()
+        if trainer.ema:
+            trainer.ema.copy_to(network)
         return Transformation(
             network=network,
             commitment=self.state.commitment,
             history=self.loop.history,
             cost_after=cost(network, given.example, batch=count_of(given.example)),
-            test=evaluate(network, given.data, given.config, task=given.task),
+            test=evaluate(network, given.held_out, given.config, task=given.task),
             latency_after=timed(network, given),
             seconds=trainer.progress.seconds,
             dead=is_dead(network, given.data, task=given.task),
+            watched=given.watched,
+            directions=dict(given.task.metrics),
             **self.before,
         )

@@ -36,7 +36,7 @@ class Digits(Dataset):
 def main() -> None:
     """Train, transform, and print."""
     train, test = DataLoader(Digits(True), batch_size=64, shuffle=True), DataLoader(Digits(False), batch_size=200)
-    data = dnat.data.from_loaders(train, test, name="my digits")
+    data = dnat.from_loaders(train, test, name="my digits")
     config = dnat.Config(epochs=8, architecture_epochs=4, budget=0.6, validation=0.1)
     result = dnat.transform(dnat.build("resnet8", width=8, seed=0), data, config)
     print(f"multiply-adds {result.cost_before} -> {result.cost_after}")

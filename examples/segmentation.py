@@ -59,9 +59,9 @@ class Dense(nn.Module):
 def main() -> None:
     """Train, transform, and print."""
     torch.manual_seed(0)
-    data = dnat.data.from_loaders(Shapes(0, 200), Shapes(10_000, 60), name="shapes")
+    data = dnat.from_loaders(Shapes(0, 200), Shapes(10_000, 60), name="shapes")
     config = dnat.Config(epochs=4, architecture_epochs=2, batch_size=20, lr=0.05, budget=0.7, lr_theta=0.1)
-    result = dnat.transform(Dense(), data, config, task=Segmentation(classes=3))
+    result = dnat.transform(Dense(), data, config, task=Segmentation())
     print(f"multiply-adds {result.cost_before} -> {result.cost_after}")
     print(f"mean IoU untrained {result.before.metrics['miou']:.3f}, now {result.test.metrics['miou']:.3f}")
 

@@ -50,7 +50,7 @@ def classifier() -> nn.Module:
 def main() -> None:
     """Train, transform, and print."""
     torch.manual_seed(0)
-    data = dnat.data.from_loaders(Sentences(0, 2000), Sentences(10_000, 400), name="sentences")
+    data = dnat.from_loaders(Sentences(0, 2000), Sentences(10_000, 400), name="sentences")
     config = dnat.Config(
         epochs=8, architecture_epochs=4, batch_size=50, optimizer="adamw", lr=1e-3, budget=0.6, space="dnat"
     )

@@ -17,6 +17,7 @@ from test_transform import watched
 import dnat
 from dnat.checkpoints import Checkpoints
 from dnat.lab.baselines import LEARNERS, configured
+from dnat.lab.baselines import candidates
 from dnat.lab.baselines import search as searching
 from dnat.lab.baselines.ascent import fit, improved
 from dnat.lab.baselines.embedding import PAPER
@@ -145,7 +146,9 @@ def test_each_part_of_a_searchs_checkpoint_matters(forgotten, tmp_path, monkeypa
         if newest is None or self.stage != "search":
             return newest
         state = dict(newest[1])
-        if forgotten in ("network", "optimizer", "reinforce"):
+        if forgotten in ("network", "optimizer"):
+            state["shared"] = state["shared"] | {forgotten: _scrambled(state["shared"][forgotten])}
+        elif forgotten == "reinforce":
             state[forgotten] = _scrambled(state[forgotten])
         else:
             state[forgotten] = [] if forgotten == "rewards" else 0
@@ -293,7 +296,7 @@ def test_nao_may_change_inputs_and_cost_and_the_record_shows_it(monkeypatch):
         node, place = map(int, group.partition(":")[2].split("."))
         at = 2 * (2 * node + place)
         sequence[at : at + 2] = source, len(given.normal.nodes) + 1 + space.names.index(operation)
-    monkeypatch.setattr(searching, "improved", lambda *args, accept: [x for x in [tuple(sequence)] if accept(x)])
+    monkeypatch.setattr(candidates, "improved", lambda *args, accept: [x for x in [tuple(sequence)] if accept(x)])
     result = METHODS["nao"](cell_network("darts_v2"), tiny_data(32), settings())
     assert len(result.choices) == len(result.commitment.edges)
     seen = {}

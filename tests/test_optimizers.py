@@ -57,7 +57,7 @@ def test_kept_parameters_go_on_with_equal_state(kind):
         for name, parameter in compact.named_parameters():
             parameter.copy_(cutting(name, dict(network.named_parameters())[name]))
     new = KINDS[kind](compact.parameters())
-    carried_state(old, network, new, compact, cutting)
+    carried_state(old.state, network, new, compact, cutting)
     gradients = {name: torch.randn_like(p) for name, p in network.named_parameters()}
     step(network, old, gradients)
     step(compact, new, {name: cutting(name, gradient) for name, gradient in gradients.items()})
@@ -81,13 +81,13 @@ def test_what_is_new_or_not_of_the_shape_begins_anew():
     first, second = torch.optim.Adafactor(old.parameters()), torch.optim.Adafactor(new.parameters())
     old(torch.ones(1, 3)).sum().backward()
     first.step()
-    carried_state(first, old, second, new, lambda name, tensor: tensor)
+    carried_state(first.state, old, second, new, lambda name, tensor: tensor)
     named = dict(new.named_parameters())
     assert {name for name, p in named.items() if second.state.get(p)} == {"0.weight", "0.bias", "1.bias"}
     factor = second.state[named["0.weight"]]["row_var"]
     assert torch.equal(factor, first.state[old[0].weight]["row_var"])
     third = torch.optim.Adafactor([new[0].weight])
-    carried_state(first, old, third, new, lambda name, tensor: tensor)
+    carried_state(first.state, old, third, new, lambda name, tensor: tensor)
     assert set(third.state) == {new[0].weight}
 
 

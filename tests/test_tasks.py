@@ -265,7 +265,7 @@ def test_any_task_judges_what_choices_do():
         key, choice = next((g, c) for g, row in found.damages.items() for c, d in row.items() if d > 0)
         with torch.no_grad():
             own = judge.own[0][0]
-        with judge._changed({}), relaxed.architecture.trying(list(relaxed.groups).index(key), choice):
+        with judge._changed({}), relaxed.trying(key, choice):
             other = task.answers(relaxed(images(6)))
         assert found.damages[key][choice] == pytest.approx(task.divergence(other, own).item(), rel=1e-6)
 

@@ -90,12 +90,12 @@ class _Keyed(Dataset[Any]):
 
     def __getitems__(self, places: list[tuple[int, int]]) -> list[tuple[int, Any]]:
         """Examples of a batch; to keep the states of the generators for each takes longer than most examples."""
-        found = []
+        examples = []
         with Randomness(0):
             for number, index in places:
                 _seed(torch_seed(self.seed, Stream.AUGMENTATION, self.epoch, "example", index))
-                found.append((number, self.dataset[index]))
-        return found
+                examples.append((number, self.dataset[index]))
+        return examples
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,8 @@ class Items:
         if self.grouped:
             return [list(map(int, chunk)) for chunk in order]
         size = 1 if self.single else self.batch_size or batch_size
-        found = [list(map(int, order[i : i + size])) for i in range(0, len(order), size)]
-        return found[:-1] if self.drop_last and found and len(found[-1]) < size else found
+        chunks = [list(map(int, order[i : i + size])) for i in range(0, len(order), size)]
+        return chunks[:-1] if self.drop_last and chunks and len(chunks[-1]) < size else chunks
 
     def steps(self, batch_size: int) -> int:
         """Batches of an epoch of training; see `steps_of`."""
@@ -216,10 +216,10 @@ class Items:
             **loading,
         )
         with users_code(f"the {self.what} cannot be read"):
-            found = iter(loader)
+            batches = iter(loader)
         while True:
             with users_code(f"the {self.what} cannot be read"):
-                batch = next(found, self)
+                batch = next(batches, self)
             if batch is self:
                 return
             yield batch
@@ -272,10 +272,10 @@ class Flow:
         own, end = Randomness(key), object()
         _announce(epoch, key, self.source, getattr(self.source, "dataset", None))
         with users_code(f"the {self.what} cannot be read"), own:
-            found = iter(self.source(seed, epoch) if callable(self.source) else self.source)
+            batches = iter(self.source(seed, epoch) if callable(self.source) else self.source)
         while True:
             with users_code(f"the {self.what} cannot be read"), own:
-                batch = next(found, end)
+                batch = next(batches, end)
             if batch is end:
                 return
             yield batch
@@ -332,12 +332,12 @@ def complete(batches: Iterator[Batch], numbers: range, what: str, epoch: int) ->
     Raises:
         DataError: there are fewer.
     """
-    found = 0
+    seen = 0
     for batch in batches:
-        found += 1
+        seen += 1
         yield batch
-    if found < len(numbers):
+    if seen < len(numbers):
         raise DataError(
-            f"the {what} have {numbers.start + found} batches in epoch {epoch}, but {numbers.stop} were counted: "
+            f"the {what} have {numbers.start + seen} batches in epoch {epoch}, but {numbers.stop} were counted: "
             "every epoch must have as many"
         )

@@ -108,8 +108,8 @@ class LoaderData:
         if cutout:
             raise UsageError("cutout is for images of dnat.Data: put it into the transform of your data set")
         numbers = range(start, self.steps(batch_size))
-        with closing(_generator(self.train.batches(seed, epoch, batch_size, numbers, part))) as found:
-            for inputs, target in complete(found, numbers, self.train.what, epoch):
+        with closing(_generator(self.train.batches(seed, epoch, batch_size, numbers, part))) as batches:
+            for inputs, target in complete(batches, numbers, self.train.what, epoch):
                 yield moved(inputs, self.device), moved(target, self.device)
 
     def train_inputs(self, count: int, seed: int) -> list[Inputs]:
@@ -125,8 +125,8 @@ class LoaderData:
     ) -> Generator[tuple[Inputs, Target], None, None]:
         """The test batches in order, with the same draws each time; see `Source`."""
         numbers = range(part[0], 2**62, part[1])
-        with closing(_generator(self.test.batches(0, 0, batch_size, numbers))) as found:
-            for inputs, target in found:
+        with closing(_generator(self.test.batches(0, 0, batch_size, numbers))) as batches:
+            for inputs, target in batches:
                 yield moved(inputs, self.device), moved(target, self.device)
 
     def example(self, n: int = 2) -> Inputs:

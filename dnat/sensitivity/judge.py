@@ -128,28 +128,28 @@ class Judge:
             keep: is given what was found so far, whenever a batch is done.
         """
         trials = sum(len(self.relaxed.choices_of(group)) - 1 for group in self.relaxed.groups)
-        found = list(known)
-        for number in range(len(found), len(self.batches)):
+        parts = list(known)
+        for number in range(len(parts), len(self.batches)):
             done = number * trials
-            found.append(self._distances(number, lambda n: tell and tell(done + n, trials * len(self.batches))))  # noqa: B023
+            parts.append(self._distances(number, lambda n: tell and tell(done + n, trials * len(self.batches))))  # noqa: B023
             if keep:
-                keep(found)
+                keep(parts)
         if tell:
             tell(trials * len(self.batches), trials * len(self.batches))
-        return self.sensitivity(found)
+        return self.sensitivity(parts)
 
-    def sensitivity(self, found: Sequence[Distances]) -> Sensitivity:
+    def sensitivity(self, distances: Sequence[Distances]) -> Sensitivity:
         """What the distances on the first batches (see `alone`) come to."""
         damages = {
-            group: {choice: self._mean([part[group][choice] for part in found]) for choice in row}
-            for group, row in found[0].items()
+            group: {choice: self._mean([part[group][choice] for part in distances]) for choice in row}
+            for group, row in distances[0].items()
         }
-        return Sensitivity(damages, sum(self.sizes[: len(found)]))
+        return Sensitivity(damages, sum(self.sizes[: len(distances)]))
 
     def _distances(self, number: int, tell: Callable[[int], None]) -> Distances:
         """How far every choice alone takes the answers to one batch."""
         relaxed, count = self.relaxed, 0
-        found: Distances = {group: {} for group in relaxed.groups}
+        distances: Distances = {group: {} for group in relaxed.groups}
         with self._changed({}):
             before = {group: self.before(relaxed.members(group)) for group in relaxed.groups}
             entries = {group: _entries(relaxed.members(group)) for group in relaxed.groups}
@@ -158,17 +158,17 @@ class Judge:
                     memory.keep(before[group])
                     for choice in relaxed.choices_of(group):
                         if choice == ORIGINAL:
-                            found[group][choice] = 0.0
+                            distances[group][choice] = 0.0
                             continue
                         idle, vain = self.needless(dict.fromkeys(relaxed.members(group), choice))
                         with (
                             memory.of(before[group] - vain, entries[group], idle),
                             relaxed.trying(group, choice),
                         ):
-                            found[group][choice] = self._apart(number)
+                            distances[group][choice] = self._apart(number)
                         count += 1
                         tell(count)
-        return found
+        return distances
 
     def before(self, edges: Sequence[Edge]) -> frozenset[str]:
         """`modules_before`; none where what they give is drawn at random."""
@@ -196,13 +196,13 @@ class Judge:
     @functools.cached_property
     def _inside(self) -> list[tuple[Trace, dict[str, frozenset[int]], frozenset[int]]]:
         """Of each trace the operations inside of modules that are called once, and those that outputs need."""
-        found = []
+        parts = []
         for trace in self.relaxed.edges.program.traces:
             inside = {
                 path: trace.within(calls[0]) for path, calls in trace.calls_by_path.items() if len(calls) == 1
             }
-            found.append((trace, {path: ops for path, ops in inside.items() if ops}, trace.live()))
-        return found
+            parts.append((trace, {path: ops for path, ops in inside.items() if ops}, trace.live()))
+        return parts
 
 
 @contextmanager

@@ -35,10 +35,10 @@ class Memory:
     """
 
     def __init__(self, network: nn.Module, paths: Set[str]) -> None:
-        found = {path: network.get_submodule(path) for path in sorted(paths)}
+        modules = {path: network.get_submodule(path) for path in sorted(paths)}
         # A scripted module takes no other forward.
-        self.modules = {p: m for p, m in found.items() if not isinstance(m, torch.jit.ScriptModule)}
-        self.complete = len(self.modules) == len(found)
+        self.modules = {p: m for p, m in modules.items() if not isinstance(m, torch.jit.ScriptModule)}
+        self.complete = len(self.modules) == len(modules)
         self.before: dict[str, Any] = {}
         self.known: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[Tensor, torch.device]] = {}

@@ -12,7 +12,7 @@ from ..seeds import check_seed
 from .limit import Limit
 from .machine import Machine, cores
 from .part import LARGEST_INTEGER, Part
-from .presets import PRESETS
+from .presets import ADAMW, PRESETS
 from .relaxation import Relaxation
 from .search import Control, Search
 from .training import Training
@@ -113,7 +113,8 @@ def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
     if values.get("judge") == "theta" and "choices" not in values:
         values.setdefault("space", "dnat")  # what widths are worth is measured, or not at all
     known = isinstance(preset, str) and preset in PRESETS  # otherwise `Config` tells
-    values = PRESETS[preset if known else "improved"] | {"threads": cores(), "search": Search()} | values
+    usual = PRESETS[preset if known else "improved"] | {"threads": cores(), "search": Search()}
+    values = usual | (ADAMW if values.get("optimizer") == "adamw" else {}) | values
     if "architecture_epochs" not in values:
         compact = values["judge"] == "answers" or "choices" in values
         values["architecture_epochs"] = 0 if compact else _usual_stage(values["epochs"])

@@ -42,7 +42,8 @@ class Job(Part):
     """Trained weights: a file (safetensors, or a state_dict saved by torch), or the name of torchvision's. With
     them the preset is fine-tune where none is given."""
     data: str = "digits"
-    """Name of the data set. `dnat datasets` lists them; digits come along."""
+    """Data set: a name (`dnat datasets` lists them; digits come along), or package.module:factory, a function that
+    gives a dnat.Data or (train, test) for dnat.from_loaders."""
     data_root: str | None = None
     """Folder that holds the data set's files; by default $DNAT_DATA, then ./data."""
     image_size: Annotated[int, Field(ge=1, le=MOST_PIXELS)] | None = None
@@ -59,6 +60,9 @@ class Job(Part):
     """"dnat" transforms; "original" trains the untouched network with the same seed, images and recipe. Controls
     make it smaller at once, by chance or by rule, and train on; the others search for a transformation first, and
     train its result from the beginning (docs/baselines.md). dnat-full and dnat-cell name the mode, too."""
+    task: str | None = None
+    """What the network is trained for: classification (as without), multi-label, regression, segmentation, or
+    package.module:TASK."""
     config: Config
     """The method's settings."""
 
@@ -74,6 +78,8 @@ class Job(Part):
             raise UsageError("method 'original' changes nothing and keeps no budget: leave it out there")
         if self.method != "dnat" and self.config.limit.choices is not None:
             raise UsageError(f"choices that are made already are for method 'dnat', not {self.method!r}")
+        if self.task is not None and self.method in (*SEARCHING, "control-prune"):
+            raise UsageError(f"method {self.method!r} knows classification alone: leave out task")
         if self.method != "control-prune" and (names := _differing(self.config.control, Control())):
             raise UsageError(f"method {self.method!r} prunes no channels: {names[0]} is for control-prune")
         if self.method not in SEARCHING:

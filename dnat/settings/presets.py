@@ -5,6 +5,9 @@ A saved run holds the resolved values, so that a later change of a preset cannot
 
 from typing import Any
 
+ADAMW = {"lr": 1e-3, "weight_decay": 0.01}
+"""What goes with AdamW, in every preset."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Kim & Lee 2020 to the letter where the paper speaks, and DARTS's habits where it is silent.
     "paper": {
@@ -12,6 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 600,
         "lr": 0.025,
         "warm_up": 0.0,
+        "weight_decay": 3e-4,
         "cutout": "searched",  # 16 pixels, for DARTS and ProxylessNAS alone
         "judge": "theta",
         "distillation": 0.0,
@@ -32,6 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 200,
         "lr": 0.025,
         "warm_up": 0.0,
+        "weight_decay": 3e-4,
         "cutout": 0,
         "judge": "theta",
         "distillation": 0.0,

@@ -21,12 +21,22 @@ class Training(Part):
     """Learning rate of the weights at the start; one cosine over both stages brings it to 0."""
     warm_up: Weight
     """Epochs in which the learning rate rises from 0, evenly."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer of the weights; with adamw lr is by default 0.001, weight_decay 0.01, and biases and norms do not
+    decay."""
     momentum: ProperShare = 0.9
-    """Momentum of SGD for the weights."""
-    weight_decay: Weight = 3e-4
+    """Momentum of SGD for the weights; of AdamW its first beta."""
+    weight_decay: Weight
     """Weight decay of the weights; theta never has any."""
     grad_clip: Weight = 5.0
     """Largest L2 norm of the weights' gradient; 0 switches clipping off."""
+    label_smoothing: ProperShare = 0.0
+    """Share of the targets that is spread over all classes, where the task knows classes."""
+    ema: ProperShare = 0.0
+    """Decay of averaged weights, for example 0.999, with which the network is measured and kept; 0: no average."""
+    validation: ProperShare = 0.0
+    """Share of the training examples that is set aside: on those the curves and choices are measured, and the test
+    examples are looked at before and after alone."""
     cutout: Natural | Literal["searched"]
     """Side in pixels of the square that cutout blanks; 0 switches it off. "searched": 16, as in DARTS's recipe, in
     networks of cells and ProxylessNAS's, on images of at least 32 x 32; 0 in others."""

@@ -45,8 +45,8 @@ class Classification(Task):
 
     def summed_loss(self, output: Any, target: Tensor) -> Tensor:
         """The sum of the cross entropies."""
-        found = wide(self.logits(output))
-        return cross_entropy(found, target, label_smoothing=self.label_smoothing, reduction="sum")
+        logits = wide(self.logits(output))
+        return cross_entropy(logits, target, label_smoothing=self.label_smoothing, reduction="sum")
 
     def statistics(self, output: Any, target: Tensor) -> Tensor:
         """(2,) int64: right answers, and examples."""
@@ -72,12 +72,12 @@ class Classification(Task):
         Raises:
             ValueError: they are not.
         """
-        found = self.logits(output)
+        logits = self.logits(output)
         if not isinstance(target, Tensor) or target.dim() != 1 or not is_whole(target):
             raise UsageError(f"classification needs labels (N,), whole numbers from 0, not {_shown(target)}")
-        if len(target) != len(found):
-            raise UsageError(f"the network gives scores of {len(found)} examples for {len(target)} labels")
-        _check_labels(target, found.shape[1])
+        if len(target) != len(logits):
+            raise UsageError(f"the network gives scores of {len(logits)} examples for {len(target)} labels")
+        _check_labels(target, logits.shape[1])
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Segmentation(Task):
         """The cross entropy, mean over the pixels that count; 0 where none does."""
         target = target.long()
         keep = self._counting(target)
-        found = wide(self.logits(output))
+        logits = wide(self.logits(output))
         total = cross_entropy(
-            found.movedim(1, -1).flatten(0, -2),  # in rows: of images CUDA's loss differs from run to run
+            logits.movedim(1, -1).flatten(0, -2),  # in rows: of images CUDA's loss differs from run to run
             torch.where(keep, target, _IGNORED).flatten(),
             reduction="sum",
             ignore_index=_IGNORED,
@@ -115,9 +115,9 @@ class Segmentation(Task):
 
     def statistics(self, output: Any, target: Tensor) -> Tensor:
         """(classes * classes,) int64: how many pixels of a class (rows) were taken for which (columns)."""
-        found = self.logits(output).detach()
-        classes, keep = found.shape[1], self._counting(target)
-        pairs = target.long()[keep] * classes + found.argmax(1)[keep]
+        logits = self.logits(output).detach()
+        classes, keep = logits.shape[1], self._counting(target)
+        pairs = target.long()[keep] * classes + logits.argmax(1)[keep]
         return torch.bincount(pairs, minlength=classes**2)
 
     def values(self, statistics: Tensor) -> dict[str, float]:
@@ -145,15 +145,15 @@ class Segmentation(Task):
         Raises:
             ValueError: there is not.
         """
-        found = self.logits(output)
+        logits = self.logits(output)
         if not isinstance(target, Tensor) or not is_whole(target):
             raise UsageError(f"segmentation needs a whole number for each pixel, not {_shown(target)}")
-        if found.dim() < 3 or target.shape != (len(found), *found.shape[2:]):
+        if logits.dim() < 3 or target.shape != (len(logits), *logits.shape[2:]):
             raise UsageError(
                 f"segmentation needs scores (N, classes, height, width) and labels (N, height, width), not scores "
-                f"{tuple(found.shape)} and labels {tuple(target.shape)}; let the network resize its scores"
+                f"{tuple(logits.shape)} and labels {tuple(target.shape)}; let the network resize its scores"
             )
-        _check_labels(target[self._counting(target)], found.shape[1])
+        _check_labels(target[self._counting(target)], logits.shape[1])
 
     def _counting(self, target: Tensor) -> Tensor:
         everything = torch.ones_like(target, dtype=torch.bool)

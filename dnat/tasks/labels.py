@@ -28,8 +28,8 @@ class MultiLabel(Task):
 
     def loss(self, output: Any, target: Tensor) -> Tensor:
         """The binary cross entropy, mean over examples and labels."""
-        found = wide(self.logits(output))
-        return binary_cross_entropy_with_logits(found, target.to(found.dtype))
+        logits = wide(self.logits(output))
+        return binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
 
     def statistics(self, output: Any, target: Tensor) -> Tensor:
         """(5,) int64: labels rightly given, wrongly given and missed; examples that are all right; examples."""
@@ -59,11 +59,11 @@ class MultiLabel(Task):
         Raises:
             ValueError: there is not.
         """
-        found = self.logits(output)
-        if not isinstance(target, Tensor) or target.shape != found.shape or found.dim() < 2:
+        logits = self.logits(output)
+        if not isinstance(target, Tensor) or target.shape != logits.shape or logits.dim() < 2:
             shown = shape(target) if isinstance(target, Tensor) else type(target).__name__
             raise UsageError(
-                f"multi-label needs logits (N, labels) and targets of that shape, not {shape(found)} and {shown}"
+                f"multi-label needs logits (N, labels) and targets of that shape, not {shape(logits)} and {shown}"
             )
         if not ((target == 0) | (target == 1)).all():
             raise UsageError(

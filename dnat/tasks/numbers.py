@@ -26,8 +26,8 @@ class Regression(Task):
 
     def loss(self, output: Any, target: Tensor) -> Tensor:
         """The mean squared error."""
-        found = wide(self.logits(output))
-        return mse_loss(found.reshape(target.shape), target.to(found.dtype))
+        logits = wide(self.logits(output))
+        return mse_loss(logits.reshape(target.shape), target.to(logits.dtype))
 
     def statistics(self, output: Any, target: Tensor) -> Tensor:
         """(1 + 4 * outputs,) float64: numbers of an output; of each output the sums of absolute errors, of squared
@@ -55,12 +55,12 @@ class Regression(Task):
         Raises:
             ValueError: there is not.
         """
-        found = self.logits(output)
-        same = isinstance(target, Tensor) and _squeezed(found) == _squeezed(target)
+        logits = self.logits(output)
+        same = isinstance(target, Tensor) and _squeezed(logits) == _squeezed(target)
         if not same or not target.dim():
             shown = shape(target) if isinstance(target, Tensor) else type(target).__name__
             raise UsageError(
-                f"regression needs outputs and targets of the same shape, not {shape(found)} and {shown}"
+                f"regression needs outputs and targets of the same shape, not {shape(logits)} and {shown}"
             )
         if target.is_complex():
             raise UsageError(f"regression needs real numbers, not {shape(target)}")

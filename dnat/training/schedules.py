@@ -7,8 +7,9 @@ from torch import nn
 
 from ..data import Data, Source
 from ..errors import UsageError
+from ..optimizers import optimizer_of
 from ..relaxation import RelaxedNetwork
-from ..settings import Config
+from ..settings import Config, Training
 
 FASTEST_THETA = 0.1
 """The largest learning rate that is chosen for theta."""
@@ -22,18 +23,13 @@ CUTOUT = 16
 """The side of cutout's square in DARTS's recipe, in pixels (docs/methods.md A9)."""
 
 
-def weight_optimizer(network: nn.Module, config: Config) -> torch.optim.SGD:
-    """SGD for the weights; the learning rate is set at each step."""
+def weight_optimizer(network: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """The optimizer of the weights; the learning rate is set at each step."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters:
         name = type(network).__name__
         raise UsageError(f"{name} has no parameters to train (all are frozen, or there are none)")
-    return torch.optim.SGD(
-        parameters,
-        lr=config.training.lr,
-        momentum=config.training.momentum,
-        weight_decay=config.training.weight_decay,
-    )
+    return optimizer_of(training.optimizer, parameters, training.lr, training.momentum, training.weight_decay)
 
 
 def theta_rate(config: Config, batches: int) -> float:

@@ -10,7 +10,7 @@ counts and what is measured are summed, so that all of them take the same steps.
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -21,6 +21,7 @@ from ..data import Source
 from ..distillation import Lesson, Teacher, watched
 from ..distributed import SyncedNorms, sum_gradients, summed, world
 from ..operations import set_drop_path
+from ..optimizers import EMA
 from ..relaxation import RelaxedNetwork
 from ..settings import Config
 from ..tasks import Classification, Task
@@ -48,6 +49,7 @@ class Trainer:
         network: what is trained: relaxed in the architecture stage, plain in the network stage.
         weights: the network itself, without theta.
         optimizer: of the weights.
+        ema: their average; None where none is asked for.
         batches: steps of an epoch.
         steps: steps of both stages.
     """
@@ -69,7 +71,9 @@ class Trainer:
         self.weights = stage.relaxed.network if stage else network
         self.data, self.config, self.progress, self.stage = data, config, progress, stage
         self.task = task or Classification()
-        self.optimizer = weight_optimizer(self.weights, config)
+        self.optimizer = weight_optimizer(self.weights, config.training)
+        decay = config.training.ema
+        self.ema = EMA(self.weights, decay) if decay else None
         self.batches = data.steps(config.training.batch_size)
         self.steps = self.batches * config.training.epochs
         self.teacher = Teacher(teacher, self.weights, config, self.task) if teacher else None
@@ -150,6 +154,8 @@ class Trainer:
             for parameters in self.clipped:
                 nn.utils.clip_grad_norm_(parameters, self.config.training.grad_clip)
         self.optimizer.step()
+        if self.ema:
+            self.ema.update(self.weights)
         self._count(loss, output, target, count)
         if stage:
             stage.end(lambda network: self._loss(network, inputs, target, lesson)[0] * share)
@@ -201,6 +207,10 @@ class Trainer:
         if lesson and self.teacher:
             loss = self.teacher.loss(loss, output, lesson, given)
         return loss, output
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the network computes with the average of its weights, where there is one."""
+        return self.ema.swapped(self.weights) if self.ema else nullcontext()
 
     def _check_loss(self) -> None:
         if not math.isfinite(self.progress.totals[0].item()):

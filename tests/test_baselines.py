@@ -16,10 +16,10 @@ from test_transform import watched
 
 import dnat
 from dnat.checkpoints import Checkpoints
-from dnat.lab.baselines import LEARNERS, configured
-from dnat.lab.baselines import candidates
+from dnat.lab.baselines import LEARNERS, candidates, configured
 from dnat.lab.baselines import search as searching
 from dnat.lab.baselines.ascent import fit, improved
+from dnat.lab.baselines.candidates import Candidates
 from dnat.lab.baselines.embedding import PAPER
 from dnat.lab.baselines.search import SearchRun, divided
 from dnat.lab.baselines.spaces import GenotypeSpace
@@ -274,7 +274,8 @@ def test_dead_networks_are_made_by_the_released_form_alone(monkeypatch):
         drawn = draw(probabilities, generator)
         return replace(drawn, actions=torch.zeros_like(drawn.actions))
 
-    monkeypatch.setattr(searching, "draw", null)
+    for module in (searching, candidates):
+        monkeypatch.setattr(module, "draw", null)
     data = tiny_data(32)
     ours = METHODS["nat"](cell_network(), data, settings())
     assert not ours.dead
@@ -326,7 +327,9 @@ def test_nao_judges_those_of_which_it_expects_most():
     def promised(found):
         return model.predict(model.encode(torch.tensor(found))).tolist()
 
-    kept = [tuple(run.space.sequence(a)) for a in run._steps(model)]
+    kept = [
+        tuple(run.space.sequence(a)) for a in Candidates(run.space, run.config, lambda *_: 0.0)._improved(model)
+    ]
     left = [s for s in reached if s not in kept]
     assert len(kept) == 3
     assert min(promised(kept)) >= max(promised(left))

@@ -4,7 +4,7 @@ The bits that are not in weights are here, too: the state of torch's own generat
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,12 +13,15 @@ from torch import Tensor
 
 from .checkpoints import Checkpoints
 from .distributed import anyone, from_first
-from .errors import WrongTypeError
+from .errors import UsageError, WrongTypeError
 from .tracking import Tracker
 from .training import Evaluation, Interrupted, Progress
 
 SAVE_SECONDS = 30.0
 """A checkpoint is written at the end of each epoch, and when this long has passed since the last one."""
+
+FORMAT = 2
+"""Of checkpoints; those of other ones are refused."""
 
 Stop = Callable[[Progress], bool]
 
@@ -102,6 +105,19 @@ class Loop:
         """Write where the training stands."""
         self._write()
         self._saved_at = time.monotonic()
+
+
+def check_format(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that an older dnat wrote.
+
+    Raises:
+        ValueError: it is one.
+    """
+    if checkpoint.get("format") != FORMAT:
+        raise UsageError(
+            "the run directory holds a run that an older dnat began: end it with that one, or choose another "
+            "directory"
+        )
 
 
 Random = tuple[Tensor, list[Tensor]]

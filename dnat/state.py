@@ -12,15 +12,12 @@ from .checkpoints import Checkpoints
 from .data import Source
 from .distributed import from_first, gathered, world
 from .errors import UsageError
-from .loop import random_state, set_random_state
+from .loop import FORMAT, check_format, random_state, set_random_state
 from .networks.weights import state_of
 from .optimizers import load_states, states_of
 from .results import Commitment
 from .session import Session
 from .training import Trainer
-
-FORMAT = 2
-"""Of checkpoints; those of other ones are refused."""
 
 
 @dataclass
@@ -91,11 +88,7 @@ def newest(records: Checkpoints | None, session: Session) -> Mapping[str, Any] |
         return None
     checkpoint: Mapping[str, Any] = held[1]
     here = identity_of(session)
-    if checkpoint.get("format") != FORMAT:
-        raise UsageError(
-            "the run directory holds a run that an older dnat began: end it with that one, or choose another "
-            "directory"
-        )
+    check_format(checkpoint)
     if checkpoint["fingerprint"] != here["fingerprint"]:
         raise UsageError("the run directory holds a run of another network; choose another directory")
     if checkpoint["given"] != here["given"]:

@@ -19,7 +19,6 @@ from dnat.checkpoints import Checkpoints
 from dnat.lab.baselines import LEARNERS, candidates, configured
 from dnat.lab.baselines import search as searching
 from dnat.lab.baselines.ascent import fit, improved
-from dnat.lab.baselines.candidates import Candidates
 from dnat.lab.baselines.embedding import PAPER
 from dnat.lab.baselines.search import SearchRun, divided
 from dnat.lab.baselines.spaces import GenotypeSpace
@@ -268,7 +267,7 @@ def test_test_images_decide_nothing_but_where_the_released_code_lets_them():
 
 def test_dead_networks_are_made_by_the_released_form_alone(monkeypatch):
     """A policy that wants null everywhere: the released code makes it, ours keeps the network."""
-    draw = searching.draw
+    draw = candidates.draw
 
     def null(probabilities, generator):
         drawn = draw(probabilities, generator)
@@ -328,7 +327,7 @@ def test_nao_judges_those_of_which_it_expects_most():
         return model.predict(model.encode(torch.tensor(found))).tolist()
 
     kept = [
-        tuple(run.space.sequence(a)) for a in Candidates(run.space, run.config, lambda *_: 0.0)._improved(model)
+        tuple(run.space.sequence(a)) for a in candidates.Candidates(run.space, run.config, None)._improved(model)
     ]
     left = [s for s in reached if s not in kept]
     assert len(kept) == 3

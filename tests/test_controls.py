@@ -433,7 +433,7 @@ def test_controls_in_sweeps():
     assert {j.config.preset for j in jobs.values()} == {"fine-tune"}
     # One recipe for all.
     for name in ("lr", "distillation", "feature_distillation", "epochs", "batch_size"):
-        assert len({getattr(j.config, name) for j in jobs.values()}) == 1
+        assert len({getattr(j.config.training, name) for j in jobs.values()}) == 1
     assert [dnat.lab.labels.label(jobs[m].flat()) for m in methods[2:]] == [f"{m} 0.66" for m in CONTROLS]
     with pytest.raises(ValueError, match="control-random needs the budget"):
         planned(["control-random"])

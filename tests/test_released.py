@@ -197,7 +197,7 @@ def test_the_supernet_computes_what_the_released_one_does(name, genotype, params
 
 
 STEPS = {
-    "totals": [117.1886, 64, 13],  # summed loss, images, right answers
+    "totals": [117.1886, 13, 64],  # summed loss, right answers, images
     "rewards": [-0.125, -0.25, -0.375, 0.0],
     "entropies": [15.19280, 13.61462, 12.23956, 11.00643],
     "baseline": -0.007252490,
@@ -230,7 +230,8 @@ def test_steps_of_a_search_are_those_of_the_released_code(monkeypatch):
         float(sum((a - b).double().square().sum() for a, b in zip(one, two, strict=True)).sqrt())
         for one, two in zip(before, after, strict=True)
     ]
-    assert run.state.progress.totals.tolist() == pytest.approx(STEPS["totals"], rel=1e-5)
+    loss, correct, count = STEPS["totals"]
+    assert run.state.progress.totals.tolist() == pytest.approx([loss, count, correct], rel=1e-5)
     assert run.state.rewards == pytest.approx(STEPS["rewards"], abs=1e-9)
     assert run.state.entropies == pytest.approx(STEPS["entropies"], rel=1e-5)
     assert run.reinforce.baseline == pytest.approx(STEPS["baseline"], rel=1e-5)

@@ -5,7 +5,6 @@ import dataclasses
 import html.parser
 import itertools
 import json
-import math
 import os
 import random
 import re
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 
 from dnat.lab.cli import cli
 from dnat.lab.drawing import rows_to_json
+from dnat.lab.metrics import Metric
 from dnat.lab.report import draw, gather, markdown, page
 from dnat.lab.report import series as numbers
 from dnat.lab.report.configuration import recipes, settings
@@ -354,12 +354,12 @@ def test_curves_are_the_metrics(report):
         (source,) = (r for r in group.runs[curve.method] if r.trial.seed == curve.seed)
         rows = [json.loads(line) for line in (source.directory / "metrics.jsonl").read_text().splitlines()]
         assert list(curve.epochs) == [row["epoch"] for row in rows]
-        assert list(curve.accuracies) == [100 * row["test_accuracy"] for row in rows]
+        assert list(curve.values) == [100 * row["test_accuracy"] for row in rows]
         assert curve.committed == (None if curve.method == "original" else 2)
     mine = [c for c in found if c.method == "nat"]
     mean = numbers.mean_curve(mine)
-    for epoch, accuracy in zip(mean.epochs, mean.accuracies, strict=True):
-        values = [dict(zip(c.epochs, c.accuracies, strict=True))[epoch] for c in mine]
+    for epoch, accuracy in zip(mean.epochs, mean.values, strict=True):
+        values = [dict(zip(c.epochs, c.values, strict=True))[epoch] for c in mine]
         assert accuracy == pytest.approx(sum(values) / 4)
 
 
@@ -367,7 +367,7 @@ def test_the_mean_of_curves_needs_all_of_them():
     long = numbers.Curve("nat", 0, (1.0, 2.0, 3.0), (10.0, 20.0, 30.0), None)
     short = numbers.Curve("nat", 1, (1.0, 3.0), (20.0, 40.0), 2.0)
     mean = numbers.mean_curve([long, short])
-    assert (mean.epochs, mean.accuracies, mean.committed) == ((1.0, 3.0), (15.0, 35.0), None)
+    assert (mean.epochs, mean.values, mean.committed) == ((1.0, 3.0), (15.0, 35.0), None)
 
 
 @given(st.integers(1, 700), st.integers(2, 120))
@@ -376,7 +376,7 @@ def test_thinned_curves_keep_their_ends(n, most):
     found = numbers.thinned(curve, most)
     assert len(found.epochs) == min(n, most)
     assert (found.epochs[0], found.epochs[-1]) == (0.0, n - 1.0)
-    assert found.accuracies == found.epochs
+    assert found.values == found.epochs
     if n > most:  # evenly: no gap is wider than the mean one rounded up
         steps = [b - a for a, b in itertools.pairwise(found.epochs)]
         assert max(steps) - min(steps) <= 1
@@ -396,12 +396,11 @@ spot = st.builds(
 def test_the_pareto_line_holds_what_nothing_beats(places):
     def is_beaten(a):
         return any(
-            b.cost <= a.cost and b.accuracy >= a.accuracy and (b.cost, b.accuracy) != (a.cost, a.accuracy)
-            for b in places
+            b.cost <= a.cost and b.value >= a.value and (b.cost, b.value) != (a.cost, a.value) for b in places
         )
 
-    expected = sorted((a.cost, a.accuracy) for a in places if not is_beaten(a))
-    assert [(s.cost, s.accuracy) for s in numbers.pareto(places)] == expected
+    expected = sorted((a.cost, a.value) for a in places if not is_beaten(a))
+    assert [(s.cost, s.value) for s in numbers.pareto(places)] == expected
 
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=17))
@@ -418,12 +417,15 @@ def test_labels_keep_their_order_and_distance_on_the_axis(values):
 
 
 def test_long_curves_are_shown_where_they_differ():
-    def curve(n):
+    def curve(n, sign=1):
         epochs = tuple(float(e) for e in range(1, n + 1))
-        return numbers.Curve("nat", 0, epochs, tuple(90 - 80 / e for e in epochs), None)
+        return numbers.Curve("nat", 0, epochs, tuple(sign * (90 - 80 / e) for e in epochs), None)
 
-    assert numbers.floor([curve(20)]) == -math.inf
-    assert numbers.floor([curve(101), curve(5)]) == 90 - 80 / 11  # from epoch 11 on
+    assert numbers.reach([curve(20)]) == (10, 90 - 80 / 20)
+    assert numbers.reach([curve(101), curve(5)]) == (90 - 80 / 11, 90 - 80 / 101)  # from epoch 11 on
+    # An error is worst where it is largest.
+    less = Metric("mae", "min")
+    assert numbers.reach([curve(101, -1), curve(5, -1)], less) == (80 / 101 - 90, 80 / 11 - 90)
 
 
 def painted(value, palette):
@@ -443,7 +445,7 @@ def test_figures_hold_the_records_points(report):
     trials = {r.name: r.trial for runs in group.runs.values() for r in runs}.values()
     strip = strip_figure(group, look).views[""]["data"]
     found = sorted(x for t in strip if t["mode"] == "markers" and len(t["x"]) == 4 for x in t["x"])
-    assert found == sorted(t.accuracy for t in trials)
+    assert found == sorted(t.value for t in trials)
     # Each seed's line joins its points, wherever they are.
     points = {(x, y) for t in strip if t["mode"] == "markers" for x, y in zip(t["x"], t["y"], strict=True)}
     lines = [t for t in strip if t["mode"] == "lines"]
@@ -461,7 +463,7 @@ def test_figures_hold_the_records_points(report):
         drawn = sorted(
             (x, y) for t in trade[name]["data"] if len(t["x"]) == 4 for x, y in zip(t["x"], t["y"], strict=True)
         )
-        assert drawn == [pytest.approx(p) for p in sorted((getattr(t, cost) / size, t.accuracy) for t in trials)]
+        assert drawn == [pytest.approx(p) for p in sorted((getattr(t, cost) / size, t.value) for t in trials)]
     # dnat-full is cheaper and better than both others: the line is that one point.
     front = trade["multiply-adds"]["data"][0]
     assert front["y"] == [pytest.approx(93.05)]

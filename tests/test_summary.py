@@ -340,7 +340,7 @@ def test_the_label_of_nats_official_code():
 def test_a_trial_has_what_stands_in_its_record():
     trial = trial_from(record("dnat-full", 7, 91.5))
     assert (trial.network, trial.data, trial.method, trial.seed) == ("resnet20", "cifar10", "dnat-full", 7)
-    assert trial.accuracy == close(91.5)
+    assert trial.value == close(91.5)
     assert (trial.params_before, trial.madds_before, trial.params, trial.madds) == (1000, 2000, 900, 1500)
     assert (trial.latency_before, trial.latency_after, trial.device) == (0.004, 0.003, "cpu")
     assert (trial.search_seconds, trial.training_seconds, trial.dead) == (1800, 3600, False)
@@ -445,7 +445,7 @@ def test_the_papers_own_numbers():
     assert round(row.mean, 2) == 55.77  # 55.774; the paper has 55.78
     assert round(row.std, 2) == 42.34
     assert row.dead == 2
-    assert row.accuracies == close(NAT_RESNET20)
+    assert row.values == close(NAT_RESNET20)
     assert row.interval == close(stats.t.interval(0.95, 4, np.mean(NAT_RESNET20), stats.sem(NAT_RESNET20)))
 
 
@@ -475,7 +475,7 @@ def test_a_latency_that_is_not_known_of_all_has_no_mean():
 def test_equal_accuracies_have_themselves_as_mean():
     for accuracy in (91.17, 70.1, 33.3):
         row = summarize(records_of({"original": [accuracy] * 7})).rows[0]
-        assert row.accuracies[0] == row.mean == row.interval[0] == row.bootstrap[1]
+        assert row.values[0] == row.mean == row.interval[0] == row.bootstrap[1]
         assert row.std == 0.0
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from dnat.lab import sweep as sweeps
 from dnat.lab.cli import cli, exit_code
 from dnat.lab.labels import label
+from dnat.lab.metrics import ACCURACY, Measured
 from dnat.lab.runs import run
 from dnat.lab.sweep import (
     Options,
@@ -622,11 +623,11 @@ def test_what_is_shown_without_a_terminal_and_with_one(stand_in):
     long = "a reason that is longer than the terminal is wide, which must not take a second line there"
     view = View(
         (*read("s"), standing("wide", "failed", reason=long), standing("x", "running")),
-        {"x": Live(75.0, 9, "network", 3, 0.25)},
+        {"x": Live(75.0, 9, "network", 3, Measured(ACCURACY, 0.25))},
         1,
     )
     wide = Console(file=io.StringIO(), width=70, soft_wrap=True, force_terminal=True, color_system=None)
-    wide.print(sweep_table(view, {"mine-fine-original-seed0": 0.5}, 3.0))
+    wide.print(sweep_table(view, {"mine-fine-original-seed0": Measured(ACCURACY, 0.5)}, 3.0))
     shown = wide.file.getvalue().splitlines()
     assert all(len(line.rstrip()) <= 70 for line in shown), shown
     text = "\n".join(shown)
@@ -749,3 +750,16 @@ def test_a_network_of_ones_own_that_fails_is_told_of_with_its_reason(tmp_path, m
     )
     assert (one.state, one.exit_code) == ("failed", 65)
     assert "not finite any more" in one.reason
+
+
+def test_data_and_tasks_of_ones_own_are_looked_for_and_not_imported(stand_in):
+    assert planned(data="mine:drawn", task="regression")
+    assert planned(data="mine:drawn", task="mine:TASK")
+    with pytest.raises(
+        ValueError, match="data set 'nowhere:drawn' cannot be imported: there is no module 'nowhere'"
+    ):
+        planned(data="nowhere:drawn")
+    with pytest.raises(ValueError, match="data set 'mine:' names no function"):
+        planned(data="mine:")
+    with pytest.raises(ValueError, match="unknown task 'regresion'; did you mean 'regression'"):
+        planned(task="regresion")

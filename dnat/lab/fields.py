@@ -37,11 +37,11 @@ def name(fields: Fields, where: str) -> str:
     return cast(str, entry(fields, where, "a name", lambda value: isinstance(value, str) and bool(value)))
 
 
-def number(fields: Fields, where: str, most: float = math.inf) -> float:
-    """An entry that is a finite number from 0 to `most`."""
+def number(fields: Fields, where: str, least: float = 0.0, most: float = math.inf) -> float:
+    """An entry that is a finite number from `least` to `most`."""
     entry(fields, where, "a finite number", lambda value: _is(value, int | float) and math.isfinite(value))
-    limits = "at least 0" if most == math.inf else f"from 0 to {most:g}"
-    return float(entry(fields, where, limits, lambda value: 0 <= value <= most))
+    limits = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+    return float(entry(fields, where, limits, lambda value: least <= value <= most))
 
 
 def integer(fields: Fields, where: str, least: int) -> int:

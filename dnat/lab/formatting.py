@@ -33,18 +33,18 @@ def change(before: float, after: float) -> str:
     return f"{(after - before) / before:+.1%}".replace("%", " %") if before else ""
 
 
-def spread(mean: float, std: float | None) -> str:
+def spread(mean: float, std: float | None, form: str = ".2f") -> str:
     """A mean with its deviation, where it has one.
 
     >>> spread(93.0, None), spread(93.0, 0.25)
     ('93.00', '93.00 ± 0.25')
     """
-    return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+    return format(mean, form) + ("" if std is None else f" ± {std:{form}}")
 
 
-def signed_interval(mean: float, interval: tuple[float, float] | None, digits_after: int) -> str:
+def signed_interval(mean: float, interval: tuple[float, float] | None, form: str) -> str:
     """A change with its interval, where it has one; never "-0.0"."""
-    form = f"+z.{digits_after}f"
+    form = f"+z{form}"
     text = format(mean, form)
     return text if interval is None else f"{text} [{format(interval[0], form)}, {format(interval[1], form)}]"
 

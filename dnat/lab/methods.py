@@ -6,10 +6,11 @@ from types import MappingProxyType
 
 from torch import nn
 
-from ..data import Data
+from ..data import Source
 from ..results import Transformation
-from ..session import check
+from ..session import check, images_of
 from ..settings import CONTROLS, Config
+from ..tasks import Task
 from ..transformation import train, transform
 from . import baselines
 
@@ -25,7 +26,12 @@ METHODS: Mapping[str, Callable[..., Transformation]] = MappingProxyType(
 
 
 def check_method(
-    name: str, network: nn.Module, data: Data, config: Config, family: baselines.Family | None = None
+    name: str,
+    network: nn.Module,
+    data: Source,
+    config: Config,
+    family: baselines.Family | None = None,
+    task: Task | str | None = None,
 ) -> None:
     """Find out what can be known to fail, before anything is trained or written.
 
@@ -33,13 +39,14 @@ def check_method(
         name: of the method.
         network, data, config: as the method takes them.
         family: for control-narrow, how the network is made with fewer channels.
+        task: what the network is trained for; by default classification.
 
     Raises:
         ValueError, TypeError: see `dnat.transform`.
     """
     if name in baselines.LEARNERS:
-        baselines.check_search(name, network, data, config)
+        baselines.check_search(name, network, images_of(data), config)
     elif name in CONTROLS:
-        baselines.check_control(name, network, data, config, family=family)
+        baselines.check_control(name, network, data, config, family=family, task=task)
     else:
-        check(network, data, config, transforming=name == "dnat")
+        check(network, data, config, transforming=name == "dnat", task=task)

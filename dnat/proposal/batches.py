@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ..data import Data
+from ..data import Source
 from ..errors import UsageError, WrongTypeError
 from ..sensitivity import rows_of
 from ..tracing import Example
@@ -15,7 +15,7 @@ from ..tracing import Example
 
 def first_batch(data: Any) -> tuple[Example, Iterable[Any]]:
     """One batch, for the trace, and all of them."""
-    if isinstance(data, Data):
+    if isinstance(data, Source):
         return data.example(2), ()
     if isinstance(data, Tensor | tuple | Mapping):
         return data, [data]

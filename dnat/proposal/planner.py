@@ -10,14 +10,15 @@ import torch
 from torch import nn
 
 from ..budget import Costs, InfeasibleError
-from ..data import Data
+from ..data import Source
 from ..edges import Edge
 from ..errors import UsageError, WrongTypeError, users_code
 from ..measurement import batches_in, digest_of, measured
 from ..results import FixedReport
-from ..sensitivity import Judge, Sensitivity, affordable_images, batch_size, divided, shown_images
+from ..sensitivity import Judge, Sensitivity, affordable_images, batch_size, divided
 from ..session import weights_digest
 from ..settings import shown
+from ..tasks import Task
 from ..tracing import Example
 from .batches import first_batch, on_device, resized, so_many
 from .budgets import Budget, parse_budget
@@ -49,30 +50,31 @@ class Planner:
         mode: str = "full",
         images: int | None = None,
         seed: int = 0,
+        task: Task | None = None,
     ) -> None:
         if images is not None and (isinstance(images, bool) or not isinstance(images, int) or images < 1):
             raise UsageError(f"images must be an integer of at least 1, not {shown(images)}")
         if not isinstance(network, nn.Module):
             raise WrongTypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
-        self.space, self.mode, self.seed = space, mode, seed
+        self.space, self.mode, self.seed, self.task = space, mode, seed, task
         device = next((p.device for p in network.parameters()), torch.device("cpu"))
         first, batches = first_batch(data)
         example = on_device(resized(first, 2), device)
-        self.place = Place.of(network, example, space, mode, seed, batch=2 if isinstance(data, Data) else None)
+        self.place = Place.of(network, example, space, mode, seed, batch=2 if isinstance(data, Source) else None)
         most = images or affordable_images(self.place.relaxed, self.place.amounts["madds"].total)
         size = batch_size(self.place.relaxed)
-        if isinstance(data, Data):
-            batches = [shown_images(data, most, seed)]
+        if isinstance(data, Source):
+            batches = data.train_inputs(most, seed)
         self.batches = [
             part for batch in so_many(batches, most) for part in divided(on_device(batch, device), size)
         ]
         weights = weights_digest(self.place.network)
-        self.digest = digest_of(self.place.relaxed, weights, seed, self.batches)
+        self.digest = digest_of(self.place.relaxed, weights, seed, self.batches, task)
 
     @functools.cached_property
     def judge(self) -> Judge:
         """Compares answers on what is shown."""
-        return Judge(self.place.relaxed, self.batches)
+        return Judge(self.place.relaxed, self.batches, self.task)
 
     def measured(
         self, tell: Tell = lambda what, done, of: None, path: Path | None = None, elsewhere: Path | None = None
@@ -147,7 +149,7 @@ def plan(
 
     Args:
         network: any module; it is left as it is, in all that it holds.
-        data: a `dnat.Data`, of which training images are shown, without augmentation; or batches of whatever the
+        data: a `dnat.Data` or loaders, of which training examples are shown; or batches of whatever the
             network takes, each a tensor, a tuple or a dict of keyword arguments; or one such batch. No labels.
         budget: one, or several: a share of the multiply-adds (0.7) or a number of them ("120M"); a time ("5ms",
             "0.7 time"), measured here; or parameters ("0.7 params", "1.2M params").

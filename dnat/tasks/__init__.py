@@ -50,6 +50,8 @@ def task_of(spec: object = None) -> Task:
         raise WrongTypeError(f"a task must be a dnat.Task or the name of one, not {type(task).__name__}")
     if not isinstance(task.name, str) or not task.metrics:
         raise UsageError(f"{type(task).__name__} needs a name and at least one metric")
+    if "loss" in task.metrics:
+        raise UsageError(f"a metric of {task.name} is called 'loss', as the loss itself is: give it another name")
     for metric, direction in task.metrics.items():
         if direction not in ("max", "min"):
             raise UsageError(

@@ -90,7 +90,7 @@ class Task:
     def merit(self, values: Mapping[str, float]) -> float:
         """The first metric as a number of which more is better.
 
-        >>> Task.of(torch.nn.functional.mse_loss).merit({"loss": 2.0})
+        >>> Task.of(torch.nn.functional.mse_loss).merit({"mse_loss": 2.0})
         -2.0
         """
         return values[self.first] if self.metrics[self.first] == "max" else -values[self.first]
@@ -105,8 +105,8 @@ class Task:
 
         Args:
             loss: gives a tensor without dimensions.
-            metrics: {name: (function, which way it is better)}; by default the loss, of which less is better. Over
-                several batches they are averaged, weighed by the examples of each.
+            metrics: {name: (function, which way it is better)}; by default the loss by its name, less being better.
+                Over several batches they are averaged, weighed by the examples of each.
             name: by default that of the loss.
 
         Answers are compared by their squared difference.
@@ -116,11 +116,12 @@ class Task:
         >>> task.values(task.statistics(torch.ones(4, 2), torch.zeros(4, 2)))
         {'mae': 1.0}
         """
-        functions = {"loss": (loss, "min")} if metrics is None else dict(metrics)
+        called = name or str(getattr(loss, "__name__", type(loss).__name__))
+        functions = {called: (loss, "min")} if metrics is None else dict(metrics)
         for key, pair in functions.items():
             if not isinstance(pair, tuple) or len(pair) != 2 or not callable(pair[0]):
                 raise WrongTypeError(f"metric {key!r} must be a pair (function, 'max' or 'min'), not {pair!r:.80}")
-        return _Functions(loss, functions, name or str(getattr(loss, "__name__", type(loss).__name__)))
+        return _Functions(loss, functions, called)
 
 
 class _Functions(Task):

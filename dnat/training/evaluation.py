@@ -166,7 +166,13 @@ def measured(
         sums = summed(sums)
     if sums is None:
         raise UsageError("there is nothing to be measured on: the test examples are empty")
-    return Evaluation(float(sums[0] / sums[1]), task.values(sums[2:]))
+    return Evaluation(float(sums[0] / sums[1]), ordered(task, sums[2:]))
+
+
+def ordered(task: Task, statistics: Tensor) -> dict[str, float]:
+    """The metrics of summed statistics, the one that counts first."""
+    values = task.values(statistics)
+    return {name: values[name] for name in task.metrics}
 
 
 @torch.inference_mode()

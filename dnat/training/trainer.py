@@ -26,7 +26,7 @@ from ..relaxation import RelaxedNetwork
 from ..settings import Config
 from ..tasks import Classification, Task
 from ..tracing import in_training
-from .evaluation import Evaluation
+from .evaluation import Evaluation, ordered
 from .freezing import images_last
 from .progress import CHECK_EVERY, NonFiniteError, Progress
 from .schedules import cutout_side, drop_path, learning_rate, theta_rate, weight_optimizer
@@ -228,7 +228,7 @@ class Trainer:
     def close_epoch(self) -> Evaluation:
         """Count the epoch as done; returns its mean training loss and metrics."""
         loss, count = self.progress.totals[:2].tolist()
-        metrics = self.task.values(self.progress.totals[2:].cpu())
+        metrics = ordered(self.task, self.progress.totals[2:].cpu())
         self.progress.epoch += 1
         self.progress.batch = 0
         self.progress.totals.zero_()

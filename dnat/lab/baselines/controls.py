@@ -21,7 +21,7 @@ from torch import nn
 from ...answers import count_of
 from ...budget import Costs, InfeasibleError, by_edge
 from ...costs import Cost, cost
-from ...data import Data, Source
+from ...data import Source
 from ...decision import ATTEMPTS
 from ...discretization import Discretization, discretization
 from ...distributed import from_first
@@ -38,6 +38,7 @@ from ...rundir import CHOSEN, CUT
 from ...sensitivity import retake_statistics
 from ...session import Session, check, images_of, named, session
 from ...settings import Config, parse_amount
+from ...tasks import Task
 from ...tracing import copied, in_training
 from ...tracking import Tracker
 from ...transformation import measured_before, train
@@ -51,7 +52,13 @@ BY = {"control-random": "chance", "control-uniform": "evenly"}
 
 
 def check_control(
-    method: str, network: nn.Module, data: Data, config: Config, *, family: Family | None = None
+    method: str,
+    network: nn.Module,
+    data: Source,
+    config: Config,
+    *,
+    family: Family | None = None,
+    task: Task | str | None = None,
 ) -> None:
     """Find out what can be known to fail, before anything is trained or written.
 
@@ -59,7 +66,7 @@ def check_control(
         ValueError, TypeError: see `control`.
     """
     check_budget(method, config)
-    check(network, data, config, transforming=method in CHOOSERS)
+    check(network, data, config, transforming=method in CHOOSERS, task=task)
     if method == "control-prune":
         torch_pruning()
     if method == "control-narrow":
@@ -88,6 +95,7 @@ def control(
     data: Source | str,
     config: Config | None = None,
     *,
+    task: Task | str | None = None,
     records: Records | None = None,
     tracker: Tracker | None = None,
     stop: Stop | None = None,
@@ -97,7 +105,7 @@ def control(
 
     Args:
         method: control-random, control-uniform, control-narrow or control-prune.
-        network, data, config, records, tracker, stop: as for `dnat.transform`; the budget must be given.
+        network, data, config, task, records, tracker, stop: as for `dnat.transform`; the budget must be given.
         family: for control-narrow, how the network is made with fewer channels; not needed for a network by name.
 
     Raises:
@@ -111,7 +119,7 @@ def control(
     if family is None and name is not None and method == "control-narrow":
         options = fitting(name, images_of(data).num_classes, images_of(data).channels)
         family = family_of(name, {}, functools.partial(build, name, seed=config.seed, **options))
-    with session(network, data, config) as given:
+    with session(network, data, config, task) as given:
         before, recipe = measured_before(given), given.config
         limit = parse_amount(str(config.limit.budget)).of(before["cost_before"].madds)
         commitment, small = Control(method, given, limit, family).committed(records)
@@ -127,7 +135,9 @@ def control(
             commitment = replace(commitment, notes=(*commitment.notes, f"{note}original do"))
     if commitment.edges:
         listeners.tracker.committed(Tally.of((edge.kind, edge.choice) for edge in commitment.edges))
-    trained = train(small, data, recipe, records=records, tracker=tracker, stop=stop, teacher=given.original)
+    trained = train(
+        small, data, recipe, task=task, records=records, tracker=tracker, stop=stop, teacher=given.original
+    )
     commitment = replace(commitment, relaxed=before["before"], compact=trained.before)
     return replace(trained, commitment=commitment, **before)
 

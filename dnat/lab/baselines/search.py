@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...data import Data, taken
 from ...errors import UsageError
-from ...loop import Listeners, Loop, random_state, row_of, set_random_state
+from ...loop import FORMAT, Listeners, Loop, check_format, random_state, row_of, set_random_state
 from ...seeds import Stream, numpy_generator
 from ...settings import Config
 from ...training import CHECK_EVERY, Evaluation, NonFiniteError, Progress
@@ -95,37 +95,23 @@ class SearchState:
     seconds: float = 0.0
     epoch_seconds: float = 0.0
 
-    @property
-    def place(self) -> tuple[int, int, int]:
-        """Epoch, phase and batch."""
-        return self.progress.epoch, self.phase, self.progress.batch
-
-    def check_loss(self, lr: float) -> None:
-        """Raises NonFiniteError where the loss is not finite any more."""
-        if not torch.isfinite(self.progress.totals[0]):
-            raise NonFiniteError(
-                f"the loss of the shared weights is not finite any more, in epoch {self.progress.epoch + 1}: "
-                f"lower search.lr ({lr:g}), or look for broken images or labels"
-            )
-
-    def plain(self) -> dict[str, Any]:
+    def table(self) -> dict[str, Any]:
         """For a checkpoint."""
-        progress = self.progress
-        without = replace(progress, totals=torch.zeros(0))  # which stay on their device in the meantime
-        return asdict(replace(self, progress=without)) | {
-            "progress": {**asdict(without), "totals": progress.totals.cpu()},
+        plain = replace(self.progress, totals=torch.zeros(0))
+        return asdict(replace(self, progress=plain)) | {
+            "progress": {**asdict(plain), "totals": self.progress.totals.cpu()},
             "judged": {key: list(value) for key, value in self.judged.items()},
         }
 
-    def restore(self, plain: Mapping[str, Any]) -> None:
-        """Take what a checkpoint holds."""
+    def restore(self, table: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint."""
         for name in ("phase", "rewards", "entropies", "seconds", "epoch_seconds"):
-            setattr(self, name, plain[name])
-        self.judged = {key: (loss, accuracy) for key, (loss, accuracy) in plain["judged"].items()}
+            setattr(self, name, table[name])
+        self.judged = {key: (loss, accuracy) for key, (loss, accuracy) in table["judged"].items()}
         totals = self.progress.totals
-        for name, value in plain["progress"].items():
+        for name, value in table["progress"].items():
             setattr(self.progress, name, value)
-        self.progress.totals = self.progress.totals.to(totals)
+        self.progress.totals = self.progress.totals.to(totals.device, totals.dtype)
 
 
 class SearchRun(Generic[A]):
@@ -195,12 +181,12 @@ class SearchRun(Generic[A]):
                     state.progress.step += 1
                     state.epoch_seconds = before + time.monotonic() - started
                     if state.progress.step % CHECK_EVERY == 0:
-                        self.state.check_loss(self.config.search.lr)
+                        _check_loss(self.state.progress, self.config)
                     self.listeners.tracker.batch(state.progress)
                     where = f"search epoch {state.progress.epoch}, batch {state.progress.batch}"
                     self.loop.pause(state.progress, where)
             state.phase, state.progress.batch = state.phase + 1, 0
-        self.state.check_loss(self.config.search.lr)
+        _check_loss(self.state.progress, self.config)
         self._close_epoch()
 
     def _close_epoch(self) -> None:
@@ -227,19 +213,20 @@ class SearchRun(Generic[A]):
         state.progress.totals.zero_()
         self.loop.log(row, self.listeners.tracker.searched)
 
+    def _place(self) -> tuple[int, int, int]:
+        return self.state.progress.epoch, self.state.phase, self.state.progress.batch
+
     def _random(self, *keys: int | str) -> Any:
         return numpy_generator(self.config.seed, Stream.POLICY, *keys)
 
     def _train_weights(self, images: Tensor, labels: Tensor) -> None:
-        architecture = self.space.sample(self._random("weights", *self.state.place))
+        architecture = self.space.sample(self._random("weights", *self._place()))
         self.state.progress.totals += self.shared.step(architecture, images, labels)
 
     def _train_policy(self, images: Tensor, labels: Tensor) -> None:
-        asked = self.space.asked(self._random("policy", *self.state.place))
+        asked = self.space.asked(self._random("policy", *self._place()))
         graph = self.space.graph(asked)
-        drawn = draw(
-            self.reinforce.probabilities(graph), generator_for(self.config.seed, "moves", *self.state.place)
-        )
+        drawn = draw(self.reinforce.probabilities(graph), generator_for(self.config.seed, "moves", *self._place()))
         moved, still = (
             self.shared.accuracy(architecture, images, labels)
             for architecture in (self.space.moved(asked, drawn.actions), asked)
@@ -304,8 +291,9 @@ class SearchRun(Generic[A]):
         records = self.listeners.records
         if not records:
             return
-        self.state.check_loss(self.config.search.lr)
-        state = self.state.plain() | {
+        _check_loss(self.state.progress, self.config)
+        state = self.state.table() | {
+            "format": FORMAT,
             "identity": self.identity,
             "shared": self.shared.checkpoint(),
             "reinforce": self.reinforce.state(),
@@ -319,12 +307,21 @@ class SearchRun(Generic[A]):
         if newest is None:
             return
         state = newest[1]
+        check_format(state)
         check_identity(state, self.identity)
         self.shared.restore(state["shared"])
         self.reinforce.restore(state["reinforce"])
         self.state.restore(state)
         set_random_state(state["random"])
         self.loop.goes_on()
+
+
+def _check_loss(progress: Progress, config: Config) -> None:
+    if not torch.isfinite(progress.totals[0]):
+        raise NonFiniteError(
+            f"the loss of the shared weights is not finite any more, in epoch {progress.epoch + 1}: "
+            f"lower search.lr ({config.search.lr:g}), or look for broken images or labels"
+        )
 
 
 def check_identity(found: Mapping[str, Any], identity: str) -> None:

@@ -41,7 +41,7 @@ def flag(name: str, *, more: str = "", **attributes: Any) -> Callable[..., Any]:
         }
         | ({"metavar": f"[{choices}]"} if choices and len(choices) <= _WORTH_A_LINE else {})
         | ({"is_flag": True, "default": None} if setting.types == (bool,) else {})
-        | ({"type": int} if setting.types == (int,) else {})
+        | ({"type": setting.types[0]} if setting.types in ((int,), (float,)) else {})
         | attributes
     )
     return click.option(f"--{name.replace('_', '-')}", name, **settled)

@@ -147,15 +147,15 @@ def _planned(
 
     from ...proposal import Planner, kept
     from ...session import choose_device
-    from ..runs import build_network, load_data
+    from ...tasks import task_of
+    from ..runs import load_data, network_for
     from ..terminal import watched
 
     def notify(text: str) -> None:
         click.echo(f"note: {text}", err=True)
 
     data = load_data(job, download=download, notify=notify)
-    shape = (data.channels, *data.image_size)
-    network = build_network(job, data.num_classes, shape, names=data.classes, download=download, notify=notify)
+    network = network_for(job, data, **({"download": download, "notify": notify} if ":" not in job.data else {}))
     device, config = choose_device(job.config.machine.device), job.config
     if config.machine.channels_last:
         network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -166,6 +166,7 @@ def _planned(
         mode=config.relaxation.mode,
         images=images,
         seed=config.seed,
+        task=None if job.task is None else task_of(job.task),
     )
     with watched(Console(stderr=True)) as tell:
         if out:

@@ -23,18 +23,26 @@ def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None
     dnat evaluate runs/resnet8-digits-dnat-seed0
     """
     from ...costs import cost
+    from ...data import Data
     from ...records import read_job
+    from ...tasks import task_of
     from ...training import evaluate as test
+    from ..metrics import Metric
     from ..runs import load_data, other_images, restore
 
     job = read_job(run)
     job = job.but(data_root=data_root or job.data_root, skip_broken=skip_broken or job.skip_broken)
-    data, notes = other_images(run, load_data(job))
+    data = load_data(job)
+    notes: list[str] = []
+    if isinstance(data, Data):
+        data, notes = other_images(run, data)
     for note in notes:
         click.echo(f"note: {note}")
     network, job, _ = restore(run)
-    result = test(network, data, job.config)
-    click.echo(f"test accuracy {result.accuracy:.2%}, loss {result.loss:.4f} on {len(data.test_labels)} images")
+    result = test(network, data, job.config, task=task_of(job.task))
+    told = ", ".join(f"{Metric(n).title} {Metric(n).text(v)}" for n, v in result.metrics.items())
+    what = "images" if isinstance(data, Data) else "examples"
+    click.echo(f"test {told}, loss {result.loss:.4f} on {data.test_count} {what}")
     click.echo(str(cost(network, data.example(2))))
 
 

@@ -39,7 +39,7 @@ _SETTINGS: dict[str, Any] = {
 }
 """Settings of W&B where the user's environment says nothing else."""
 
-_BY_EPOCH = ("epoch", "step", "lr", "train_*", "test_*", "seconds", "images_per_second", "gates/*")
+_BY_EPOCH = ("epoch", "step", "lr", "train_*", "test_*", "validation_*", "seconds", "images_per_second", "gates/*")
 
 
 class WandbTracker(Tracker):

@@ -1,18 +1,19 @@
 """A comparison on Weights & Biases: which files are still to be uploaded, and a report of the runs that are there.
 
 The report reads the runs as `WandbTracker` has mirrored them: their configuration holds network, data and label,
-their history test_accuracy by epoch, their summary the result.
+their history the metrics by epoch, their summary the result.
 """
 
 import os
 import shlex
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
 from ...rundir import CONFIG, RunFiles, runs_in
+from ..metrics import capital
 from ..summary import Row, Summary
 
 TITLE = "dnat: methods compared"
@@ -65,7 +66,7 @@ def build(summary: Summary, markdown: str, project: str, entity: str) -> Any:
     for data, network in dict.fromkeys((row.data, row.network) for row in summary.rows):
         rows = [row for row in summary.rows if (row.data, row.network) == (data, network)]
         blocks.append(wr.H1(f"{network} on {data}"))
-        blocks.append(wr.PanelGrid(runsets=[_runset(row, project, entity) for row in rows], panels=_panels()))
+        blocks.append(wr.PanelGrid(runsets=[_runset(row, project, entity) for row in rows], panels=_panels(rows)))
     runs = sum(row.n for row in summary.rows)
     description = f"{runs} run{'s' * (runs != 1)}, compared with {summary.baseline}"
     return wr.Report(
@@ -124,17 +125,21 @@ def _runset(row: Row, project: str, entity: str) -> Any:
     )
 
 
-def _panels() -> list[Any]:
+def _panels(rows: Sequence[Row]) -> list[Any]:
     wr = _workspaces()
+    metric, splits = rows[0].metric, sorted({split for row in rows for split in row.watched})
+    name, title = f"test_{metric.name}", f"Test {metric.title}"
+    curves = [f"{split}_{metric.name}" for split in splits]
+    curve = capital(f"{' or '.join(splits)} {metric.title}")
     over_seeds = {"groupby": "config.label", "groupby_aggfunc": "mean", "groupby_rangefunc": "stddev"}
-    accuracy, madds = wr.SummaryMetric("test_accuracy"), wr.SummaryMetric("madds")
-    axes = (wr.Config("label"), madds, wr.SummaryMetric("params"), wr.SummaryMetric("latency_after"), accuracy)
+    result, madds = wr.SummaryMetric(name), wr.SummaryMetric("madds")
+    axes = (wr.Config("label"), madds, wr.SummaryMetric("params"), wr.SummaryMetric("latency_after"), result)
     panels = [
-        wr.LinePlot(title="Test accuracy, mean and deviation", x="epoch", y=["test_accuracy"], **over_seeds),
+        wr.LinePlot(title=f"{curve}, mean and deviation", x="epoch", y=curves, **over_seeds),
         wr.LinePlot(title="Training loss, mean and deviation", x="epoch", y=["train_loss"], **over_seeds),
-        wr.BarPlot(title="Test accuracy of the result", metrics=[accuracy], **over_seeds),
+        wr.BarPlot(title=f"{title} of the result", metrics=[result], **over_seeds),
         wr.BarPlot(title="Multiply-adds of the result", metrics=[madds], **over_seeds),
-        wr.ScatterPlot(title="Test accuracy by multiply-adds", x=madds, y=accuracy),
+        wr.ScatterPlot(title=f"{title} by multiply-adds", x=madds, y=result),
         wr.ParallelCoordinatesPlot(
             title="Methods and results", columns=[wr.ParallelCoordinatesPlotColumn(axis) for axis in axes]
         ),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...edges import Tally
+from ..metrics import metrics_of
 
 FEW_EDGES = 32
 """With at most so many edges each has numbers of its own in W&B; all stand in the table."""
@@ -73,11 +74,15 @@ def _plain(choice: str) -> str:
 
 
 def of_result(record: Mapping[str, Any], edges: list[dict[str, Any]]) -> dict[str, Any]:
-    """The numbers of record.json under flat names; accuracies are shares, times seconds."""
+    """The numbers of record.json under flat names; shares are from 0 to 1, times seconds."""
     results = record["results"]
     before, after = results["cost_before"], results["cost_after"]
-    names = ("test_accuracy", "test_loss", "test_accuracy_before", "train_accuracy", "train_loss", "dead")
-    summary = {name: results[name] for name in names}
+    names = [
+        name
+        for metric in metrics_of(record)
+        for name in (f"test_{metric.name}", f"test_{metric.name}_before", f"train_{metric.name}")
+    ]
+    summary = {name: results[name] for name in dict.fromkeys((*names, "test_loss", "train_loss", "dead"))}
     summary |= {f"{name}_before": value for name, value in before.items()} | dict(after)
     summary |= {f"latency_{when}": found["seconds"] for when, found in record["latency"].items()}
     summary |= {f"seconds_{stage}": taken for stage, taken in record["seconds"].items()}

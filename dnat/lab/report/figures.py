@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..formatting import duration
+from ..metrics import capital
 from .gather import Group
 from .looks import Look, plain
 from .placing import label_places, spread_apart
@@ -17,11 +18,11 @@ from .series import (
     Spot,
     axes,
     curves,
-    floor,
     interval_of,
     mean_curve,
     mean_spots,
     pareto,
+    reach,
     spots,
     thinned,
 )
@@ -52,7 +53,7 @@ class Figure:
 
 
 def curve_figure(group: Group, look: Look) -> Figure | None:
-    """Test accuracy over the epochs: a thin line for each seed, a thick one for the mean."""
+    """The metric over the epochs: a thin line for each seed, a thick one for the mean."""
     of_method = {m: list(c) for m, c in itertools.groupby(curves(group), lambda c: c.method)}
     if not of_method:
         return None
@@ -60,18 +61,18 @@ def curve_figure(group: Group, look: Look) -> Figure | None:
     data = []
     for method, found in of_method.items():
         if len(found) > 1:
-            data += [_curve(thinned(c), look, f"{method}, seed {c.seed}", 1, 0.5) for c in found[:SEED_CURVES]]
-    data += [_curve(thinned(c), look, _mean_name(c, of_method), 2.5, 1) for c in means.values() if c.epochs]
-    every = [a for found in of_method.values() for c in found for a in c.accuracies]
+            shown = [(c, f"{method}, seed {c.seed}") for c in found[:SEED_CURVES]]
+            data += [_curve(thinned(c), group, look, name, 1, 0.5) for c, name in shown]
+    data += [_curve(thinned(c), group, look, _mean_name(c, of_method), 2.5, 1) for c in means.values() if c.epochs]
     last = max(c.epochs[-1] for found in of_method.values() for c in found)
     first = min(c.epochs[0] for found in of_method.values() for c in found)
-    layout = _layout("epoch", "test accuracy, %", height=360, right=_room(means))
+    layout = _layout("epoch", plain(group.watched, 60), height=360, right=_room(means))
     layout["xaxis"] |= {"range": [first if first < last else 0, last], "tickformat": "d"}
     if last - first <= _FEW_EPOCHS:
         layout["xaxis"]["dtick"] = 1
-    begin = floor(list(itertools.chain(*of_method.values())))
-    layout["yaxis"]["range"] = _padded([max(min(every), begin), max(every)])
-    heights = spread_apart([c.accuracies[-1] for c in means.values() if c.epochs], layout["yaxis"]["range"], 290)
+    ends = reach(list(itertools.chain(*of_method.values())), group.metric)
+    layout["yaxis"]["range"] = _padded(ends, flat=_flat(group))
+    heights = spread_apart([c.values[-1] for c in means.values() if c.epochs], layout["yaxis"]["range"], 290)
     for c, y in zip((c for c in means.values() if c.epochs), heights, strict=True):
         layout["annotations"].append(_label(1, y, c.method, look, xref="paper"))
     moments: dict[float, list[str]] = {}
@@ -82,8 +83,9 @@ def curve_figure(group: Group, look: Look) -> Figure | None:
         of_whom = f": {', '.join(methods)}" if len(moments) > 1 else ""
         layout["shapes"].append(_upright(epoch))
         layout["annotations"].append(_note(epoch, f"choices in force{of_whom}", epoch > (first + last) / 2))
-    alt = "; ".join(f"{m} ends at {c.accuracies[-1]:.2f} %" for m, c in means.items() if c.epochs)
-    return Figure(group.title, f"Test accuracy over the epochs: {alt}.", {"": {"data": data, "layout": layout}})
+    alt = "; ".join(f"{m} ends at {_shown(group, c.values[-1])}" for m, c in means.items() if c.epochs)
+    title = capital(group.watched.removesuffix(", %"))
+    return Figure(group.title, f"{title} over the epochs: {alt}.", {"": {"data": data, "layout": layout}})
 
 
 def _mean_name(curve: Curve, of_method: Mapping[str, Sequence[Curve]]) -> str:
@@ -95,11 +97,20 @@ def _mean_name(curve: Curve, of_method: Mapping[str, Sequence[Curve]]) -> str:
     )
 
 
-def _curve(curve: Curve, look: Look, name: str, width: float, opacity: float) -> dict[str, Any]:
+def _curve(curve: Curve, group: Group, look: Look, name: str, width: float, opacity: float) -> dict[str, Any]:
     line = {"color": look.colour(curve.method), "width": width, "dash": look.dash(curve.method)}
-    hover = "%{fullData.name}<br>epoch %{x}: %{y:.2f} %<extra></extra>"
-    y = [round(a, 4) for a in curve.accuracies]
+    hover = f"%{{fullData.name}}<br>epoch %{{x}}: {_hover(group, 'y')}<extra></extra>"
+    y = [round(v, 4) for v in curve.values] if group.metric.is_share else list(curve.values)
     return _scatter("lines", name, curve.epochs, y, opacity=opacity, line=line, hovertemplate=hover)
+
+
+def _hover(group: Group, axis: str) -> str:
+    """A value of an axis as plotly shows it."""
+    return f"%{{{axis}:{group.metric.form}}}{group.metric.unit}"
+
+
+def _shown(group: Group, value: float) -> str:
+    return f"{value:{group.metric.form}}{group.metric.unit}"
 
 
 def _scatter(mode: str, name: str, x: Sequence[float], y: Sequence[float], **more: Any) -> dict[str, Any]:
@@ -144,20 +155,22 @@ def strip_figure(group: Group, look: Look) -> Figure:
         if len(mine) > 1:
             heights = [place[s.method] + shift[seed] for s in mine]
             line = {"color": "@pair", "width": 1.2 if len(methods) <= _FEW_METHODS else 0.7}
-            data.append(_scatter("lines", "", [s.accuracy for s in mine], heights, line=line, hoverinfo="skip"))
-    ends = [s.accuracy for s in found]
+            data.append(_scatter("lines", "", [s.value for s in mine], heights, line=line, hoverinfo="skip"))
+    ends = [s.value for s in found]
+    least, most = (group.metric.scale * end for end in group.metric.limits)
     for method in methods:
         mine = [s for s in found if s.method == method]
         heights = [place[method] + shift[s.seed] for s in mine if s.seed is not None]
-        accuracies = [s.accuracy for s in mine]
-        data.append(_points(mine, accuracies, heights, look, 9, 0.85, "%{text}: %{x:.2f} %"))
-        mean, interval = interval_of(group, method)
-        data.append(_mean_mark(method, mean, interval, place[method] - 0.32, look))
-        ends += [] if interval is None else [max(interval[0], 0.0), min(interval[1], 100.0)]
-    layout = _layout("test accuracy, %", "", height=110 + 62 * len(methods), right=24)
+        hover = f"%{{text}}: {_hover(group, 'x')}"
+        data.append(_points(mine, [s.value for s in mine], heights, look, 9, 0.85, hover))
+        interval = interval_of(group, method)[1]
+        data.append(_mean_mark(group, method, place[method] - 0.32, look))
+        ends += [] if interval is None else [max(interval[0], least), min(interval[1], most)]
+    layout = _layout(plain(group.tested, 60), "", height=110 + 62 * len(methods), right=24)
     names = [plain(m, 20) for m in methods]
-    low, high = _padded(ends)
-    layout["xaxis"]["range"] = [max(low, -1), min(high, 101)]
+    low, high = _padded(ends, flat=_flat(group))
+    beyond = 1 if group.metric.is_share else 0.01
+    layout["xaxis"]["range"] = [max(low, least - beyond), min(high, most + beyond)]
     layout["yaxis"] |= {
         "tickvals": [place[m] for m in methods],
         "ticktext": names,
@@ -165,21 +178,22 @@ def strip_figure(group: Group, look: Look) -> Figure:
         "showgrid": False,
         "automargin": True,
     }
-    alt = "; ".join(f"{m}: {', '.join(f'{s.accuracy:.2f}' for s in found if s.method == m)} %" for m in methods)
-    return Figure(group.title, f"Test accuracy of each seed. {alt}.", {"": {"data": data, "layout": layout}})
+    unit = group.metric.unit
+    values = {m: ", ".join(format(s.value, group.metric.form) for s in found if s.method == m) for m in methods}
+    alt = "; ".join(f"{m}: {listed}{unit}" for m, listed in values.items())
+    alt = f"Test {group.metric.title} of each seed. {alt}."
+    return Figure(group.title, alt, {"": {"data": data, "layout": layout}})
 
 
-def _mean_mark(
-    method: str, mean: float, interval: tuple[float, float] | None, y: float, look: Look
-) -> dict[str, Any]:
-    colour = look.colour(method)
+def _mean_mark(group: Group, method: str, y: float, look: Look) -> dict[str, Any]:
+    colour, (mean, interval) = look.colour(method), interval_of(group, method)
     mark = _scatter(
         "markers",
         f"{method}, mean",
         [mean],
         [y],
         marker={"color": colour, "symbol": "line-ns-open", "size": 14, "line": {"width": 3}},
-        hovertemplate="%{fullData.name}<br>%{x:.2f} %<extra></extra>",
+        hovertemplate=f"%{{fullData.name}}<br>{_hover(group, 'x')}<extra></extra>",
     )
     if interval is not None:
         bar = {"type": "data", "array": [interval[1] - mean], "color": colour, "thickness": 2, "width": 5}
@@ -188,46 +202,46 @@ def _mean_mark(
 
 
 def tradeoff_figure(group: Group, look: Look) -> Figure:
-    """Accuracy against each cost: runs faint, means with their names, and the line of those not beaten."""
+    """The metric against each cost: runs faint, means with their names, and the line of those not beaten."""
     views = {axis.name: _tradeoff(group, axis, look) for axis in axes(group)}
     means = mean_spots(spots(group, axes(group)[0]))
-    alt = "; ".join(f"{s.method}: {s.accuracy:.2f} % at {s.cost:.3g} {axes(group)[0].unit}" for s in means)
-    return Figure(group.title, f"Test accuracy against multiply-adds, means. {alt}.", views)
+    alt = "; ".join(f"{s.method}: {_shown(group, s.value)} at {s.cost:.3g} {axes(group)[0].unit}" for s in means)
+    return Figure(group.title, f"Test {group.metric.title} against multiply-adds, means. {alt}.", views)
 
 
 def _tradeoff(group: Group, axis: Axis, look: Look) -> dict[str, Any]:
     runs = spots(group, axis)
     means = mean_spots(runs)
-    front = pareto(means)
+    front = pareto(means, group.metric)
     line = {"color": "@muted", "width": 1.5, "dash": "dot", "shape": "hv"}
     name, costs = "not beaten by any other", [s.cost for s in front]
-    data = [_scatter("lines", name, costs, [s.accuracy for s in front], line=line, hoverinfo="skip")]
-    unit = plain(axis.unit)
+    data = [_scatter("lines", name, costs, [s.value for s in front], line=line, hoverinfo="skip")]
+    unit, value = plain(axis.unit), _hover(group, "y")
     for mean in means:
         mine = [s for s in runs if s.method == mean.method]
         if len(mine) > 1:
-            data.append(_cloud(mine, look, 7, 0.6, f"%{{text}}: %{{x:.4g}} {unit}, %{{y:.2f}} %"))
-    data += [_cloud([m], look, 12, 1, f"mean: %{{x:.4g}} {unit}, %{{y:.2f}} %") for m in means]
+            data.append(_cloud(mine, look, 7, 0.6, f"%{{text}}: %{{x:.4g}} {unit}, {value}"))
+    data += [_cloud([m], look, 12, 1, f"mean: %{{x:.4g}} {unit}, {value}") for m in means]
     title = f"{axis.name} of the result" + (f", {axis.unit}" if axis.unit else "")
-    layout = _layout(title, "test accuracy, %", height=380, right=24)
+    layout = _layout(title, plain(group.tested, 60), height=380, right=24)
     layout["xaxis"]["range"] = across = _padded([s.cost for s in runs], least=0.0, share=0.12)
-    layout["yaxis"]["range"] = span = _padded([s.accuracy for s in runs], share=0.08)
+    layout["yaxis"]["range"] = span = _padded([s.value for s in runs], share=0.08, flat=_flat(group))
     for mean, y, on_the_left in label_places(means, across, span, 300):
         layout["annotations"].append(_leader(mean, y, span, look, on_the_left))
     return {"data": data, "layout": layout}
 
 
 def _cloud(spots: Sequence[Spot], look: Look, size: int, opacity: float, hover: str) -> dict[str, Any]:
-    """Spots in the plane of cost and accuracy."""
-    return _points(spots, [s.cost for s in spots], [s.accuracy for s in spots], look, size, opacity, hover)
+    """Spots in the plane of cost and metric."""
+    return _points(spots, [s.cost for s in spots], [s.value for s in spots], look, size, opacity, hover)
 
 
 def _leader(mean: Spot, y: float, span: Sequence[float], look: Look, on_the_left: bool) -> dict[str, Any]:
     """A label beside a mean, drawn to it by a thin line where others pushed it away."""
-    shift = -(y - mean.accuracy) / (span[1] - span[0]) * 300
+    shift = -(y - mean.value) / (span[1] - span[0]) * 300
     return {
         "x": mean.cost,
-        "y": mean.accuracy,
+        "y": mean.value,
         "text": plain(mean.method, 20),
         "font": {"color": look.colour(mean.method), "size": 13},
         "showarrow": True,
@@ -325,10 +339,17 @@ def _layout(x: str, y: str, *, height: int, right: float) -> dict[str, Any]:
     }
 
 
-def _padded(values: Sequence[float], least: float = -math.inf, share: float = 0.05) -> list[float]:
+def _flat(group: Group) -> float:
+    """The least room beside values that are all the same: half a point of a share."""
+    return group.metric.scale / 200
+
+
+def _padded(
+    values: Sequence[float], least: float = -math.inf, share: float = 0.05, flat: float = 0.5
+) -> list[float]:
     """A range with some room on both sides."""
     low, high = min(values), max(values)
-    room = share * (high - low) or max(abs(high) * 0.02, 0.5)
+    room = share * (high - low) or max(abs(high) * 0.02, flat)
     return [max(low - room, least), high + room]
 
 

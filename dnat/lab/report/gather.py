@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import UsageError
 from ...naming import unknown
 from ...rundir import ARCHITECTURE, CONFIG, ENVIRONMENT, METRICS, RECORD, RunFiles, runs_in
+from ..metrics import Metric
 from ..summary import Row, Summary, Trial, summarize, trial_from
 from ..sweep import read as standings_of
 from ..sweep.directory import SWEEP, SweepFiles
@@ -90,6 +91,22 @@ class Group:
         """The network and its data set in words."""
         return f"{self.network} on {self.data}"
 
+    @property
+    def metric(self) -> Metric:
+        """What its runs are judged by."""
+        return self.rows[0].metric
+
+    @property
+    def watched(self) -> str:
+        """The metric on the examples of the curves, as the title of an axis."""
+        splits = sorted({split for row in self.rows for split in row.watched})
+        return f"{' or '.join(splits)} {self.metric.column}"
+
+    @property
+    def tested(self) -> str:
+        """The metric on the test examples, as the title of an axis."""
+        return f"test {self.metric.column}"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -113,6 +130,11 @@ class Report:
     def records(self) -> tuple[Mapping[str, Any], ...]:
         """record.json of each finished run."""
         return tuple(run.record for run in self.runs)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What the runs are judged by; one for each data set."""
+        return tuple(dict.fromkeys(row.metric for row in self.summary.rows))
 
     @property
     def groups(self) -> tuple[Group, ...]:

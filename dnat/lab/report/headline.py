@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from ..formatting import p_text, signed_interval, spread
+from ..formatting import p_text, signed_interval
+from ..metrics import Metric
 from ..summary import Comparison, Interval, Row
 from ..summary.statistics import t_interval
 from .gather import Group, Report
@@ -11,7 +12,7 @@ from .gather import Group, Report
 
 @dataclass(frozen=True)
 class Headline:
-    """The method with the highest mean accuracy of one network on one data set.
+    """The method with the best mean of one network on one data set.
 
     Attributes:
         group: the network and data.
@@ -28,8 +29,8 @@ class Headline:
 
 def headline(report: Report, group: Group) -> Headline:
     """What came out for one network on one data set; of equal means the one with fewer multiply-adds."""
-    highest = max(row.mean for row in group.rows)
-    row = min((r for r in group.rows if is_equal(r.mean, highest)), key=lambda r: r.madds)
+    best = max((row.mean for row in group.rows), key=group.metric.merit)
+    row = min((r for r in group.rows if group.metric.equal(r.mean, best)), key=lambda r: r.madds)
     return Headline(group, row, report.summary.comparison(row), madds_change(group, row.method))
 
 
@@ -42,39 +43,38 @@ def madds_change(group: Group, method: str) -> tuple[float, Interval | None]:
 
 
 def sentences(report: Report, group: Group) -> list[str]:
-    """Two sentences at most: the most accurate method, and that with the fewest multiply-adds if it is another."""
+    """Two sentences at most: the best method, and that with the fewest multiply-adds if it is another."""
     first = headline(report, group)
-    row = first.row
+    row, metric = first.row, group.metric
     seeds = f"n = {row.n}"
     if len(group.rows) == 1:
-        return [f"{group.title}: {row.method} has {spread(row.mean, row.std)} % test accuracy ({seeds})."]
-    equal = [r.method for r in group.rows if r is not row and is_equal(r.mean, row.mean)]
+        return [f"{group.title}: {row.method} has {_mean(row)} test {metric.title} ({seeds})."]
+    equal = [r.method for r in group.rows if r is not row and metric.equal(r.mean, row.mean)]
     tied = f", the same as {' and '.join(equal)}" if equal else ""
     found = [
-        f"{group.title}: {row.method} has the highest mean test accuracy, {spread(row.mean, row.std)} % "
-        f"({seeds}){tied}{_against(first.compared, report.summary.significance)}."
+        f"{group.title}: {row.method} has the {metric.best} mean test {metric.title}, {_mean(row)} "
+        f"({seeds}){tied}{_against(first.compared, metric, report.summary.significance)}."
     ]
-    least = min(group.rows, key=lambda r: (r.madds, -r.mean))
+    least = min(group.rows, key=lambda r: (r.madds, -metric.merit(r.mean)))
     if least is not row and least.madds < row.madds:
-        change = signed_interval(*madds_change(group, least.method), digits_after=1)
+        change = signed_interval(*madds_change(group, least.method), form=".1f")
         compared = report.summary.comparison(least)
         found.append(
             f"{group.title}: {least.method} needs the fewest multiply-adds, {change} % to before, at "
-            f"{spread(least.mean, least.std)} %{_against(compared, report.summary.significance)}."
+            f"{_mean(least)}{_against(compared, metric, report.summary.significance)}."
         )
     return found
 
 
-def is_equal(a: float, b: float) -> bool:
-    """Whether two mean accuracies in percent differ by rounding alone."""
-    return abs(a - b) < 1e-9
+def _mean(row: Row) -> str:
+    return row.metric.spread(row.mean, row.std) + row.metric.unit
 
 
-def _against(compared: Comparison | None, level: float) -> str:
+def _against(compared: Comparison | None, metric: Metric, level: float) -> str:
     if compared is None:
         return ""
-    change = signed_interval(compared.mean, compared.interval, digits_after=2)
-    return f": {change} points to {compared.baseline}, {verdict(compared, level)}"
+    change = metric.change(compared.mean, compared.interval) + metric.points
+    return f": {change} to {compared.baseline}, {verdict(compared, level)}"
 
 
 def verdict(compared: Comparison, level: float) -> str:

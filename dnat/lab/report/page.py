@@ -13,12 +13,13 @@ from typing import Any
 from ... import __version__
 from ...edges import is_share
 from ...naming import unknown
-from ..formatting import duration, signed_interval, spread
-from ..summary.tables import HEADERS, legend
+from ..formatting import duration, signed_interval
+from ..metrics import ACCURACY, capital, common
+from ..summary.tables import headers, legend
 from .configuration import environments, recipes, settings
 from .figures import Figure, cost_figure, curve_figure, strip_figure, tradeoff_figure
 from .gather import Report, Run
-from .headline import Headline, headline, is_equal, sentences, verdict
+from .headline import Headline, headline, sentences, verdict
 from .looks import DARK, LIGHT, Look
 from .series import SEED_CURVES, Gates, agreement, choices, gates
 from .table import LAYOUTS, long_lines, papers_legend, papers_tables
@@ -134,10 +135,12 @@ def _told(report: Report, with_published: bool, layout: str) -> dict[str, Any]:
         "tiles": _tiles(report),
         "papers": papers,
         "papers_legend": papers_legend(papers, with_published),
-        "long": [(data, long_lines(report, data)) for data in dict.fromkeys(g.data for g in groups)]
+        "long": [
+            (data, headers(metric), long_lines(report, data))
+            for data, metric in {g.data: g.metric for g in groups}.items()
+        ]
         if layout != "papers"
         else [],
-        "long_headers": HEADERS,
         "legend": legend(report.summary),
         "notes": (*report.summary.notes, *report.notes),
         "sections": sections,
@@ -181,7 +184,8 @@ def _tiles(report: Report) -> list[Tile]:
     search = sum(row.search_hours * row.n for row in report.summary.rows)
     dead = sum(row.dead for row in report.summary.rows)
     not_known = sum(row.unknown for row in report.summary.rows)
-    notes = (f"{not_known} older runs do not say",) if not_known else ("give every image the same answer",)
+    noun = "image" if report.metrics == (ACCURACY,) else "example"
+    notes = (f"{not_known} older runs do not say",) if not_known else (f"give every {noun} the same answer",)
     found.append(Tile("dead networks", f"{dead} of {len(report.runs)}", notes))
     found.append(Tile("time of all runs", duration(hours), (f"{duration(search)} of it searching",)))
     if report.unfinished:
@@ -192,42 +196,46 @@ def _tiles(report: Report) -> list[Tile]:
 
 
 def _tile(found: Headline, level: float) -> Tile:
-    row = found.row
+    row, metric = found.row, found.group.metric
     notes = [f"{row.method}, n = {row.n}"]
-    equal = [r.method for r in found.group.rows if r is not row and is_equal(r.mean, row.mean)]
+    equal = [r.method for r in found.group.rows if r is not row and metric.equal(r.mean, row.mean)]
     if equal:
         notes.append(f"the same as {' and '.join(equal)}, with fewer multiply-adds")
     if found.compared is not None:
-        change = signed_interval(found.compared.mean, found.compared.interval, digits_after=2)
-        notes.append(f"{change} points to {found.compared.baseline}; {verdict(found.compared, level)}")
-    notes.append(f"multiply-adds {signed_interval(*found.madds, digits_after=1)} %")
-    return Tile(f"highest mean accuracy, {found.group.title}", f"{spread(row.mean, row.std)} %", tuple(notes))
+        change = metric.change(found.compared.mean, found.compared.interval) + metric.points
+        notes.append(f"{change} to {found.compared.baseline}; {verdict(found.compared, level)}")
+    notes.append(f"multiply-adds {signed_interval(*found.madds, form='.1f')} %")
+    value = metric.spread(row.mean, row.std) + metric.unit
+    return Tile(f"{metric.best} mean {metric.title}, {found.group.title}", value, tuple(notes))
 
 
 def _sections(report: Report, look: Look) -> list[dict[str, Any]]:
     """The figures by kind, each with its number on the page."""
+    title_of = capital(common(report.metrics, "results"))
+    noun = "images" if report.metrics == (ACCURACY,) else "examples"
+    begins = {m.direction: "begins" if m.direction == "max" else "ends" for m in report.metrics}
     crowded = any(len(runs) > SEED_CURVES for group in report.groups for runs in group.runs.values())
     kinds: list[tuple[str, str, str, Iterable[Figure | None]]] = [
         (
             "curves",
-            "Accuracy while training",
+            f"{title_of} while training",
             "Thin lines: single seeds. Thick line: their mean. Dashed: the end of the architecture stage, after "
-            "which the choices are in force. Of long trainings the axis begins where the curves are after a tenth "
-            "of the epochs."
+            f"which the choices are in force. Of long trainings the axis {' or '.join(begins.values())} where the "
+            "curves are after a tenth of the epochs."
             + f" Of a method with more than {SEED_CURVES} seeds as many are drawn; the mean is that of all."
             * crowded,
             (curve_figure(group, look) for group in report.groups),
         ),
         (
             "seeds",
-            "Accuracy of each seed",
+            f"{title_of} of each seed",
             "Each point is a run; a line connects the runs of one seed, which began with the same weights and saw "
-            "the same images. Bars: mean and 95 % t interval. A cross is a dead network.",
+            f"the same {noun}. Bars: mean and 95 % t interval. A cross is a dead network.",
             (strip_figure(group, look) for group in report.groups),
         ),
         (
             "cost",
-            "Accuracy against cost",
+            f"{title_of} against cost",
             "Small: single runs. Large: means. The dotted line joins the means that no other one beats in both.",
             (tradeoff_figure(group, look) for group in report.groups),
         ),

@@ -1,4 +1,4 @@
-"""Static pictures of a report, as in a paper: seeds, accuracy against multiply-adds, curves; SVG and PNG."""
+"""Static pictures of a report, as in a paper: seeds, the metric against multiply-adds, curves; SVG and PNG."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from ..drawing.parts import check_formats, save
 from .gather import Group, Report
 from .looks import LIGHT, Look, shortened
 from .placing import label_places, spread_apart
-from .series import SEED_CURVES, axes, curves, floor, interval_of, mean_curve, mean_spots, pareto, spots, thinned
+from .series import SEED_CURVES, axes, curves, interval_of, mean_curve, mean_spots, pareto, reach, spots, thinned
 
 _MARKERS = {
     "circle": "o",
@@ -76,8 +76,8 @@ def _page(height: float) -> Any:
 
 def _titles(page: Any, group: Group, x: str, y: str) -> None:
     page.set_title(shortened(group.title, 60), fontsize=9, loc="left", pad=12, parse_math=False)
-    page.set_xlabel(x, fontsize=8)
-    page.set_ylabel(y, fontsize=8)
+    page.set_xlabel(shortened(x, 60), fontsize=8, parse_math=False)
+    page.set_ylabel(shortened(y, 60), fontsize=8, parse_math=False)
 
 
 def strip_picture(group: Group, look: Look) -> Any:
@@ -89,7 +89,7 @@ def strip_picture(group: Group, look: Look) -> Any:
     for place, method in enumerate(names):
         for run in group.runs[method]:
             shift = 0.3 * (seeds.index(run.trial.seed) / max(len(seeds) - 1, 1) - 0.5)
-            point = (run.trial.accuracy, place - 0.12 + shift)
+            point = (run.trial.value, place - 0.12 + shift)
             by_seed.setdefault(run.trial.seed, []).append(point)
             marker = "x" if run.trial.dead else _MARKERS[look.symbol(method)]
             page.plot(*point, marker, color=look.paint(method), markersize=4, zorder=3)
@@ -99,37 +99,36 @@ def strip_picture(group: Group, look: Look) -> Any:
         page.errorbar(mean, place + 0.26, xerr=reach, fmt="|", markersize=9, capsize=2.5, linewidth=1.2, **style)
     for points in by_seed.values():
         page.plot(*zip(*points, strict=True), color="#cfd4da", linewidth=0.7, zorder=1)
-    page.set_xlim(max(page.get_xlim()[0], 0.0), min(page.get_xlim()[1], 100.4))
+    least, most = (group.metric.scale * end for end in group.metric.limits)
+    page.set_xlim(max(page.get_xlim()[0], least), min(page.get_xlim()[1], most + 0.4))
     page.set_ylim(len(names) - 0.4, -0.6)
     page.set_yticks(range(len(names)))
     page.set_yticklabels([shortened(m, 20) for m in names], parse_math=False)
     page.tick_params(axis="y", length=0)
-    _titles(page, group, "test accuracy, %", "")
+    _titles(page, group, group.tested, "")
     return page
 
 
 def tradeoff_picture(group: Group, look: Look) -> Any:
-    """Accuracy against multiply-adds: runs faint, means with names, the line of those not beaten."""
+    """The metric against multiply-adds: runs faint, means with names, the line of those not beaten."""
     page = _page(2.9)
     axis = axes(group)[0]
     runs = spots(group, axis)
     means = mean_spots(runs)
-    front = pareto(means)
-    page.step(
-        [s.cost for s in front], [s.accuracy for s in front], ":", where="post", color="#5c6570", linewidth=1
-    )
+    front = pareto(means, group.metric)
+    page.step([s.cost for s in front], [s.value for s in front], ":", where="post", color="#5c6570", linewidth=1)
     for spot in runs:
         marker = "x" if spot.dead else _MARKERS[look.symbol(spot.method)]
-        page.plot(spot.cost, spot.accuracy, marker, color=look.paint(spot.method), markersize=3.5, alpha=0.4)
+        page.plot(spot.cost, spot.value, marker, color=look.paint(spot.method), markersize=3.5, alpha=0.4)
     for mean in means:
         colour = look.paint(mean.method)
-        page.plot(mean.cost, mean.accuracy, _MARKERS[look.symbol(mean.method)], color=colour, markersize=7)
+        page.plot(mean.cost, mean.value, _MARKERS[look.symbol(mean.method)], color=colour, markersize=7)
     page.margins(x=0.14, y=0.1)
     low, high = page.get_xlim()
     for mean, y, left in label_places(means, (low, high), page.get_ylim(), 200, gap=12):
         page.annotate(
             shortened(mean.method, 20),
-            (mean.cost, mean.accuracy),
+            (mean.cost, mean.value),
             (mean.cost + (high - low) * (-0.035 if left else 0.035), y),
             ha="right" if left else "left",
             va="center",
@@ -139,12 +138,12 @@ def tradeoff_picture(group: Group, look: Look) -> Any:
             parse_math=False,
         )
     unit = f", {axis.unit}" if axis.unit else ""
-    _titles(page, group, f"multiply-adds of the result{unit}", "test accuracy, %")
+    _titles(page, group, f"multiply-adds of the result{unit}", group.tested)
     return page
 
 
 def curve_picture(group: Group, look: Look) -> Any:
-    """Test accuracy over the epochs, thin for seeds and thick for means; None where there are no curves."""
+    """The metric over the epochs, thin for seeds and thick for means; None where there are no curves."""
     found = {m: list(c) for m, c in itertools.groupby(curves(group), lambda c: c.method)}
     if not found:
         return None
@@ -153,20 +152,20 @@ def curve_picture(group: Group, look: Look) -> Any:
     for method, mine in found.items():
         colour = look.paint(method)
         for curve in map(thinned, mine[:SEED_CURVES] if len(mine) > 1 else []):
-            page.plot(curve.epochs, curve.accuracies, color=colour, linewidth=0.6, alpha=0.4)
+            page.plot(curve.epochs, curve.values, color=colour, linewidth=0.6, alpha=0.4)
         mean = thinned(mean_curve(mine))
         if mean.epochs:
-            page.plot(mean.epochs, mean.accuracies, color=colour, linewidth=1.6)
-            ends.append((method, mean.accuracies[-1]))
+            page.plot(mean.epochs, mean.values, color=colour, linewidth=1.6)
+            ends.append((method, mean.values[-1]))
     for epoch in sorted({c for mine in found.values() if (c := mean_curve(mine).committed) is not None}):
         page.axvline(epoch, color="#5c6570", linewidth=0.7, linestyle="--")
         place = {"transform": page.get_xaxis_transform(), "fontsize": 6.5, "va": "bottom"}
         page.text(epoch, 1.0, " choices in force", color="#5c6570", **place)
-    begin = floor(list(itertools.chain(*found.values())))
-    if begin > page.get_ylim()[0]:
-        top = max(a for mine in found.values() for curve in mine for a in curve.accuracies)
-        page.set_ylim(begin - 0.05 * (top - begin), top + 0.05 * (top - begin))
-    heights = spread_apart([accuracy for _, accuracy in ends], page.get_ylim(), 200, gap=11)
+    every = [value for mine in found.values() for curve in mine for value in curve.values]
+    low, high = reach(list(itertools.chain(*found.values())), group.metric)
+    if low < high and (low, high) != (min(every), max(every)):
+        page.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+    heights = spread_apart([value for _, value in ends], page.get_ylim(), 200, gap=11)
     for (method, _), y in zip(ends, heights, strict=True):
         page.annotate(
             shortened(method, 16),
@@ -179,7 +178,7 @@ def curve_picture(group: Group, look: Look) -> Any:
             parse_math=False,
         )
     page.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _titles(page, group, "epoch", "test accuracy, %")
+    _titles(page, group, "epoch", group.watched)
     return page
 
 

@@ -45,9 +45,9 @@ def label_places(
     Labels stand a little above their points, so that no level line runs through them.
 
     Args:
-        means: in the plane of cost and accuracy.
+        means: in the plane of cost and metric.
         across: the range of costs.
-        span: the range of accuracies, upwards.
+        span: the range of the metric, upwards.
         pixels: how long the axis is in the figure.
         gap: pixels between two labels.
     """
@@ -58,13 +58,13 @@ def label_places(
     # Labels that point at one another from near points would meet in the middle on a narrow screen.
     near = 0.6 * (across[1] - across[0])
     meeting = any(
-        abs(a.cost - b.cost) < near and abs(a.accuracy - b.accuracy) < 2 * step
+        abs(a.cost - b.cost) < near and abs(a.value - b.value) < 2 * step
         for a in sides[False]
         for b in sides[True]
     )
     found = []
     for mine in [sides[False] + sides[True]] if meeting else sides.values():
-        heights = spread_apart([m.accuracy + 0.6 * step for m in mine], span, pixels, gap)
+        heights = spread_apart([m.value + 0.6 * step for m in mine], span, pixels, gap)
         found += [(m, y, _is_right(m, across)) for m, y in zip(mine, heights, strict=True)]
     return found
 

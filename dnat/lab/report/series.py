@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..metrics import ACCURACY, Metric
 from ..summary import Interval, Trial
 from .gather import Group, Run, number
 
@@ -28,39 +29,39 @@ OPEN = 0.02
 
 @dataclass(frozen=True)
 class Curve:
-    """Test accuracy over the epochs of a run, or the mean over the runs of a method.
+    """The metric over the epochs of a run, or the mean over the runs of a method.
 
     Attributes:
         method: of the run.
         seed: of the run; None of a mean.
         epochs: in order.
-        accuracies: after each of them, in percent.
+        values: after each of them, on the examples that are watched, as they are shown.
         committed: the epoch after which the choices were in force; None where none were made while it trained.
     """
 
     method: str
     seed: int | None
     epochs: tuple[float, ...]
-    accuracies: tuple[float, ...]
+    values: tuple[float, ...]
     committed: float | None
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A place in the plane of cost and accuracy.
+    """A place in the plane of cost and metric.
 
     Attributes:
         method: of the run or runs.
         seed: of the run; None of a mean.
         cost: in the unit of the axis.
-        accuracy: on the test images, in percent.
-        dead: whether every image gets the same answer; of a mean: of any.
+        value: on the test examples, as it is shown.
+        dead: whether every example gets the same answer; of a mean: of any.
     """
 
     method: str
     seed: int | None
     cost: float
-    accuracy: float
+    value: float
     dead: bool
 
 
@@ -113,17 +114,18 @@ def curves(group: Group) -> list[Curve]:
     found = []
     for method, runs in group.runs.items():
         for run in runs:
-            points = [(number(row["epoch"]), number(row.get("test_accuracy"))) for row in run.metrics]
-            known = [(e, 100 * a) for e, a in points if e is not None and a is not None]
+            name, scale = f"{run.trial.watched}_{group.metric.name}", group.metric.scale
+            points = [(number(row["epoch"]), number(row.get(name))) for row in run.metrics]
+            known = [(e, scale * v) for e, v in points if e is not None and v is not None]
             if known:
-                epochs, accuracies = zip(*known, strict=True)
-                found.append(Curve(method, run.trial.seed, epochs, accuracies, committed(run)))
+                epochs, values = zip(*known, strict=True)
+                found.append(Curve(method, run.trial.seed, epochs, values, committed(run)))
     return found
 
 
 def mean_curve(of_method: Sequence[Curve]) -> Curve:
     """The mean of the curves of one method, at the epochs that all of them have."""
-    tables = [dict(zip(c.epochs, c.accuracies, strict=True)) for c in of_method]
+    tables = [dict(zip(c.epochs, c.values, strict=True)) for c in of_method]
     common = sorted(set.intersection(*(set(t) for t in tables)))
     moments = {c.committed for c in of_method}
     return Curve(
@@ -135,18 +137,18 @@ def mean_curve(of_method: Sequence[Curve]) -> Curve:
     )
 
 
-def floor(found: Sequence[Curve]) -> float:
-    """Where the axis of long curves begins: at the lowest accuracy after a tenth of the epochs.
+def reach(found: Sequence[Curve], metric: Metric = ACCURACY) -> tuple[float, float]:
+    """The values that long curves are shown between: from the worst one after a tenth of the epochs to the best.
 
     The first epochs would otherwise take up the axis, and what differs later would be one line. Short curves
-    (`LONG` epochs at most) are shown whole: minus infinity.
+    (`LONG` epochs at most) are shown whole.
     """
     first, last = min(c.epochs[0] for c in found), max(c.epochs[-1] for c in found)
-    if last - first < LONG:
-        return -math.inf
-    begin = first + 0.1 * (last - first)
-    late = [a for c in found for e, a in zip(c.epochs, c.accuracies, strict=True) if e >= begin]
-    return min(late)
+    begin = first + 0.1 * (last - first) if last - first >= LONG else -math.inf
+    points = [point for c in found for point in zip(c.epochs, c.values, strict=True)]
+    worst = min((v for e, v in points if e >= begin), key=metric.merit)
+    best = max((v for _, v in points), key=metric.merit)
+    return min(worst, best), max(worst, best)
 
 
 def committed(run: Run) -> float | None:
@@ -162,8 +164,8 @@ def thinned(curve: Curve, most: int = CURVE_POINTS) -> Curve:
     if n <= most:
         return curve
     kept = sorted({round(i * (n - 1) / (most - 1)) for i in range(most)})
-    epochs, accuracies = (tuple(of[i] for i in kept) for of in (curve.epochs, curve.accuracies))
-    return replace(curve, epochs=epochs, accuracies=accuracies)
+    epochs, values = (tuple(of[i] for i in kept) for of in (curve.epochs, curve.values))
+    return replace(curve, epochs=epochs, values=values)
 
 
 def axes(group: Group) -> list[Axis]:
@@ -186,13 +188,13 @@ def _axis(name: str, trials: Sequence[Trial], of: Callable[[Trial], float]) -> A
 
 
 def spots(group: Group, axis: Axis) -> list[Spot]:
-    """Each run in the plane of a cost and accuracy."""
+    """Each run in the plane of a cost and the metric."""
     found = []
     for method, runs in group.runs.items():
         for run in runs:
             cost = axis.of(run.trial)
             if cost is not None:
-                found.append(Spot(method, run.trial.seed, cost, run.trial.accuracy, run.trial.dead is True))
+                found.append(Spot(method, run.trial.seed, cost, run.trial.value, run.trial.dead is True))
     return found
 
 
@@ -201,24 +203,24 @@ def mean_spots(runs: Sequence[Spot]) -> list[Spot]:
     found = []
     for method, of_method in itertools.groupby(runs, lambda s: s.method):
         mine = list(of_method)
-        cost, accuracy = statistics.mean(s.cost for s in mine), statistics.mean(s.accuracy for s in mine)
-        found.append(Spot(method, None, cost, accuracy, any(s.dead for s in mine)))
+        cost, value = statistics.mean(s.cost for s in mine), statistics.mean(s.value for s in mine)
+        found.append(Spot(method, None, cost, value, any(s.dead for s in mine)))
     return found
 
 
-def pareto(places: Sequence[Spot]) -> list[Spot]:
-    """Those that no other one beats: none is as cheap and as accurate, and better in one of both; by cost."""
+def pareto(places: Sequence[Spot], metric: Metric = ACCURACY) -> list[Spot]:
+    """Those that no other one beats: none is as cheap and as good, and better in one of both; by cost."""
     front: list[Spot] = []
-    for spot in sorted(places, key=lambda s: (s.cost, -s.accuracy)):
+    for spot in sorted(places, key=lambda s: (s.cost, -metric.merit(s.value))):
         last = front[-1] if front else None
-        equal = last is not None and (spot.cost, spot.accuracy) == (last.cost, last.accuracy)
-        if last is None or equal or spot.accuracy > last.accuracy:
+        equal = last is not None and (spot.cost, spot.value) == (last.cost, last.value)
+        if last is None or equal or metric.merit(spot.value) > metric.merit(last.value):
             front.append(spot)
     return front
 
 
 def interval_of(group: Group, method: str) -> tuple[float, Interval | None]:
-    """Mean accuracy of a method and its t interval, in percent."""
+    """The mean of a method and its t interval, as they are shown."""
     row = next(r for r in group.rows if r.method == method)
     return row.mean, row.interval
 

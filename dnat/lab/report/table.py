@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...naming import unknown
-from ..formatting import digits, escaped, markdown_list, markdown_rows, spread
+from ..formatting import digits, escaped, markdown_list, markdown_rows
+from ..metrics import ACCURACY, Metric, meaning
 from ..summary import Row
 from ..summary import markdown as long_table
 from ..summary.tables import cells
 from .gather import Group, Report, Unfinished
-from .headline import is_equal, sentences
+from .headline import sentences
 from .published import Published, published
 
 LAYOUTS = ("both", "papers", "long")
@@ -24,8 +25,8 @@ class Line:
     Attributes:
         network: by name.
         source: number of the paper that the row quotes; None of our own runs.
-        cells: accuracy and hours of each method, as text; "-" where there is none.
-        best: places of the methods with the highest accuracy; empty of fewer than two methods.
+        cells: metric and hours of each method, as text; "-" where there is none.
+        best: places of the methods with the best mean; empty of fewer than two methods.
     """
 
     network: str
@@ -40,23 +41,27 @@ class PapersTable:
 
     Attributes:
         data: by name.
+        metric: what its runs are judged by.
         methods: of the column groups.
         lines: our row of each network, then those of the papers.
         sources: of the papers' rows; the first has number 1.
     """
 
     data: str
+    metric: Metric
     methods: tuple[str, ...]
     lines: tuple[Line, ...]
     sources: tuple[str, ...]
 
 
 def papers_tables(report: Report, *, with_published: bool = False) -> list[PapersTable]:
-    """A table for each data set, as the DNAT paper's: accuracy with its deviation, and hours, for each method."""
+    """A table for each data set, as the DNAT paper's: mean with its deviation, and hours, of each method."""
     found = []
     for data in dict.fromkeys(group.data for group in report.groups):
         groups = [group for group in report.groups if group.data == data]
-        quoted = {g.network: published(data, g.network) if with_published else () for g in groups}
+        metric = groups[0].metric
+        quote = with_published and metric == ACCURACY
+        quoted = {g.network: published(data, g.network) if quote else () for g in groups}
         ours = {row.method for group in groups for row in group.rows}
         methods = [m for m in report.methods if m in ours]
         methods += dict.fromkeys(p.method for rows in quoted.values() for p in rows if p.method not in methods)
@@ -67,7 +72,7 @@ def papers_tables(report: Report, *, with_published: bool = False) -> list[Paper
             for source in dict.fromkeys(p.source for p in quoted[group.network]):
                 mine = [p for p in quoted[group.network] if p.source == source]
                 lines.append(_theirs(group.network, mine, methods, sources.index(source) + 1))
-        found.append(PapersTable(data, tuple(methods), tuple(lines), tuple(sources)))
+        found.append(PapersTable(data, metric, tuple(methods), tuple(lines), tuple(sources)))
     return found
 
 
@@ -76,31 +81,32 @@ def _ours(group: Group, methods: Sequence[str]) -> Line:
 
     def texts(row: Row) -> tuple[str, str]:
         search = f"{digits(row.search_hours)} + " if row.search_hours else ""
-        return spread(row.mean, row.std), search + digits(row.training_hours)
+        return row.metric.spread(row.mean, row.std), search + digits(row.training_hours)
 
     shown = tuple(texts(rows[m]) if m in rows else ("-", "-") for m in methods)
-    return Line(group.network, None, shown, _best([rows[m].mean if m in rows else None for m in methods]))
+    best = _best([rows[m].mean if m in rows else None for m in methods], group.metric)
+    return Line(group.network, None, shown, best)
 
 
 def _theirs(network: str, quoted: Sequence[Published], methods: Sequence[str], number: int) -> Line:
     known = {p.method: p for p in quoted}
 
     def texts(p: Published) -> tuple[str, str]:
-        return spread(p.accuracy, p.std), "-" if p.hours is None else digits(p.hours)
+        return ACCURACY.spread(p.accuracy, p.std), "-" if p.hours is None else digits(p.hours)
 
     shown = tuple(texts(known[m]) if m in known else ("-", "-") for m in methods)
-    return Line(network, number, shown, _best([known[m].accuracy if m in known else None for m in methods]))
+    best = _best([known[m].accuracy if m in known else None for m in methods], ACCURACY)
+    return Line(network, number, shown, best)
 
 
-def _best(means: Sequence[float | None]) -> tuple[int, ...]:
+def _best(means: Sequence[float | None], metric: Metric) -> tuple[int, ...]:
     known = [m for m in means if m is not None]
-    return tuple(i for i, m in enumerate(means) if len(known) > 1 and m is not None and is_equal(m, max(known)))
+    if len(known) < 2:
+        return ()
+    best = max(known, key=metric.merit)
+    return tuple(i for i, m in enumerate(means) if m is not None and metric.equal(m, best))
 
 
-PAPERS_LEGEND = (
-    "Accuracy: on the test images in percent, mean ± sample standard deviation over seeds (none of a single run); "
-    "the highest mean of a row in bold. Hours: of one run; where a method searches first, search + training."
-)
 PUBLISHED_LEGEND = (
     "Rows with a number in brackets are quoted from papers, whose networks, recipes and machines may differ from "
     "ours; they take no part in the statistics. Their hours are GPU-hours, search and training together."
@@ -110,20 +116,29 @@ NOT_PUBLISHED = "The papers have no numbers for these networks on these data."
 
 def papers_legend(tables: Iterable[PapersTable], with_published: bool) -> str:
     """How to read the papers' tables."""
+    tables = list(tables)
+    metrics = list(dict.fromkeys(table.metric for table in tables))
+    percent = " in percent" if all(m.is_share for m in metrics) else ""
+    best = {m.best for m in metrics}
+    text = (
+        f"{meaning(metrics)}{percent}, mean ± sample standard deviation over seeds (none of a single run); the "
+        f"{best.pop() if len(best) == 1 else 'best'} mean of a row in bold. Hours: of one run; where a method "
+        "searches first, search + training."
+    )
     if not with_published:
-        return PAPERS_LEGEND
-    found = any(table.sources for table in tables)
-    return f"{PAPERS_LEGEND} {PUBLISHED_LEGEND if found else NOT_PUBLISHED}"
+        return text
+    return f"{text} {PUBLISHED_LEGEND if any(table.sources for table in tables) else NOT_PUBLISHED}"
 
 
 def papers_markdown(table: PapersTable) -> str:
     """A papers' table in Markdown, with its sources; two columns for each method."""
-    head = ["network", *(name for m in table.methods for name in (f"{m}, %", "hours"))]
+    unit = "%" if table.metric.is_share else table.metric.title
+    head = ["network", *(name for m in table.methods for name in (f"{m}, {unit}", "hours"))]
     lines = [head, ["---", *["---:"] * (len(head) - 1)]]
     for line in table.lines:
         row = [line.network if line.source is None else f"published [{line.source}]"]
-        for place, (accuracy, hours) in enumerate(line.cells):
-            row += [f"**{accuracy}**" if place in line.best else accuracy, hours]
+        for place, (mean, hours) in enumerate(line.cells):
+            row += [f"**{mean}**" if place in line.best else mean, hours]
         lines.append(row)
     text = f"## {escaped(table.data)}\n\n{markdown_rows(lines)}"
     if table.sources:
@@ -176,7 +191,7 @@ class LongLine:
 
 
 def long_lines(report: Report, data: str) -> list[LongLine]:
-    """The rows of the long table of one data set; `HEADERS` names the columns."""
+    """The rows of the long table of one data set; `headers` names the columns."""
     level, found = report.summary.significance, []
     for row in (r for r in report.summary.rows if r.data == data):
         c = report.summary.comparison(row)

@@ -13,6 +13,7 @@ from .finished import restore as restore
 from .loading import build_network as build_network
 from .loading import load_data as load_data
 from .loading import network_and_images as network_and_images
+from .loading import network_for as network_for
 from .pictures import draw_named as draw_named
 from .pictures import picture_rows as picture_rows
 from .pictures import redraw as redraw

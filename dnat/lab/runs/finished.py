@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...data import Data, Preprocess
 from ...discretization import discretize
@@ -16,10 +16,10 @@ from ...results import Commitment
 from ...rundir import NETWORK, RunFiles, read_job
 from ...settings import SEARCHING, Job
 from ..baselines import regrow, resized, works_on_genotype
-from .loading import build_network, narrower
+from .loading import build_network, load_data, narrower, network_for
 
 
-def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
+def restore(directory: str | Path) -> tuple[nn.Module, Job, Any]:
     """The trained network of a finished run, its job, and a batch of the shape that it takes; needs no data set.
 
     Raises:
@@ -27,15 +27,22 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Tensor]:
     """
     job, files = read_job(directory), RunFiles(directory)
     record, architecture = files.record(), files.architecture()
-    if "image_shape" not in record:
+    if ":" in job.data:  # of the user's own: their function tells what the network takes
+        data = load_data(job)
+        example = data.example(2)
+    elif "image_shape" not in record:
         raise UsageError(f"{directory} was written by an older dnat, which did not note what its network takes")
-    shape = record["image_shape"]
-    example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
+    else:
+        shape = record["image_shape"]
+        example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     commitment = Commitment.from_table(architecture["commitment"]) if architecture["commitment"] else None
     widths = commitment.widths if commitment else {}
     # Its own weights follow.
     options = widths if job.method == "control-narrow" else {}
-    network = build_network(narrower(job, options), len(record["classes"]), shape)
+    if ":" in job.data:
+        network = network_for(narrower(job, options), data)
+    else:
+        network = build_network(narrower(job, options), len(record["classes"]), shape)
     if job.method in SEARCHING and works_on_genotype(network, job.config):
         after = Genotype.from_json(json.dumps(architecture["genotypes"][1]))
         network = regrow(network, after, job.config)

@@ -6,20 +6,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...data import Augmentation, Data, load
+from ...data import Augmentation, Data, Source, from_loaders, load
+from ...errors import UsageError, users_code
+from ...naming import imported
 from ...networks import accepts, build, check_mode, definition, fitting, load_weights, usual_size
+from ...session import images_of
 from ...settings import SEARCHING, Job
 from ..baselines import Family, family_of
 
 
-def load_data(job: Job, *, download: bool = False, notify: Callable[[str], None] = lambda text: None) -> Data:
-    """The data set that a job names.
+def load_data(job: Job, *, download: bool = False, notify: Callable[[str], None] = lambda text: None) -> Source:
+    """The data set that a job names, or what a function of the user's gives.
 
     Args:
         job: with the data set's name.
         download: fetch the data set if it is missing.
         notify: is given what is worth knowing of the data (an incomplete set, a split that was made).
     """
+    if ":" in job.data:
+        return _made(job)
     data = load(
         job.data,
         job.data_root,
@@ -35,6 +40,38 @@ def load_data(job: Job, *, download: bool = False, notify: Callable[[str], None]
     for note in data.notes:
         notify(note)
     return data
+
+
+def _made(job: Job) -> Source:
+    """What a function of the user's gives: data, or (train, test[, validation]) for `from_loaders`."""
+    given = imported("data", job.data)
+    with users_code(f"data {job.data!r} cannot be made"):
+        data = given() if callable(given) else given
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        data = from_loaders(*data[:2], validation=data[2] if len(data) == 3 else None, name=job.data)
+    if not isinstance(data, Source):
+        kind = type(data).__name__
+        raise UsageError(f"data {job.data!r} must give a dnat.Data, or (train, test) for from_loaders, not {kind}")
+    return data
+
+
+def image_data(job: Job, *, download: bool = False, notify: Callable[[str], None] = lambda text: None) -> Data:
+    """The same where it must be images.
+
+    Raises:
+        ValueError: it is not.
+    """
+    return images_of(load_data(job, download=download, notify=notify))
+
+
+def network_for(job: Job, data: Source, **options: Any) -> nn.Module:
+    """The network that a job names, for its data; see `build_network`."""
+    if isinstance(data, Data):
+        shape = (data.channels, *data.image_size)
+        return build_network(job, data.num_classes, shape, names=data.classes, **options)
+    if job.weights is not None:
+        raise UsageError(f"weights are loaded for images by name; let {job.network} load its own")
+    return build(job.network, seed=job.config.seed, **job.network_options)
 
 
 def _augmentation(job: Job) -> Augmentation | None:
@@ -128,7 +165,6 @@ def network_and_images(job: Job, *, with_data: bool) -> tuple[nn.Module, Tensor]
     """
     if with_data:
         data = load_data(job)
-        images = data.example(2)
-        return build_network(job, data.num_classes, tuple(images.shape[1:])), images
+        return network_for(job, data), data.example(2)
     size = job.image_size or usual_size(job.network)
     return build(job.network, seed=0, **job.network_options), torch.zeros(2, 3, size, size)

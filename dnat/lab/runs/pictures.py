@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ...costs import Cost
-from ...data import Data
+from ...data import Source
 from ...edges import ORIGINAL, Edge, Space, in_order, units
 from ...networks import GENOTYPES, Genotype, definition, genotype_of
 from ...networks.genotypes import published, transformed
@@ -25,7 +25,7 @@ from .. import drawing
 _SHARED = ("kind", "operation", "shape_in", "shape_out", "madds", "choice")
 
 
-def architecture_of(network: nn.Module, data: Data, job: Job, result: Transformation) -> dict[str, Any]:
+def architecture_of(network: nn.Module, data: Source, job: Job, result: Transformation) -> dict[str, Any]:
     """A run's choices, its genotypes, and the picture's rows, in which an edge has only what its report lacks."""
     commitment = result.commitment.table() if result.commitment else None
     known = _of_reports(commitment)
@@ -48,7 +48,7 @@ def _of_reports(commitment: Mapping[str, Any] | None) -> dict[str, list[tuple[st
 
 
 def picture_rows(
-    network: nn.Module, data: Data, commitment: Commitment | None, space: Space = "dnat"
+    network: nn.Module, data: Source, commitment: Commitment | None, space: Space = "dnat"
 ) -> list[drawing.OperationRow]:
     """Every operation of a network, in order, and what became of it, for the picture."""
     program = trace(network, data.example(2))

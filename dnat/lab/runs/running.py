@@ -10,17 +10,18 @@ from typing import Any
 
 from torch import nn
 
-from ...data import Data
+from ...data import Data, Source
 from ...distributed import from_first, joined, world
 from ...errors import UsageError
 from ...records import Records, holds_other
 from ...results import Transformation
 from ...rundir import ARCHITECTURE, NETWORK, RunFiles
+from ...session import images_of
 from ...settings import SEARCHING, WHERE, Job
 from ...tracking import Tracker
 from ...training import Progress
 from ..methods import METHODS, check_method
-from .loading import build_network, family, load_data
+from .loading import family, load_data, network_for
 from .pictures import architecture_of, draw
 
 
@@ -73,14 +74,18 @@ def _run(
     if download and world().size > 1:  # by one process, before the others look
         from_first(lambda: load_data(job, download=True) and None)
     data = load_data(job, download=download, notify=notify)
-    shape = (data.channels, *data.image_size)
-    network = build_network(job, data.num_classes, shape, names=data.classes, download=download, notify=notify)
+    network = network_for(
+        job, data, **({"download": download, "notify": notify} if isinstance(data, Data) else {})
+    )
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
     of_method: dict[str, Any] = {}
     if job.method == "control-narrow":
-        of_method["family"] = family(job, data.num_classes, shape)
-    check_method(job.method, network, data, job.config, **of_method)
+        images = images_of(data)
+        of_method["family"] = family(job, images.num_classes, (images.channels, *images.image_size))
+    check_method(job.method, network, data, job.config, task=job.task, **of_method)
+    if job.method not in SEARCHING:
+        of_method["task"] = job.task
     trained: list[Progress] = []
 
     def asked(progress: Progress) -> bool:
@@ -129,7 +134,7 @@ def _opened(directory: Path, job: Job, anew: bool, notify: Callable[[str], None]
 
 
 def _finish(
-    records: Records, job: Job, network: nn.Module, data: Data, result: Transformation, started: float
+    records: Records, job: Job, network: nn.Module, data: Source, result: Transformation, started: float
 ) -> dict[str, Any]:
     architecture = architecture_of(network, data, job, result)
     records.write_json(ARCHITECTURE, architecture)
@@ -140,13 +145,22 @@ def _finish(
         "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
         "latency": {"before": asdict(result.latency_before), "after": asdict(result.latency_after)},
         "job": job.flat() | dict.fromkeys(WHERE),
+        "metrics": dict(result.directions),
+        "watched": result.watched,
         "data_fingerprint": data.fingerprint(),
-        "classes": list(data.classes),
-        "preprocess": data.preprocess.table(),
-        "skipped": list(data.skipped),
-        "image_shape": list(data.example(1).shape[1:]),
+        **(_of_images(data) if isinstance(data, Data) else {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     records.finish(record)
     return record
+
+
+def _of_images(data: Data) -> dict[str, Any]:
+    """What a record tells of images, so that others can be shown to the network."""
+    return {
+        "classes": list(data.classes),
+        "preprocess": data.preprocess.table(),
+        "skipped": list(data.skipped),
+        "image_shape": list(data.example(1).shape[1:]),
+    }

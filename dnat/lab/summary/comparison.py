@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..metrics import Metric
 from .statistics import (
     MOST_FLIPS,
     Interval,
@@ -26,9 +27,6 @@ from .statistics import (
 )
 from .trials import Trial
 
-_DECIMALS = 9
-"""Decimals of differences: accuracies are shares of whole images, so that what differs by less is rounding."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -37,9 +35,11 @@ class Row:
     Attributes:
         data, network, method: as in `Trial`.
         seeds: in order.
-        accuracies: of each seed, in percent.
-        mean: of the accuracies.
-        std: their sample standard deviation (divided by n - 1), in points; None of one trial.
+        metric: what they are judged by.
+        watched: the splits of their curves.
+        values: of the metric on the test examples at each seed, as they are shown: accuracy in percent.
+        mean: of the values.
+        std: their sample standard deviation (divided by n - 1); None of one trial.
         interval: Student's, for the mean; None of one trial.
         bootstrap: the bootstrap's; None of one trial.
         dead: how many results are dead, of those that are known.
@@ -56,7 +56,9 @@ class Row:
     network: str
     method: str
     seeds: tuple[int, ...]
-    accuracies: tuple[float, ...]
+    metric: Metric
+    watched: tuple[str, ...]
+    values: tuple[float, ...]
     mean: float
     std: float | None
     interval: Interval | None
@@ -87,7 +89,7 @@ class Comparison:
     Attributes:
         data, network, method, baseline: what is compared.
         seeds: that both have, in order.
-        differences: of accuracies, method less baseline, in points, for each seed.
+        differences: of values, method less baseline, for each seed.
         mean: of the differences.
         std: their sample standard deviation; None of one.
         interval: Student's, for the mean difference; None of one.
@@ -132,17 +134,19 @@ class Comparison:
 def row_of(trials: Sequence[Trial], seed: int, confidence: float) -> Row:
     """The row of one method's trials; `seed` is the bootstrap's."""
     first, several = trials[0], len(trials) > 1
-    accuracies = tuple(t.accuracy for t in trials)
+    values = tuple(t.value for t in trials)
     return Row(
         data=first.data,
         network=first.network,
         method=first.method,
         seeds=tuple(t.seed for t in trials),
-        accuracies=accuracies,
-        mean=exact_mean(accuracies),
-        std=statistics.stdev(accuracies) if several else None,
-        interval=t_interval(accuracies, confidence) if several else None,
-        bootstrap=bootstrap_interval(accuracies, confidence, seed) if several else None,
+        metric=first.metric,
+        watched=tuple(sorted({t.watched for t in trials})),
+        values=values,
+        mean=exact_mean(values),
+        std=statistics.stdev(values) if several else None,
+        interval=t_interval(values, confidence) if several else None,
+        bootstrap=bootstrap_interval(values, confidence, seed) if several else None,
         dead=sum(t.dead is True for t in trials),
         unknown=sum(t.dead is None for t in trials),
         params=exact_mean(t.params for t in trials),
@@ -179,9 +183,9 @@ def comparisons_of(rows: Sequence[Row], baseline: str, confidence: float) -> lis
 
 
 def _comparison(row: Row, base: Row, confidence: float) -> Comparison:
-    ours, theirs = (dict(zip(r.seeds, r.accuracies, strict=True)) for r in (row, base))
+    ours, theirs = (dict(zip(r.seeds, r.values, strict=True)) for r in (row, base))
     seeds = tuple(sorted(set(ours) & set(theirs)))
-    differences = tuple(round(ours[s] - theirs[s], _DECIMALS) for s in seeds)
+    differences = tuple(row.metric.difference(ours[s], theirs[s]) for s in seeds)
     n, mean = len(seeds), exact_mean(differences)
     std = statistics.stdev(differences) if n > 1 else None
     p_flip = sign_flip(differences) if 1 < n <= MOST_FLIPS else None

@@ -12,10 +12,17 @@ from .trials import Trial, settings_of
 Pair = tuple[Trial, Mapping[str, Any]]
 """A trial and its record."""
 
+_SINCE = {
+    "task": "classification",
+    **{"optimizer": "sgd", "label_smoothing": "0.0", "ema": "0.0", "validation": "0.0"},
+}
+"""Settings that older records lack, and how their runs were trained."""
+
 _RECIPE = (
     *("network_options", "weights", "image_size", "train_limit", "test_limit", "crop", "epochs", "batch_size"),
     *("lr", "momentum", "weight_decay", "grad_clip", "cutout", "auxiliary", "drop_path", "amp", "warm_up"),
     *("distillation", "feature_distillation"),
+    *_SINCE,
 )
 """Settings that all methods of a comparison should share."""
 
@@ -71,7 +78,7 @@ def _power_notes(compared: Sequence[Comparison], level: float) -> list[str]:
 def _setting_notes(group: Sequence[Pair]) -> list[str]:
     """Settings that should be the same and are not: of training for all methods, all others for each."""
     notes = []
-    settings = [(trial.method, settings_of(record["job"])) for trial, record in group]
+    settings = [(trial.method, _SINCE | settings_of(record["job"])) for trial, record in group]
     for key in sorted({k for _, s in settings for k in s if k.partition(".")[0] in _RECIPE}):
         holders = _holders(settings, key)
         if len(holders) > 1:

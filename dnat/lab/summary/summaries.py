@@ -9,6 +9,7 @@ from ...errors import UsageError
 from ...naming import unknown
 from ...settings import WHERE
 from ..labels import method_order, natural_order
+from ..metrics import Metric
 from .comparison import Comparison, Row, comparisons_of, row_of
 from .notes import Pair, notes_of
 from .statistics import check_confidence
@@ -57,7 +58,8 @@ def summarize(
 
     Raises:
         ValueError: no records, one that lacks something, two of the same network, data, method and seed, or a
-            baseline that no record has ("original" may be missing: then there are no comparisons).
+            baseline that no record has ("original" may be missing: then there are no comparisons), or runs on one
+            data set that are judged by different metrics.
         TypeError: see `trial_from`.
     """
     records = list(records)
@@ -66,6 +68,7 @@ def summarize(
         raise UsageError("there are no records to summarize")
     trials = [_numbered(i, record) for i, record in enumerate(records)]
     _refuse_duplicates(trials, records)
+    _refuse_other_metrics(trials)
     methods = {t.method for t in trials}
     if baseline not in methods and baseline != "original":
         raise unknown("baseline", baseline, methods)
@@ -116,3 +119,14 @@ def _refuse_duplicates(trials: Sequence[Trial], records: Sequence[Mapping[str, A
             f"at seed {trial.seed}: "
             + (f"they differ in {shown}; summarize them apart" if differing else "leave one of them out")
         )
+
+
+def _refuse_other_metrics(trials: Sequence[Trial]) -> None:
+    for data in dict.fromkeys(t.data for t in trials):
+        holders: dict[Metric, list[str]] = {}
+        for t in trials:
+            if t.data == data and t.network not in holders.setdefault(t.metric, []):
+                holders[t.metric].append(t.network)
+        if len(holders) > 1:
+            listed = ", ".join(f"{m.name} ({m.direction}) of {', '.join(names)}" for m, names in holders.items())
+            raise UsageError(f"runs on {data} are judged by different metrics, {listed}: summarize them apart")

@@ -2,16 +2,17 @@
 
 import math
 
-from ..formatting import count, digits, escaped, markdown_list, markdown_rows, p_text, signed_interval, spread
+from ..formatting import count, digits, escaped, markdown_list, markdown_rows, p_text
+from ..metrics import Metric, meaning
 from .comparison import Comparison, Row
 from .statistics import MOST_FLIPS
 from .summaries import Summary
 
-HEADERS = (
-    *("network", "method", "n", "accuracy, %", "difference", "p (Holm)", "params", "MAdds", "latency, ms"),
-    *("hours", "dead"),
-)
-"""The columns of a table: the network, and what `cells` gives."""
+
+def headers(metric: Metric) -> tuple[str, ...]:
+    """The columns of a table of runs that are judged by a metric: the network, and what `cells` gives."""
+    first = ("network", "method", "n", metric.column, "difference", "p (Holm)")
+    return *first, "params", "MAdds", "latency, ms", "hours", "dead"
 
 
 def markdown(summary: Summary) -> str:
@@ -24,7 +25,8 @@ def markdown(summary: Summary) -> str:
     parts = []
     for data in dict.fromkeys(row.data for row in summary.rows):
         rows = [row for row in summary.rows if row.data == data]
-        lines = [HEADERS, ("---", "---", *["---:"] * (len(HEADERS) - 2))]
+        head = headers(rows[0].metric)
+        lines = [head, ("---", "---", *["---:"] * (len(head) - 2))]
         last = None
         for row in rows:
             name, last = row.network if row.network != last else "", row.network
@@ -41,7 +43,7 @@ def markdown(summary: Summary) -> str:
 
 
 def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...]:
-    """A row of the table as text, from the method on; `HEADERS` names the columns.
+    """A row of the table as text, from the method on; `headers` names the columns.
 
     Args:
         row: of one method.
@@ -52,8 +54,8 @@ def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...
     return (
         row.method,
         str(row.n),
-        spread(row.mean, row.std),
-        _difference(compared, row.n),
+        row.metric.spread(row.mean, row.std),
+        _difference(compared, row),
         _verdict(compared, level),
         f"{count(row.params)} ({row.params_change:+z.1f} %)",
         f"{count(row.madds)} ({row.madds_change:+z.1f} %)",
@@ -63,11 +65,11 @@ def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...
     )
 
 
-def _difference(compared: Comparison | None, n: int) -> str:
+def _difference(compared: Comparison | None, row: Row) -> str:
     if compared is None:
         return "-"
-    text = signed_interval(compared.mean, compared.interval, digits_after=2)
-    return text if compared.n == n else f"{text} (n = {compared.n})"
+    text = row.metric.change(compared.mean, compared.interval)
+    return text if compared.n == row.n else f"{text} (n = {compared.n})"
 
 
 def _verdict(compared: Comparison | None, level: float) -> str:
@@ -79,9 +81,11 @@ def _verdict(compared: Comparison | None, level: float) -> str:
 
 def legend(summary: Summary) -> str:
     """How to read the table, as plain text."""
+    metrics = list(dict.fromkeys(row.metric for row in summary.rows))
+    points = "in points, " if any(m.is_share for m in metrics) else ""
     return (
-        "Accuracy: on the test images, mean ± sample standard deviation over n seeds. Difference: to "
-        f"{summary.baseline}, in points, paired by seed, with its {100 * summary.confidence:g} % t interval, each "
+        f"{meaning(metrics)}, mean ± sample standard deviation over n seeds. Difference: to "
+        f"{summary.baseline}, {points}paired by seed, with its {100 * summary.confidence:g} % t interval, each "
         "for itself. p: of the exact sign-flip test of the mean difference (of the paired t test with more than "
         f"{MOST_FLIPS} seeds), "
         f"two-sided, Holm-corrected over the methods of a network; *: at most {summary.significance:g}; ?: cannot "

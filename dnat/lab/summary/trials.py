@@ -9,6 +9,7 @@ from ...errors import UsageError, WrongTypeError
 from ...seeds import check_seed
 from .. import fields
 from ..labels import label
+from ..metrics import Metric, result_of, watched
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,15 @@ class Trial:
         network, data: by name.
         method: as `label` has it.
         seed: of the run.
-        accuracy: on the test images, in percent.
+        metric: what it is judged by.
+        value: of the metric on the test examples, as it is shown: accuracy in percent.
+        watched: the split of its curves, "test" or "validation".
         params, madds: of the result.
         params_before, madds_before: of the network as it was given.
         latency_before, latency_after: seconds for a batch; None where the record has none.
         search_seconds: what a method took that searches before it trains.
         training_seconds: everything else. dnat chooses while it trains, so that all of its time stands here.
-        dead: whether the result gives every image the same answer; None where an older record does not say.
+        dead: whether the result gives every example the same answer; None where an older record does not say.
         device: where it ran ("cpu", "cuda:0"); empty where the record does not say.
     """
 
@@ -33,7 +36,9 @@ class Trial:
     data: str
     method: str
     seed: int
-    accuracy: float
+    metric: Metric
+    value: float
+    watched: str
     params: int
     madds: int
     params_before: int
@@ -63,12 +68,15 @@ def trial_from(record: Mapping[str, Any]) -> Trial:
     if results.get("dead") not in (None, True, False):
         raise UsageError(f"results.dead of a record must be true or false, not {results['dead']!r}")
     times, device = _latencies(record)
+    result = result_of(record)
     return Trial(
         network=fields.name(job, "job.network"),
         data=fields.name(job, "job.data"),
         method=label(job),
         seed=check_seed(fields.entry(job, "job.seed")),
-        accuracy=100 * fields.number(results, "results.test_accuracy", most=1),
+        metric=result.metric,
+        value=result.metric.scale * result.value,
+        watched=watched(record),
         params=fields.integer(after, "results.cost_after.params", 0),
         madds=fields.integer(after, "results.cost_after.madds", 0),
         params_before=fields.integer(before, "results.cost_before.params", 1),

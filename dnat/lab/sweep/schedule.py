@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from ...errors import UsageError
 from ...settings import cores
+from ..metrics import Measured
 from .cluster import Cluster, import_ray
 from .directory import Standing, SweepDirectory, continued
 from .local import ANY_GPU, Local, visible_gpus
@@ -75,14 +76,14 @@ class Live:
         epochs: that it will take, without a search.
         stage: "search", "architecture" or "network"; empty before the first epoch.
         epoch: epochs done.
-        accuracy: the last one, from 0 to 1.
+        measured: what the last epoch came to.
     """
 
     seconds: float
     epochs: int
     stage: str = ""
     epoch: int = 0
-    accuracy: float | None = None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def _download(trials: Iterable[Trial], notify: Callable[[str], None]) -> None:
     """Fetch what is missing once, before several trials would do so at a time."""
     from ..runs import load_data
 
-    for job in {(t.job.data, t.job.data_root): t.job for t in trials}.values():
+    named = (t.job for t in trials if ":" not in t.job.data)  # only trials import users' modules
+    for job in {(job.data, job.data_root): job for job in named}.values():
         load_data(job, download=True, notify=notify)
 
 
@@ -324,7 +326,7 @@ class _Loop:
         if now - when >= 1:
             found = progress(self.standings[name].directory)
             if found:
-                live = replace(live, stage=found[0], epoch=found[1], accuracy=found[2])
+                live = replace(live, stage=found[0], epoch=found[1], measured=found[2])
             self.looked[name] = now, live
         return replace(live, seconds=now - self.began[name])
 

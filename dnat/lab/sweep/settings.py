@@ -357,6 +357,7 @@ def check_job(job: Job) -> None:
     """
     from ...data import describe
     from ...networks import check_mode
+    from ...tasks import TASKS
     from ..baselines import check_budget, configured
 
     config = job.config
@@ -371,9 +372,15 @@ def check_job(job: Job) -> None:
                 f"{job.method} knows no budget on genotypes: leave it out for {job.network}, or take "
                 "search.graph='edges'"
             )
-    sets = [d.name for d in describe()]
-    if job.data not in sets:
-        raise unknown("data set", job.data, sets)
+    _check_name("data set", job.data, [d.name for d in describe()])
+    _check_name("task", job.task or "classification", TASKS)
+
+
+def _check_name(kind: str, name: str, known: Iterable[str]) -> None:
+    if ":" in name:
+        _check_module(kind, name)
+    elif name not in known:
+        raise unknown(kind, name, known)
 
 
 def check_network(network: str, options: Iterable[str] = ()) -> None:
@@ -386,13 +393,8 @@ def check_network(network: str, options: Iterable[str] = ()) -> None:
     """
     from ...networks import FAMILIES, accepts
 
-    source, colon, factory = network.partition(":")
-    if colon and source not in (*FAMILIES, "torchvision", "timm"):
-        top = source.partition(".")[0]
-        if top not in sys.builtin_module_names and not _is_found(top):
-            raise UsageError(f"network {network!r} cannot be imported: there is no module {top!r}")
-        if not factory:
-            raise UsageError(f"network {network!r} names no function: write package.module:factory")
+    if ":" in network and network.partition(":")[0] not in (*FAMILIES, "torchvision", "timm"):
+        _check_module("network", network)
         return
     for option in options:
         if not accepts(network, option):
@@ -400,6 +402,15 @@ def check_network(network: str, options: Iterable[str] = ()) -> None:
                 f"network {network} has no option {option!r}: `dnat edges` and its docstring tell all"
             )
     accepts(network, "num_classes")  # which finds out that there is no such network
+
+
+def _check_module(kind: str, name: str) -> None:
+    source, _, factory = name.partition(":")
+    top = source.partition(".")[0]
+    if top not in sys.builtin_module_names and not _is_found(top):
+        raise UsageError(f"{kind} {name!r} cannot be imported: there is no module {top!r}")
+    if not factory:
+        raise UsageError(f"{kind} {name!r} names no function: write package.module:factory")
 
 
 def _is_found(module: str) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from ...locks import holder, is_held
 from ...rundir import METRICS, RECORD, SEARCH_ROWS, RunFiles
+from ..metrics import Measured, measured_in
 
 State = Literal["pending", "running", "done", "failed", "interrupted"]
 
@@ -216,15 +217,15 @@ def _tail(path: str, start: int, most: int = 1 << 16) -> str:
         return file.read().decode("utf-8", errors="replace")
 
 
-def progress(directory: str | Path) -> tuple[str, int, float | None] | None:
-    """Stage, epochs done and test accuracy (0 to 1; in a search on training images) of a run; None at first.
+def progress(directory: str | Path) -> tuple[str, int, Measured | None] | None:
+    """Stage, epochs done and what the last of them came to, of a run; None at first.
 
     Rows are read from the end of metrics.jsonl, or of search.jsonl while there are no metrics.
     """
-    for name, accuracy in ((METRICS, "test_accuracy"), (SEARCH_ROWS, "train_accuracy")):
+    for name in (METRICS, SEARCH_ROWS):
         for row in _rows_from_the_end(RunFiles(directory).path(name)):
             if "epoch" in row:
-                return str(row.get("stage", "search")), int(row["epoch"]), row.get(accuracy)
+                return str(row.get("stage", "search")), int(row["epoch"]), measured_in(row)
     return None
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..formatting import clock
+from ..metrics import Measured, common, result_of
 from ..sweep import Standing, View, remaining
 
 _STATES = {"done": "green", "running": "cyan", "pending": "dim", "interrupted": "yellow", "failed": "red"}
@@ -25,7 +26,7 @@ class SweepScreen:
     def __init__(self, console: Console) -> None:
         self.console, self.started = console, time.monotonic()
         self.known: dict[str, tuple[str, int]] = {}
-        self.accuracies: dict[str, float] = {}
+        self.results: dict[str, Measured] = {}
         self.live: Live | None = None
         if console.is_terminal:
             self.live = Live(console=console, auto_refresh=False, transient=True)
@@ -39,18 +40,19 @@ class SweepScreen:
                 continue
             self.known[standing.name] = now
             if standing.state == "done":
-                self.accuracies[standing.name] = standing.record()["results"]["test_accuracy"]
+                self.results[standing.name] = result_of(standing.record())
             if self.live is None and not (before is None and standing.state in ("pending", "done")):
                 self._line(standing, view)
         if self.live is not None:
             taken = time.monotonic() - self.started
-            self.live.update(sweep_table(view, self.accuracies, taken), refresh=True)
+            self.live.update(sweep_table(view, self.results, taken), refresh=True)
 
     def _line(self, standing: Standing, view: View) -> None:
         done = sum(s.state == "done" for s in view.standings)
         more = ""
         if standing.state == "done":
-            more = f"  accuracy {self.accuracies[standing.name]:.2%}, {clock(standing.seconds)}"
+            result = self.results[standing.name]
+            more = f"  {result.metric.title} {result}, {clock(standing.seconds)}"
         elif standing.state == "running" and standing.attempts > 1:
             more = f"  attempt {standing.attempts}"
         elif standing.reason:
@@ -65,12 +67,12 @@ class SweepScreen:
             self.live = None
 
 
-def sweep_table(view: View, accuracies: Mapping[str, float], seconds: float) -> Group:
+def sweep_table(view: View, results: Mapping[str, Measured], seconds: float) -> Group:
     """A sweep at a moment: counts, the trials that run, what is finished by network and method, what went wrong.
 
     Args:
         view: the sweep.
-        accuracies: of the trials that are done, by name, from 0 to 1.
+        results: of the trials that are done, by name.
         seconds: since the sweep was started.
     """
     counts = {state: sum(s.state == state for s in view.standings) for state in _STATES}
@@ -81,49 +83,55 @@ def sweep_table(view: View, accuracies: Mapping[str, float], seconds: float) -> 
     left = remaining(view)
     head.append(f"\n{clock(seconds)} so far")
     head.append(f", about {clock(left)} left" if left else "")
-    tables = (_running(view), _finished(view, accuracies), _troubles(view))
+    tables = (_running(view), _finished(view, results), _troubles(view))
     return Group(head, *(part for table in tables if table.row_count for part in (Text(), table)))
 
 
-def _columns(*names: str) -> Table:
-    """A table without lines; whatever is too long for the screen is cut, since no line may be broken."""
+def _columns(*names: str, left: int) -> Table:
+    """A table without lines, with so many columns of texts, then of numbers.
+
+    Whatever is too long for the screen is cut, since no line may be broken.
+    """
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in names:
-        right = name in ("epoch", "accuracy", "time", "seeds", "mean accuracy")
+    for place, name in enumerate(names):
         # Rich makes columns narrower first that may be wrapped; the texts in them are cut all the same.
         whole = name != "why"
-        table.add_column(name, justify="right" if right else "left", overflow="ellipsis", no_wrap=whole)
+        table.add_column(name, justify="left" if place < left else "right", overflow="ellipsis", no_wrap=whole)
     return table
 
 
 def _running(view: View) -> Table:
-    table = _columns("running", "stage", "epoch", "accuracy", "time")
-    for name, live in list(view.live.items())[:_SHOWN]:
+    shown = list(view.live.items())[:_SHOWN]
+    title = escape(common((live.measured.metric for _, live in shown if live.measured), "metric"))
+    table = _columns("running", "stage", "epoch", title, "time", left=2)
+    for name, live in shown:
         of = "" if live.stage == "search" else f"/{live.epochs}"  # a search has epochs of its own
         epochs = f"{live.epoch}{of}" if live.stage else ""
-        accuracy = "" if live.accuracy is None else f"{live.accuracy:.2%}"
-        table.add_row(Text(name, "cyan"), live.stage or "starting", epochs, accuracy, clock(live.seconds))
+        measured = "" if live.measured is None else str(live.measured)
+        table.add_row(Text(name, "cyan"), live.stage or "starting", epochs, measured, clock(live.seconds))
     return table
 
 
-def _finished(view: View, accuracies: Mapping[str, float]) -> Table:
-    table = _columns("finished", "method", "seeds", "mean accuracy")
+def _finished(view: View, results: Mapping[str, Measured]) -> Table:
+    title = escape(common((result.metric for result in results.values()), "metric"))
+    table = _columns("finished", "method", "seeds", f"mean {title}", left=2)
     rows: dict[tuple[str, str], list[Standing]] = {}
     for standing in view.standings:
         rows.setdefault((standing.network, standing.method), []).append(standing)
     begun = [(key, group) for key, group in rows.items() if any(s.state == "done" for s in group)]
     before = ""
     for (network, method), group in begun[:_SHOWN]:
-        found = [accuracies[s.name] for s in group if s.state == "done"]
+        done = [results[s.name] for s in group if s.state == "done"]
+        mean = done[0].metric.text(sum(result.value for result in done) / len(done))
         name, before = "" if network == before else network, network
-        table.add_row(Text(name), Text(method), f"{len(found)} of {len(group)}", f"{sum(found) / len(found):.2%}")
+        table.add_row(Text(name), Text(method), f"{len(done)} of {len(group)}", mean)
     if len(begun) > _SHOWN:
         table.add_row(f"and {len(begun) - _SHOWN} more")
     return table
 
 
 def _troubles(view: View) -> Table:
-    table = _columns("without a result", "", "why")
+    table = _columns("without a result", "", "why", left=3)
     found = [s for s in view.standings if s.state in ("failed", "interrupted")]
     for standing in found[-5:]:
         state = Text(standing.state, _STATES[standing.state])

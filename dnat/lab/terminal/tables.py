@@ -11,14 +11,17 @@ from ...data import DataSet
 from ...edges import IDENTITY, NONE, Edge, Tally, narrowed
 from ...networks import Definition, NetworkSize
 from ..formatting import change
+from ..metrics import metrics_of, watched
 from ..prediction import Prediction
 from ..runs import Survey
 from .console import printable
 
 
 def result_table(record: dict[str, Any]) -> Table:
-    """Accuracy, parameters, multiply-adds and time of a finished run."""
+    """Metrics, parameters, multiply-adds and time of a finished run; the first metric also of earlier moments."""
     results, seconds = record["results"], record["seconds"]
+    metrics, split = metrics_of(record), watched(record)
+    first, title = metrics[0], escape(metrics[0].title)
     before, after = results["cost_before"], results["cost_after"]
     table = Table(title=f"{record['job']['network']} on {record['job']['data']}, seed {record['job']['seed']}")
     for name in ("", "before", "after", "change"):
@@ -27,19 +30,22 @@ def result_table(record: dict[str, Any]) -> Table:
         table.add_row(name, f"{before[key]:,}", f"{after[key]:,}", change(before[key], after[key]))
     if "latency" in record:
         before_ms, after_ms = (record["latency"][when]["seconds"] * 1e3 for when in ("before", "after"))
-        first = record["latency"]["before"]
-        label = f"time for {first['batch']} on {first['device']}"
+        latency = record["latency"]["before"]
+        label = f"time for {latency['batch']} on {latency['device']}"
         table.add_row(label, f"{before_ms:.2f} ms", f"{after_ms:.2f} ms", change(before_ms, after_ms))
     if record["job"].get("weights") is not None:
-        table.add_row("test accuracy, as it was given", f"{results['test_accuracy_before']:.2%}", "", "")
-    if results["relaxed_test_accuracy"] is not None:
+        table.add_row(f"test {title}, as it was given", first.text(results[f"test_{first.name}_before"]), "", "")
+    relaxed, committed = (results.get(f"{when}_{split}_{first.name}") for when in ("relaxed", "committed"))
+    if relaxed is not None and committed is not None:
         moments = ("end of the architecture stage", "choices just made")
         if "search" in seconds:
             moments = ("with shared weights", "before it is trained")
         if "search" in seconds or seconds.get("architecture"):
-            table.add_row(f"test accuracy, {moments[0]}", f"{results['relaxed_test_accuracy']:.2%}", "", "")
-        table.add_row(f"test accuracy, {moments[1]}", "", f"{results['committed_test_accuracy']:.2%}", "")
-    table.add_row("test accuracy, result", "", f"{results['test_accuracy']:.2%}", "")
+            table.add_row(f"{split} {title}, {moments[0]}", first.text(relaxed), "", "")
+        table.add_row(f"{split} {title}, {moments[1]}", "", first.text(committed), "")
+    for metric in metrics:
+        value = metric.text(results[f"test_{metric.name}"])
+        table.add_row(f"test {escape(metric.title)}, result", "", value, "")
     stages = "  ".join(f"{stage} {taken:.1f} s" for stage, taken in seconds.items() if taken)
     table.add_row("time", "", stages, "")
     return table

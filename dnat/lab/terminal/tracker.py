@@ -4,12 +4,14 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
 from ...edges import Tally
 from ...tracking import Tracker
 from ...training import Burden, Progress
+from ..metrics import Metric, first_of, split_of
 from .console import bars
 
 
@@ -52,8 +54,7 @@ class TerminalTracker(Tracker):
         """One line for the epoch that is done."""
         self.console.print(
             f"epoch {row['epoch']:>{len(str(self.total))}}/{self.total}  {row['stage']:<12}  "
-            f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:7.2%}   "
-            f"test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:7.2%}   "
+            f"train {_measured(row, 'train')}   {(split := split_of(row))} {_measured(row, split)}   "
             f"{row['seconds']:.1f} s ({row['images_per_second']:.0f} images/s)",
             highlight=False,
         )
@@ -62,8 +63,7 @@ class TerminalTracker(Tracker):
         """One line for the epoch of a search that is done."""
         learned = f"   reward {row['reward']:+.4f} entropy {row['entropy']:.2f}" if "reward" in row else ""
         self.console.print(
-            f"search epoch {row['epoch']:>3}  shared weights: loss {row['train_loss']:.4f} "
-            f"accuracy {row['train_accuracy']:7.2%}{learned}   "
+            f"search epoch {row['epoch']:>3}  shared weights: {_measured(row, 'train')}{learned}   "
             f"{row['seconds']:.1f} s ({row['images_per_second']:.0f} images/s)",
             highlight=False,
         )
@@ -86,3 +86,11 @@ class TerminalTracker(Tracker):
         if self.bars is not None:
             self.bars.stop()
             self.bars = None
+
+
+def _measured(row: dict[str, Any], split: str) -> str:
+    """Loss and first metric of a split in the row of an epoch."""
+    text, metric = f"loss {row[f'{split}_loss']:.4f}", Metric(first_of(row))
+    if metric.name == "loss":
+        return text
+    return f"{text} {escape(metric.title)} {metric.text(row[f'{split}_{metric.name}']):>7}"

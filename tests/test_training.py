@@ -172,7 +172,7 @@ def test_with_a_limit_only_what_lies_above_it_is_charged():
 
 def test_one_cosine_over_both_stages():
     c = config(lr=0.4, epochs=10)
-    rates = [learning_rate(c, step, 100) for step in range(101)]
+    rates = [learning_rate(c.training, step, 100) for step in range(101)]
     assert rates[0] == 0.4
     assert rates[50] == pytest.approx(0.2)
     assert rates[100] == pytest.approx(0.0)
@@ -272,9 +272,9 @@ def test_reductions_of_few_channels_do_not_end_the_process():
 )
 def test_images_lie_channels_last_where_it_is_safe(stride, channels, threads, expected):
     network = nn.Sequential(nn.Conv2d(channels, 4, 1, stride=stride))
-    assert images_last(network, dnat.Config(threads=threads), torch.device("cpu")) is expected
-    assert not images_last(network, dnat.Config(threads=threads, channels_last=False), torch.device("cpu"))
-    assert images_last(network, dnat.Config(threads=threads), torch.device("cuda"))
+    assert images_last(network, dnat.Config(threads=threads).machine, torch.device("cpu")) is expected
+    assert not images_last(network, dnat.Config(threads=threads, channels_last=False).machine, torch.device("cpu"))
+    assert images_last(network, dnat.Config(threads=threads).machine, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1.5, 1.0, "1", None, True])

@@ -105,7 +105,7 @@ class Task:
 
         Args:
             loss: gives a tensor without dimensions.
-            metrics: {name: (function, which way it is better)}; by default the loss by its name, less being better.
+            metrics: {name: (function, which way it is better)}; by default the loss by its name, less is better.
                 Over several batches they are averaged, weighed by the examples of each.
             name: by default that of the loss.
 

@@ -37,7 +37,7 @@ from dnat.sensitivity import Judge, Sensitivity, affordable_images, least_damage
 from dnat.session import reproducible
 from dnat.settings import parse_setting
 from dnat.tracing import trace
-from dnat.training import ArchitectureLoss, Progress, Trainer, effects, take_statistics
+from dnat.training import ArchitectureStage, Progress, Trainer, effects, take_statistics
 
 RESULTS = Path(__file__).parent / "results"
 THETA_EPOCHS = 2
@@ -232,12 +232,12 @@ def by_theta(network: nn.Module, data: Data, seed: int, how: str) -> Sets:
         with torch.no_grad():  # within the width of the sigmoid, around its beginning at 1
             theta[:, original] += 0.2 * (logs - logs.max())
     with reproducible(config):
-        loss = ArchitectureLoss(relaxed, config, costs, 0.65 * costs.total)
+        steps = data.steps(config.training.batch_size)
+        stage = ArchitectureStage(relaxed.train(), config, steps, costs, 0.65 * costs.total)
         taught = copy.deepcopy(network).eval().requires_grad_(False)
-        trainer = Trainer(relaxed.train(), data, config, Progress(), loss, taught)
-        optimizer = trainer.theta
+        trainer = Trainer(relaxed, data, config, Progress(), stage=stage, teacher=taught)
         for epoch in range(epochs):
-            trainer.theta = None if how == "warmed" and epoch == 0 else optimizer
+            trainer.stage = None if how == "warmed" and epoch == 0 else stage
             for _ in trainer.epoch():
                 pass
             trainer.close_epoch()

@@ -88,7 +88,7 @@ def one(
     def smaller(part: Mapping[str, str], current: nn.Module) -> nn.Module:
         made = dnat.discretize(current, part, data.example(2))
         if row.get("norms") != "recorded":
-            retake_statistics(made, data, config)
+            retake_statistics(made, data, seed)
         return made
 
     first, *later = in_steps(choices, row.get("steps", 1))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .data import count_of as count_of
 from .data import moved as moved
 from .errors import WrongTypeError, users_code
-from .settings import Config
+from .settings import Training
 from .tracing import Example, examples_of, tensors_of
 
 
@@ -70,7 +70,7 @@ def wide(output: Tensor) -> Tensor:
 
 
 @contextmanager
-def autocast(config: Config, device: torch.device) -> Iterator[None]:
+def autocast(training: Training, device: torch.device) -> Iterator[None]:
     """Automatic mixed precision, where the configuration asks for it."""
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.training.amp == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=training.amp == "bf16"):
         yield

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .answers import autocast, call, device_of, in_forward, wide
-from .settings import Config
+from .settings import Training
 from .tasks import Task, task_of
 from .tracing import Example
 
@@ -49,28 +49,30 @@ class Teacher:
     Args:
         network: the teacher, in eval mode.
         student: whose layers are taught.
-        config: with the weights `distillation` and `feature_distillation`, and the temperature.
+        training: with the weights `distillation` and `feature_distillation`, and the temperature.
         task: which compares answers; classification by default.
 
     Attributes:
         layers: paths of the layers that both networks have; none where nothing is learned from them.
     """
 
-    def __init__(self, network: nn.Module, student: nn.Module, config: Config, task: Task | None = None) -> None:
-        self.network, self.config, self.task = network, config, task_of(task)
-        self.layers = _shared_layers(network, student) if config.training.feature_distillation else ()
+    def __init__(
+        self, network: nn.Module, student: nn.Module, training: Training, task: Task | None = None
+    ) -> None:
+        self.network, self.training, self.task = network, training, task_of(task)
+        self.layers = _shared_layers(network, student) if training.feature_distillation else ()
 
     def lesson(self, inputs: Example) -> Lesson:
         """What the teacher says of a batch: a tensor, a tuple or a dict of such."""
         with (
             torch.no_grad(),
-            autocast(self.config, device_of(inputs)),
+            autocast(self.training, device_of(inputs)),
             in_forward(self.network, inputs),
             watched(self.network, self.layers) as given,
         ):
             output = call(self.network, inputs)
         with torch.no_grad():
-            return Lesson(self.task.answers(output, self.config.training.distillation_temperature), given)
+            return Lesson(self.task.answers(output, self.training.distillation_temperature), given)
 
     def loss(self, loss: Tensor, output: Any, lesson: Lesson, given: Mapping[str, Tensor]) -> Tensor:
         """The loss with what is learned from a lesson.
@@ -81,13 +83,13 @@ class Teacher:
             lesson: of the same batch.
             given: what the network's layers were given; see `watched`.
         """
-        weight, temperature = self.config.training.distillation, self.config.training.distillation_temperature
+        weight, temperature = self.training.distillation, self.training.distillation_temperature
         ours = self.task.answers(output, temperature)
         apart = self.task.divergence(ours, lesson.answers.to(ours.dtype))
         loss = (1 - weight) * loss + weight * (temperature**2 if self.task.tempered else 1.0) * apart
         distances = [distance(given[p], x) for p, x in lesson.given.items() if p in given and _alike(given[p], x)]
         if distances:
-            loss = loss + self.config.training.feature_distillation * torch.stack(distances).mean()
+            loss = loss + self.training.feature_distillation * torch.stack(distances).mean()
         return loss
 
 

@@ -67,8 +67,8 @@ def session(
         original, held_out = in_training(copied(network).to(device)), data.to(device)
         data, watched = watched_of(held_out, config)
         # What is made of the network cannot tell any more what it was made of.
-        config = config.but(cutout=cutout_side(config, original, data))
-        if images_last(original, config, device):
+        config = config.but(cutout=cutout_side(config.training, original, data))
+        if images_last(original, config.machine, device):
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = data.example(2)
         program = trace(original, example, batch=count_of(example))

@@ -262,7 +262,7 @@ class Run:
             self.loop.pause(progress, f"epoch {progress.epoch}, batch {progress.batch}")
         size = getattr(data, "batch_size", None) or config.training.batch_size  # that of a DataLoader
         examples = min(progress.batch * size, data.train_count) - first * size
-        rate = learning_rate(config, progress.step - 1, trainer.steps)
+        rate = learning_rate(config.training, progress.step - 1, trainer.steps)
         trained = trainer.close_epoch()
         with trainer.averaged():
             tested = evaluate(trainer.network, data, config, task=self.given.task)
@@ -282,7 +282,7 @@ class Run:
         assert architecture is not None
         compact = architecture.finish()
         if given.config.limit.begins_compact:  # as the answers were judged
-            retake_statistics(compact, given.data, given.config)
+            retake_statistics(compact, given.data, given.config.seed)
         trainer = self._trainer(compact, old.progress)
         architecture.hand_over(old.optimizer, trainer.optimizer)
         if old.ema:

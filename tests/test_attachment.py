@@ -50,7 +50,7 @@ def test_a_loop_of_ones_own_equals_transform_to_the_bit(options):
         step = 0
         for epoch in range(3):
             for x, y in data.train_batches(3, epoch, 50):
-                optimizer.param_groups[0]["lr"] = learning_rate(config, step, 12)
+                optimizer.param_groups[0]["lr"] = learning_rate(config.training, step, 12)
                 optimizer.zero_grad()
                 (cross_entropy(arch(x), y) + (arch.matching if step < 8 else 0)).backward()
                 weights = arch.weights()

@@ -40,7 +40,7 @@ def test_answers_are_learned_beside_the_labels():
         for parameter in teacher.parameters():
             parameter.add_(torch.randn_like(parameter))
     x, y = images(), torch.tensor([0, 1, 2, 3])
-    taught = Teacher(teacher, student, config(distillation=weight, distillation_temperature=temperature))
+    taught = Teacher(teacher, student, config(distillation=weight, distillation_temperature=temperature).training)
     with torch.no_grad():
         output = student(x)
         loss = taught.loss(nn.functional.cross_entropy(output, y), output, taught.lesson(x), {})
@@ -88,7 +88,7 @@ def test_what_layers_are_given_is_learned():
     """By hand: `first` is given the same images; `left` and `right` share a tensor; `same` keeps its shape."""
     teacher, student = chains()
     x, weight = torch.randn(6, 3, 5, 5), 7.0
-    taught = Teacher(teacher, student, config(distillation=0.0, feature_distillation=weight))
+    taught = Teacher(teacher, student, config(distillation=0.0, feature_distillation=weight).training)
     lesson = taught.lesson(x)
     assert list(lesson.given) == ["first", "left", "last"]
     with watched(student, tuple(lesson.given)) as given:
@@ -113,7 +113,7 @@ def test_what_layers_are_given_is_learned():
 def test_layers_of_another_shape_or_kind_are_left_out():
     teacher, student = chains(wide=8)
     student.left = nn.ConvTranspose2d(4, 8, 1)
-    taught = Teacher(teacher, student, config(distillation=0.0, feature_distillation=1.0))
+    taught = Teacher(teacher, student, config(distillation=0.0, feature_distillation=1.0).training)
     x = torch.randn(2, 3, 5, 5)
     lesson = taught.lesson(x)
     assert list(lesson.given) == ["first", "right", "last"]  # `left` is another kind here
@@ -129,7 +129,7 @@ def test_layers_of_another_shape_or_kind_are_left_out():
 def test_the_teacher_itself_has_nothing_to_learn():
     teacher = residual()
     student = copy.deepcopy(teacher)
-    taught = Teacher(teacher, student, config(distillation=1.0, feature_distillation=3.0))
+    taught = Teacher(teacher, student, config(distillation=1.0, feature_distillation=3.0).training)
     x = images()
     lesson = taught.lesson(x)
     with watched(student, tuple(lesson.given)) as given:
@@ -144,7 +144,7 @@ def test_nothing_stays_on_the_networks():
     teacher, student = chains()
     with pytest.raises(RuntimeError, match="stop"), watched(student, ("first", "last")):
         raise RuntimeError("stop")
-    taught = Teacher(teacher, student, config(feature_distillation=1.0))
+    taught = Teacher(teacher, student, config(feature_distillation=1.0).training)
     taught.lesson(torch.zeros(2, 3, 5, 5))
     for network in (teacher, student):
         assert not any(m._forward_hooks for m in network.modules())

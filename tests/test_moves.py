@@ -703,7 +703,7 @@ def test_the_charge_does_not_open_shares():
     _, made, edges = tiny()
     relaxed = dnat.relax(made, edges, gate="sigmoid")
     theta = relaxed.architecture.theta
-    charge = ArchitectureLoss(relaxed, Config(space="nat++", budget=0.5), limit=0.0)
+    charge = ArchitectureLoss(relaxed, Config(space="nat++", budget=0.5).relaxation, limit=0.0)
     relaxed.architecture.distance.fill_(0.1)
     closed = charge.expected_cost()
     closed.backward()

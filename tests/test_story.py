@@ -64,6 +64,61 @@ def test_dnat_never_imports_the_laboratory():
             ), path
 
 
+def size(node):
+    return node.end_lineno - node.lineno + 1
+
+
+def test_files_and_classes_can_be_held_in_mind():
+    for path in PACKAGE.rglob("*.py"):
+        source = path.read_text()
+        lines = len(source.splitlines())
+        assert lines <= (500 if "lab" in path.relative_to(PACKAGE).parts else 400), f"{path} has {lines} lines"
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef):
+                assert size(node) <= 200, f"{node.name} of {path} has {size(node)} lines"
+            elif isinstance(node, ast.FunctionDef) and node.name == "transform":
+                assert size(node) <= 40
+
+
+CONSTRUCTORS = ("__init__", "__post_init__", "__new__")
+
+
+def born(method):
+    """Attributes that a method gives to its first argument."""
+    own = [*method.args.posonlyargs, *method.args.args][:1]
+    for node in ast.walk(method):
+        stored = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        if stored and own and isinstance(node.value, ast.Name) and node.value.id == own[0].arg:
+            yield node.attr
+
+
+def homeless(node):
+    """(Method, attribute) of a class, where an attribute is born outside of its constructors and its body."""
+    methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
+    known = {a for m in methods if m.name in CONSTRUCTORS for a in born(m)}
+    for part in node.body:
+        if isinstance(part, (ast.Assign, ast.AnnAssign)):
+            known |= {ast.unparse(t) for t in (part.targets if isinstance(part, ast.Assign) else [part.target])}
+    known |= {m.name for m in methods for d in m.decorator_list if ast.unparse(d) == f"{m.name}.setter"}
+    return {(m.name, a) for m in methods if m.name not in CONSTRUCTORS for a in born(m) if a not in known}
+
+
+def test_no_attribute_is_born_outside_of_a_constructor():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                assert not homeless(node), f"{node.name} of {path}: {homeless(node)}"
+
+
+def test_an_attribute_that_is_born_late_is_seen():
+    (node,) = ast.parse(
+        "class A:\n a: int\n"
+        " def __init__(self): self.b = 1\n"
+        " def later(self):\n  self.a = self.b = 1\n  self.c, self.d = 1, 2\n  for self.e in (): pass\n"
+    ).body
+    assert homeless(node) == {("later", name) for name in "cde"}
+
+
 def test_the_public_names_are_what_they_say():
     source = ast.parse((PACKAGE / "__init__.py").read_text())
     typed = {

@@ -285,7 +285,7 @@ def test_a_teacher_of_any_task(task):
     torch.manual_seed(3)
     teacher, student = Pair().eval(), Pair().eval()
     inputs = {"pixels": images(), "weigh": torch.tensor(2.0)}
-    taught = Teacher(teacher, student, config, task)
+    taught = Teacher(teacher, student, config.training, task)
     with torch.no_grad():
         theirs, ours = call(teacher, inputs)["logits"], call(student, inputs)["logits"]
         own = SimpleNamespace(logits=ours)

@@ -77,7 +77,7 @@ def test_one_joint_step_by_hand():
 def test_theta_gradient_of_a_joint_step_by_finite_differences(gate):
     trainer = relaxed_trainer(gate=gate, cost_weight=0.7, zero_one_weight=0.3)
     relaxed = trainer.network.double()
-    trainer.stage.loss = ArchitectureLoss(relaxed, trainer.config)
+    trainer.stage.loss = ArchitectureLoss(relaxed, trainer.config.relaxation)
     relaxed.architecture.theta.data += torch.tensor([[0.0, 0.3, -0.2], [0.0, -0.1, 0.1]], dtype=torch.float64)
     x, y = images(dtype=torch.float64), torch.tensor([0, 1, 2, 3])
 
@@ -115,7 +115,7 @@ def test_a_single_pass_has_the_gradients_of_one_backward():
     twin = copy.deepcopy(trainer.network)
     next(twin.thetas()).requires_grad_(True)
     x, y = images(), torch.tensor([0, 1, 2, 3])
-    loss = cross_entropy(twin(x), y) + ArchitectureLoss(twin, trainer.config)()
+    loss = cross_entropy(twin(x), y) + ArchitectureLoss(twin, trainer.config.relaxation)()
     loss.backward()
     trainer.step(x, y)
     wanted = dict(twin.named_parameters())
@@ -138,7 +138,7 @@ def test_the_expected_cost_is_the_mean_over_all_choices(name):
     if name == "resnet8 with skips":  # all edges together have too many sets to write out
         kinds = [[e for e in relaxed.edges if (e.kind == "skip") is skip] for skip in (True, False)]
         relaxed = relax(small(name), [*kinds[0][2:6], *kinds[1][1:4]], gate="sigmoid")
-        trainer.stage.loss = ArchitectureLoss(relaxed, trainer.config)
+        trainer.stage.loss = ArchitectureLoss(relaxed, trainer.config.relaxation)
     relaxed.architecture.theta.data.uniform_(0, 1, generator=torch.Generator().manual_seed(5))
     gates = relaxed.architecture.gates().tolist()
     chances = []
@@ -163,16 +163,16 @@ def test_with_a_limit_only_what_lies_above_it_is_charged():
     trainer = relaxed_trainer(cost_weight=2.0, zero_one_weight=0.0)
     relaxed = trainer.network
     costs = Costs(relaxed.edges)
-    free = ArchitectureLoss(relaxed, trainer.config, costs, costs.total)
+    free = ArchitectureLoss(relaxed, trainer.config.relaxation, costs, costs.total)
     assert free().item() == 0.0
     half = costs.total - 0.5 * sum(costs.weights[i] for i in costs.removed({relaxed.edges[-1]: "none"}))
-    charged = ArchitectureLoss(relaxed, trainer.config, costs, half)
+    charged = ArchitectureLoss(relaxed, trainer.config.relaxation, costs, half)
     assert charged().item() == pytest.approx(2.0 * (charged.expected_cost().item() - 0.5))
 
 
 def test_one_cosine_over_both_stages():
     c = config(lr=0.4, epochs=10)
-    rates = [learning_rate(c, step, 100) for step in range(101)]
+    rates = [learning_rate(c.training, step, 100) for step in range(101)]
     assert rates[0] == 0.4
     assert rates[50] == pytest.approx(0.2)
     assert rates[100] == pytest.approx(0.0)
@@ -272,9 +272,9 @@ def test_reductions_of_few_channels_do_not_end_the_process():
 )
 def test_images_lie_channels_last_where_it_is_safe(stride, channels, threads, expected):
     network = nn.Sequential(nn.Conv2d(channels, 4, 1, stride=stride))
-    assert images_last(network, dnat.Config(threads=threads), torch.device("cpu")) is expected
-    assert not images_last(network, dnat.Config(threads=threads, channels_last=False), torch.device("cpu"))
-    assert images_last(network, dnat.Config(threads=threads), torch.device("cuda"))
+    assert images_last(network, dnat.Config(threads=threads).machine, torch.device("cpu")) is expected
+    assert not images_last(network, dnat.Config(threads=threads, channels_last=False).machine, torch.device("cpu"))
+    assert images_last(network, dnat.Config(threads=threads).machine, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**64, 1.5, 1.0, "1", None, True])

@@ -45,6 +45,7 @@ class Randomness:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.inside: tuple[Any, Any, Any] | None = None
+        self.outside = _states()
 
     def __enter__(self) -> None:
         self.outside = _states()

@@ -12,7 +12,7 @@ from torch import nn
 from ..answers import autocast, scores
 from ..data import DataError, Preprocess, decoded, found_below, normalized
 from ..errors import UsageError
-from ..settings import Config
+from ..settings import Training
 from ..training import usual_batch
 from .runs import preprocess_of, restore
 
@@ -85,19 +85,19 @@ def predicted(directory: str | Path, files: Sequence[str | Path], top: int = 5) 
     for start in range(0, len(paths), step):
         some = paths[start : start + step]
         pictures, problems = _read(some, preprocess.size[0], preprocess.margin)
-        ranked = iter(_ranked(network, pictures, preprocess, job.config, top))
+        ranked = iter(_ranked(network, pictures, preprocess, job.config.training, top))
         for file, problem in zip(some, problems, strict=True):
             yield Prediction(file, problem=problem) if problem else Prediction(file, next(ranked))
 
 
 def _ranked(
-    network: nn.Module, pictures: list[np.ndarray], preprocess: Preprocess, config: Config, top: int
+    network: nn.Module, pictures: list[np.ndarray], preprocess: Preprocess, training: Training, top: int
 ) -> list[tuple[tuple[str, float], ...]]:
     """The likeliest classes of each picture."""
     if not pictures:
         return []
     images = normalized(torch.from_numpy(np.stack(pictures)), preprocess.mean, preprocess.std)
-    with torch.inference_mode(), autocast(config, images.device):
+    with torch.inference_mode(), autocast(training, images.device):
         found = scores(network(images)).float()
     # By the scores: two of them may round to one probability.
     order = found.argsort(dim=1, descending=True, stable=True)[:, :top]

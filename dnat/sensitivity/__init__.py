@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_map_only
 
 from ..data import Data, Source
 from ..relaxation import RelaxedNetwork
-from ..settings import Config
 from ..tracing import Example, tensors_of
 from ..training import take_statistics
 from .damages import Distances as Distances
@@ -86,10 +85,10 @@ def affordable_images(relaxed: RelaxedNetwork, madds: float) -> int:
     return max(LEAST_IMAGES, min(MOST_IMAGES, 50 * int(EFFORT / max(each, 1.0) / 50)))
 
 
-def retake_statistics(network: nn.Module, data: Source, config: Config) -> None:
+def retake_statistics(network: nn.Module, data: Source, seed: int) -> None:
     """Let norms record the statistics of training inputs as they are (`training.take_statistics`)."""
     most = min(SHOWN_AT_ONCE, data.usual_batch)
-    for_all = data.train_inputs(NORM_IMAGES, config.seed)
+    for_all = data.train_inputs(NORM_IMAGES, seed)
     parts = (batch.split(most) if isinstance(batch, Tensor) else divided(batch, most) for batch in for_all)
     take_statistics(network, itertools.chain.from_iterable(parts))
 

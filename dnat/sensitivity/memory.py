@@ -39,6 +39,7 @@ class Memory:
         # A scripted module takes no other forward.
         self.modules = {p: m for p, m in modules.items() if not isinstance(m, torch.jit.ScriptModule)}
         self.complete = len(self.modules) == len(modules)
+        self.before: dict[str, Any] = {}
         self.known: dict[str, Tensor] = {}
         self.shapes: dict[str, tuple[Tensor, torch.device]] = {}
         self.active = False

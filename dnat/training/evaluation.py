@@ -154,7 +154,7 @@ def measured(
     sums: Tensor | None = None
     for inputs, target in batches:
         device = tensors_of(target)[0].device
-        with autocast(config, device), in_forward(network, inputs):
+        with autocast(config.training, device), in_forward(network, inputs):
             output = call(network, inputs)
         task.check(output, target)
         count = count_of(target)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..answers import call
-from ..settings import Config
+from ..settings import Machine
 from ..tracing import frozen_modules, in_mode, kept_buffers
 
 
@@ -75,7 +75,7 @@ def take_statistics(network: nn.Module, batches: Iterable[Any]) -> None:
             norm.momentum = momentum
 
 
-def images_last(network: nn.Module, config: Config, device: torch.device) -> bool:
+def images_last(network: nn.Module, machine: Machine, device: torch.device) -> bool:
     """Whether images and kernels are to be laid out channels last: if it is asked for, and safe.
 
     On a CPU with more than one thread oneDNN (of torch 2.13) writes past its memory in the weights' gradient of a
@@ -86,6 +86,4 @@ def images_last(network: nn.Module, config: Config, device: torch.device) -> boo
         isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 16
         for m in network.modules()
     )
-    return config.machine.channels_last and not (
-        device.type == "cpu" and config.machine.threads > 1 and any(narrow)
-    )
+    return machine.channels_last and not (device.type == "cpu" and machine.threads > 1 and any(narrow))

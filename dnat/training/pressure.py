@@ -7,7 +7,7 @@ from ..budget import Costs
 from ..edges import NONE, ORIGINAL
 from ..relaxation import CHOICES, RelaxedNetwork
 from ..selection import none_threshold
-from ..settings import Config
+from ..settings import Relaxation
 
 
 class ArchitectureLoss:
@@ -23,7 +23,7 @@ class ArchitectureLoss:
 
     Args:
         relaxed: the network.
-        config: with the weights.
+        settings: with the weights.
         costs: what choices cost; by default their multiply-adds.
         limit: in the unit of the costs, nothing below it is charged; by default `cost_target` of all.
     """
@@ -31,9 +31,13 @@ class ArchitectureLoss:
     TEMPERATURE = 0.25
 
     def __init__(
-        self, relaxed: RelaxedNetwork, config: Config, costs: Costs | None = None, limit: float | None = None
+        self,
+        relaxed: RelaxedNetwork,
+        settings: Relaxation,
+        costs: Costs | None = None,
+        limit: float | None = None,
     ) -> None:
-        self.relaxed, self.config = relaxed, config
+        self.relaxed, self.settings = relaxed, settings
         theta = next(relaxed.thetas())
         self.columns = relaxed.columns
         legal = torch.zeros(*theta.shape, dtype=torch.bool)
@@ -48,25 +52,21 @@ class ArchitectureLoss:
         self.free = free.to(theta)
         self.none = (column == CHOICES.index(NONE)).to(theta.device)
         self.null = (skips[:, None] & (column == CHOICES.index(ORIGINAL))).to(theta.device)
-        self._tabulate(costs or Costs(relaxed.edges), limit, theta)
-
-    def _tabulate(self, costs: Costs, limit: float | None, theta: Tensor) -> None:
-        groups = self.relaxed.by_group()
-        legal = {group: self.relaxed.choices_of(group) for group in groups}
-        table = costs.expectation(groups, legal)
+        groups = relaxed.by_group()
+        table = (costs or Costs(relaxed.edges)).expectation(groups, {g: relaxed.choices_of(g) for g in groups})
         place = {group: row for row, group in enumerate(groups)}
-        self.killers = torch.zeros(len(table.shares), *theta.shape)
+        killers = torch.zeros(len(table.shares), *theta.shape)
         for i, (_, pairs) in enumerate(table.shares):
             for group, choice, part in pairs:
-                self.killers[i, place[group], self.columns.index(choice)] += part
+                killers[i, place[group], self.columns.index(choice)] += part
         added = torch.zeros(*theta.shape)
         for group, choice, amount in table.added:
             added[place[group], self.columns.index(choice)] = amount
         changeable = max(table.total - table.fixed, 1e-30)
-        self.killers = self.killers.to(theta)
+        self.killers = killers.to(theta)
         self.shares = torch.tensor([share / changeable for share, _ in table.shares]).to(theta)
         self.added = (added / changeable).to(theta)
-        limit = self.config.relaxation.cost_target * table.total if limit is None else limit
+        limit = settings.cost_target * table.total if limit is None else limit
         self.free_of_charge = max(limit - table.fixed, 0.0) / changeable
 
     def __call__(self) -> Tensor:
@@ -74,13 +74,13 @@ class ArchitectureLoss:
         gates = self.relaxed.architecture.open_gates()
         zero_one = ((gates - 0.5) ** 2 * self.free).sum()
         charged = (self.expected_cost() - self.free_of_charge).clamp(min=0)
-        return self.config.relaxation.cost_weight * charged - self.config.relaxation.zero_one_weight * zero_one
+        return self.settings.cost_weight * charged - self.settings.zero_one_weight * zero_one
 
     def expected_cost(self) -> Tensor:
         """The expected share of the changeable cost that is kept, 0-dim; from 0 to 1, or more with reductions."""
         scores = self.relaxed.worths()
         scores = torch.where(self.none, none_threshold(self.relaxed), scores)
-        scores = torch.where(self.null, self.config.relaxation.skip_threshold, scores)
+        scores = torch.where(self.null, self.settings.skip_threshold, scores)
         chances = (scores / self.TEMPERATURE).masked_fill(self.illegal, -torch.inf).softmax(1)
         kept = (1 - (self.killers * chances).sum(2)).prod(1)
         return (self.shares * kept).sum() + (self.added * chances).sum()

@@ -115,7 +115,7 @@ def effects(
         A row for each group in the order of theta's columns; 0 for what a group cannot become.
     """
     task = task or Classification()
-    side = cutout_side(config, relaxed.network, data)
+    side = cutout_side(config.training, relaxed.network, data)
     number = min(config.limit.trial_batches, data.steps(config.training.batch_size))
     with closing(data.train_batches(config.seed, epoch, config.training.batch_size, cutout=side)) as batches:
         shown = [next(batches) for _ in range(number)]
@@ -128,7 +128,7 @@ def effects(
             for inputs, target in shown:
                 if isinstance(inputs, Tensor) and not config.machine.channels_last:
                     inputs = inputs.contiguous()
-                with autocast(config, data.device):
+                with autocast(config.training, data.device):
                     output = call(relaxed, inputs)
                 total += task.loss(output, target).double().cpu()
         return float(total) / len(shown)

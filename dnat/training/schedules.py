@@ -64,44 +64,43 @@ def theta_optimizer(relaxed: RelaxedNetwork, config: Config, batches: int) -> to
     return torch.optim.Adam(relaxed.thetas(), lr=rate, betas=config.relaxation.theta_betas)
 
 
-def learning_rate(config: Config, step: int, steps: int) -> float:
+def learning_rate(training: Training, step: int, steps: int) -> float:
     """The weights' learning rate at a step: one cosine from `lr` to 0 over all steps of both stages.
 
     In the first `warm_up` epochs it is lower: in proportion to the steps that are done, of all in them.
 
-    >>> [round(learning_rate(Config(lr=1.0), step, 4), 2) for step in range(5)]
+    >>> [round(learning_rate(Config(lr=1.0).training, step, 4), 2) for step in range(5)]
     [1.0, 0.85, 0.5, 0.15, 0.0]
-    >>> [round(learning_rate(Config(lr=1.0, epochs=2, warm_up=1), step, 4), 2) for step in range(5)]
+    >>> rising = Config(lr=1.0, epochs=2, warm_up=1).training
+    >>> [round(learning_rate(rising, step, 4), 2) for step in range(5)]
     [0.5, 0.85, 0.5, 0.15, 0.0]
     """
-    rising = config.training.warm_up * steps / config.training.epochs
-    return (
-        config.training.lr * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / max(rising, 1.0))
-    )
+    rising = training.warm_up * steps / training.epochs
+    return training.lr * 0.5 * (1 + math.cos(math.pi * step / steps)) * min(1.0, (step + 1) / max(rising, 1.0))
 
 
-def drop_path(config: Config, stage: str, epoch: int) -> float:
+def drop_path(training: Training, stage: str, epoch: int) -> float:
     """The probability of drop-path in an epoch: off in the architecture stage, then linear in the epochs (DARTS).
 
-    >>> drop_path(Config(epochs=10, drop_path=0.2), "network", 5)
+    >>> drop_path(Config(epochs=10, drop_path=0.2).training, "network", 5)
     0.1
     """
-    return config.training.drop_path * epoch / config.training.epochs if stage == "network" else 0.0
+    return training.drop_path * epoch / training.epochs if stage == "network" else 0.0
 
 
-def cutout_side(config: Config, network: nn.Module, data: Source) -> int:
+def cutout_side(training: Training, network: nn.Module, data: Source) -> int:
     """The side in pixels of cutout's square for a network, as it was given; 0 for none.
 
     >>> from dnat.networks.cells import CellNetwork
     >>> images = (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
     >>> data = Data.from_tensors("black", images, images)
-    >>> cutout_side(Config(preset="paper"), CellNetwork("darts_v2", channels=2, layers=3), data)
+    >>> cutout_side(Config(preset="paper").training, CellNetwork("darts_v2", channels=2, layers=3), data)
     16
     """
     if not isinstance(data, Data):
         return 0
-    if config.training.cutout != "searched":
-        return config.training.cutout
+    if training.cutout != "searched":
+        return training.cutout
     return CUTOUT if getattr(network, "searched", False) is True and min(data.image_size) >= 32 else 0
 
 

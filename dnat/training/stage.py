@@ -50,7 +50,7 @@ class ArchitectureStage:
         self.last = batches * config.training.architecture_epochs
         self.rate = theta_rate(config, batches)
         self.optimizer = theta_optimizer(relaxed, config, batches)
-        self.loss = ArchitectureLoss(relaxed, config, costs, limit)
+        self.loss = ArchitectureLoss(relaxed, config.relaxation, costs, limit)
         self.step = 0
         self.matching: Tensor | None = None
         for theta in relaxed.thetas():

@@ -76,10 +76,10 @@ class Trainer:
         self.ema = EMA(self.weights, decay) if decay else None
         self.batches = data.steps(config.training.batch_size)
         self.steps = self.batches * config.training.epochs
-        self.teacher = Teacher(teacher, self.weights, config, self.task) if teacher else None
+        self.teacher = Teacher(teacher, self.weights, config.training, self.task) if teacher else None
         self.clipped = clipped(self.weights, stage)
         self.device = data.device
-        self.channels_last = images_last(self.network, config, self.device)
+        self.channels_last = images_last(self.network, config.machine, self.device)
         if config.machine.channels_last and not self.channels_last:
             self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         self.world = world()
@@ -100,19 +100,19 @@ class Trainer:
         """
         progress, config = self.progress, self.config
         in_training(self.network)
-        set_drop_path(self.network, drop_path(config, self.stage_name, progress.epoch))
+        set_drop_path(self.network, drop_path(config.training, self.stage_name, progress.epoch))
         batches = self.data.train_batches(
             config.seed,
             progress.epoch,
             config.training.batch_size,
             start=progress.batch,
-            cutout=cutout_side(config, self.weights, self.data),
+            cutout=cutout_side(config.training, self.weights, self.data),
             part=(self.world.rank, self.world.size),
         )
         with closing(batches):
             while progress.batch < self.batches:
                 inputs, target = next(batches)
-                rate = learning_rate(config, progress.step, self.steps)
+                rate = learning_rate(config.training, progress.step, self.steps)
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 self.step(inputs, target)
@@ -197,7 +197,7 @@ class Trainer:
         loss of `dnat.distillation`; theta learns from its answers alone, without hints.
         """
         together = SyncedNorms() if self.world.size > 1 else nullcontext()
-        precise, named = autocast(self.config, self.device), in_forward(self.weights, inputs)
+        precise, named = autocast(self.config.training, self.device), in_forward(self.weights, inputs)
         taught = tuple(lesson.given) if lesson and hints else ()
         with precise, together, named, watched(self.weights, taught) as given:
             output = call(network, inputs)

@@ -16,7 +16,6 @@ from .search import SearchRun as SearchRun
 from .searching import LEARNERS as LEARNERS
 from .searching import check_search as check_search
 from .searching import configured as configured
-from .searching import regrow as regrow
 from .searching import search_and_train as search_and_train
 from .searching import works_on_genotype as works_on_genotype
 from .spaces import EdgeSpace as EdgeSpace

@@ -22,7 +22,7 @@ from ...data import Data
 from ...errors import UsageError
 from ...networks import arguments
 from ...seeds import Stream, numpy_generator
-from ...settings import Config
+from ...settings import Config, Control
 from ...tracing import copied
 
 OPTIONS = ("width", "channels", "width_mult", "width_multiplier", "channel_multiplier")
@@ -160,7 +160,7 @@ def pruned(network: nn.Module, data: Data, config: Config, limit: float) -> tupl
         ValueError: Torch-Pruning is missing, or fails on this network.
     """
     example = data.example(2)
-    pruning = _Pruning(network, example, _gradients(network, data, config), config)
+    pruning = _Pruning(network, example, _gradients(network, data, config), config.control)
     if not pruning.layers:
         raise UsageError(
             f"Torch-Pruning finds no channels in {type(network).__name__} that only layers of one block read"
@@ -189,9 +189,9 @@ class _Pruning:
     """A network, and what is left of it after each of some steps, each of which takes a channel or a few."""
 
     def __init__(
-        self, network: nn.Module, example: Tensor, gradients: Mapping[str, Tensor], config: Config
+        self, network: nn.Module, example: Tensor, gradients: Mapping[str, Tensor], settings: Control
     ) -> None:
-        self.network, self.example, self.gradients, self.config = network, example, gradients, config
+        self.network, self.example, self.gradients, self.settings = network, example, gradients, settings
         self.package = torch_pruning()
         twin = self._twin()
         inner = set(self._inner(twin))
@@ -201,7 +201,7 @@ class _Pruning:
     @property
     def steps(self) -> int:
         """How many there are."""
-        globally = self.config.control.pruning_global
+        globally = self.settings.pruning_global
         return sum(self.layers.values()) if globally else self.levels * len(self.layers)
 
     def after(self, step: int) -> nn.Module:
@@ -210,12 +210,12 @@ class _Pruning:
         modules = {path: twin.get_submodule(path) for path in self.layers}
         others = [m for m in twin.modules() if isinstance(m, Conv | nn.Linear) and m not in modules.values()]
         ratio = min(step / self.steps, 1 - 0.5 / self.steps)
-        ratios = None if self.config.control.pruning_global else self._ratios(modules, step)
+        ratios = None if self.settings.pruning_global else self._ratios(modules, step)
         pruner = self.package.pruner.BasePruner(
             twin,
             self.example,
             importance=self._importance(),
-            global_pruning=self.config.control.pruning_global,
+            global_pruning=self.settings.pruning_global,
             pruning_ratio=ratio,
             pruning_ratio_dict=ratios,
             ignored_layers=others,
@@ -235,9 +235,9 @@ class _Pruning:
 
     def _importance(self) -> Any:
         kinds = self.package.importance
-        if self.config.control.pruning == "taylor":
+        if self.settings.pruning == "taylor":
             return kinds.GroupTaylorImportance()
-        return kinds.GroupMagnitudeImportance(p={"l1": 1, "l2": 2}[self.config.control.pruning])
+        return kinds.GroupMagnitudeImportance(p={"l1": 1, "l2": 2}[self.settings.pruning])
 
     def _twin(self) -> nn.Module:
         twin = copied(self.network).requires_grad_(True)  # it looks for dependencies among gradients

@@ -124,7 +124,7 @@ def control(
         limit = parse_amount(str(config.limit.budget)).of(before["cost_before"].madds)
         commitment, small = Control(method, given, limit, family).committed(records)
         if method != "control-narrow":  # as dnat does where its choices are made at once
-            retake_statistics(small, given.data, recipe)
+            retake_statistics(small, given.data, recipe.seed)
         else:  # it has to learn all that the others begin with
             after = cost(small, given.example, batch=count_of(given.example))
             recipe = recipe.but(epochs=_epochs(recipe, before["cost_before"], after))

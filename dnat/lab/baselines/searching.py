@@ -25,7 +25,7 @@ from ...relaxation import relax
 from ...results import Commitment, EdgeReport, FixedReport, Transformation, fixed_of
 from ...rundir import SEARCH_RESULT
 from ...session import Session, check_training, choose_device, images_of, named, session
-from ...settings import Config
+from ...settings import Config, Search
 from ...tracing import trace
 from ...tracking import Tracker
 from ...training import Evaluation, check_finite, check_usable, evaluate
@@ -52,18 +52,18 @@ LEARNERS = {
 """How each method searches."""
 
 
-def works_on_genotype(network: nn.Module, config: Config) -> bool:
+def works_on_genotype(network: nn.Module, search: Search) -> bool:
     """Whether the genotype of a network is what is transformed, and not its edges.
 
     Raises:
         ValueError: the genotype is asked for, and there is none.
     """
     has = isinstance(network, CellNetwork)
-    if config.search.graph == "genotype" and not has:
+    if search.graph == "genotype" and not has:
         raise UsageError(
             f"search.graph 'genotype' needs a network of cells, not {type(network).__name__}: leave it on 'auto'"
         )
-    return has and config.search.graph != "edges"
+    return has and search.graph != "edges"
 
 
 def check_search(method: str, network: nn.Module, data: Data, config: Config) -> None:
@@ -83,12 +83,6 @@ def check_search(method: str, network: nn.Module, data: Data, config: Config) ->
     _space(network, example, images_of(data), config)
 
 
-def regrow(network: nn.Module, genotype: Genotype, config: Config) -> nn.Module:
-    """The network of cells that a search made of another one; weights are still to be trained, or loaded."""
-    assert isinstance(network, CellNetwork)
-    return regrown(network, genotype, config.seed)
-
-
 def configured(method: str, config: Config) -> Config:
     """The settings as a method takes them: NAT++ has moves of its own, and as released its own epochs."""
     config = config.for_method(method)
@@ -98,7 +92,7 @@ def configured(method: str, config: Config) -> Config:
 
 
 def _space(network: nn.Module, example: Tensor, data: Data, config: Config) -> GenotypeSpace | EdgeSpace:
-    if not works_on_genotype(network, config):
+    if not works_on_genotype(network, config.search):
         return EdgeSpace(
             network, make_plan(network, trace(network, example, batch=count_of(example)), example, config), config
         )

@@ -29,7 +29,7 @@ class SharedWeights(Generic[A]):
     def __init__(self, space: Space[A], config: Config, device: torch.device) -> None:
         self.space, self.config, self.device = space, config, device
         self.network: nn.Module = space.network.to(device)
-        self.channels_last = images_last(self.network, config, device)
+        self.channels_last = images_last(self.network, config.machine, device)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         self.network = self.network.to(memory_format=layout)  # type: ignore[call-overload]
         self.optimizer = torch.optim.SGD(
@@ -44,7 +44,7 @@ class SharedWeights(Generic[A]):
         """Train on a batch under an architecture; (3,): its summed loss, its images, and its right answers."""
         self.space.choose(architecture)
         self.network.train()
-        with autocast(self.config, images.device):
+        with autocast(self.config.training, images.device):
             output = scores(self.network(images))
         output = output.float()
         loss = cross_entropy(output, labels)
@@ -62,7 +62,7 @@ class SharedWeights(Generic[A]):
         self.space.choose(architecture)
         self.network.train()
         drifting = nullcontext() if self.config.search.official else frozen_statistics(self.network)
-        with drifting, autocast(self.config, images.device):
+        with drifting, autocast(self.config.training, images.device):
             output = scores(self.network(images))
         return float((output.argmax(1) == labels).double().mean())
 

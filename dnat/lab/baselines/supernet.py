@@ -119,13 +119,11 @@ class Supernet(nn.Module):
             )
             before, last, reduced = last, channels * nodes, reduces
         self.fc = nn.Linear(last, num_classes)
-        self.choose(genotype)
+        self.genotype, self._running = genotype, _running(genotype)
 
     def choose(self, genotype: Genotype) -> None:
         """Compute another genotype from now on."""
-        self.genotype = genotype
-        # What nothing reads is not computed.
-        self._running = pruned(genotype.normal), pruned(genotype.reduce)
+        self.genotype, self._running = genotype, _running(genotype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class scores."""
@@ -134,6 +132,11 @@ class Supernet(nn.Module):
             previous, x = x, cell(self._running[int(cast(SharedCell, cell).reduces)], previous, x)
         scores: Tensor = self.fc(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
         return scores
+
+
+def _running(genotype: Genotype) -> tuple[CellGenotype, CellGenotype]:
+    # What nothing reads is not computed.
+    return pruned(genotype.normal), pruned(genotype.reduce)
 
 
 def _shared(name: str, channels: int, stride: int) -> nn.Module:

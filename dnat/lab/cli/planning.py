@@ -101,7 +101,8 @@ def plan_(
     how = {name: flags.pop(name) for name in ("images", "measure", "download")}
     given = given_settings(None, pairs, flags)
     job = Job.from_flat(given)
-    _refuse_budgets(job.config)
+    if job.config.limit.is_limited:
+        raise UsageError("give budgets as --budget or --latency-budget here, not with --set")
     if "space" not in given:  # what the preset takes within a budget, which is no setting here
         space = PRESETS[job.config.preset]["space"]
         job = job.but(config=job.config.but(space=space))
@@ -130,12 +131,6 @@ def plan_(
 
 def _listed(text: str | None) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()] if text else []
-
-
-def _refuse_budgets(config: Config) -> None:
-    """Budgets are flags here; in --set they would be of no use."""
-    if config.limit.is_limited:
-        raise UsageError("give budgets as --budget or --latency-budget here, not with --set")
 
 
 def _planned(

@@ -11,11 +11,12 @@ from ...data import Data, Preprocess
 from ...discretization import discretize
 from ...errors import UsageError
 from ...networks import Genotype
+from ...networks.cells import CellNetwork, regrown
 from ...networks.weights import read_state
 from ...results import Commitment
 from ...rundir import NETWORK, RunFiles, read_job
 from ...settings import SEARCHING, Job
-from ..baselines import regrow, resized, works_on_genotype
+from ..baselines import resized, works_on_genotype
 from .loading import build_network, load_data, narrower, network_for
 
 
@@ -43,9 +44,10 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Any]:
         network = network_for(narrower(job, options), data)
     else:
         network = build_network(narrower(job, options), len(record["classes"]), shape)
-    if job.method in SEARCHING and works_on_genotype(network, job.config):
+    if job.method in SEARCHING and works_on_genotype(network, job.config.search):
         after = Genotype.from_json(json.dumps(architecture["genotypes"][1]))
-        network = regrow(network, after, job.config)
+        assert isinstance(network, CellNetwork)
+        network = regrown(network, after, job.config.seed)
     elif job.method == "control-prune":
         network = resized(network, widths)
     elif commitment:

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from reference import images, small
@@ -43,6 +45,36 @@ def test_a_classifier_for_other_classes_starts_afresh(tmp_path):
     assert notes == ["fc was trained for 10 classes, not 3: it starts with fresh weights"]
     assert torch.equal(network.fc.weight, before)
     assert torch.equal(network.conv1.weight, trained().conv1.weight)
+
+
+NAMES = [f"c{i}" for i in range(10)]
+
+
+@pytest.mark.parametrize("told", [None, "", "not JSON", "[1]", '{"classes": 3}', "{}"])
+def test_what_another_program_says_of_classes_is_left_alone(told, tmp_path):
+    save_file(trained().state_dict(), tmp_path / "w.safetensors", None if told is None else {"preprocess": told})
+    network = trained(seed=1)
+    assert load_weights(network, str(tmp_path / "w.safetensors"), classes=NAMES[::-1]) == []
+    assert same(network, trained())
+
+
+def test_classes_are_found_by_name_in_a_file_and_in_a_run(tmp_path):
+    path = tmp_path / "network.safetensors"
+    save_file(trained().state_dict(), path, {"preprocess": json.dumps({"classes": NAMES})})
+    for source in (path, tmp_path):
+        network = trained(seed=1)
+        (note,) = load_weights(network, str(source), classes=NAMES[::-1])
+        assert note.startswith("fc was trained for the classes c0, c1")
+        assert torch.equal(network.fc.weight, trained().fc.weight.flip(0))
+        save_file(trained().state_dict(), path)  # of a run the record tells
+        (tmp_path / "record.json").write_text(json.dumps({"classes": NAMES}))
+
+
+def test_a_broken_record_is_no_run_without_classes(tmp_path):
+    save_file(trained().state_dict(), tmp_path / "network.safetensors")
+    (tmp_path / "record.json").write_text("{")
+    with pytest.raises(ValueError, match=r"record.json cannot be read"):
+        load_weights(trained(seed=1), str(tmp_path), classes=NAMES)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):

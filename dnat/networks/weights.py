@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,16 @@ def load_weights(
 
 def _classes_of(path: Path) -> list[str] | None:
     """The names of the classes that weights were trained for, where the record beside them or the file tells."""
-    try:
-        if path.name == NETWORK and RunFiles(path.parent).is_done():
-            found = RunFiles(path.parent).record()
-        else:
-            from safetensors import safe_open
+    table: Any = {}
+    if path.name == NETWORK and RunFiles(path.parent).is_done():
+        table = RunFiles(path.parent).record()
+    elif path.suffix == ".safetensors":
+        from safetensors import safe_open
 
-            with safe_open(path, "pt") as file:
-                found = json.loads((file.metadata() or {})["preprocess"])
-        return list(map(str, found["classes"]))
-    except Exception:  # a file of another kind, or without them
-        return None
+        with safe_open(path, "pt") as file, suppress(json.JSONDecodeError):  # of another program
+            table = json.loads((file.metadata() or {}).get("preprocess", "{}"))
+    classes = table.get("classes") if isinstance(table, dict) else None
+    return list(map(str, classes)) if isinstance(classes, list) else None
 
 
 def _by_name(

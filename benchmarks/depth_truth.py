@@ -33,7 +33,7 @@ from dnat.data import Data
 from dnat.networks import load_weights
 from dnat.planning import find_edges
 from dnat.relaxation import RelaxedNetwork, relax
-from dnat.sensitivity import Judge, Sensitivity, affordable_images, least_damage, shown_images
+from dnat.sensitivity import Judge, Sensitivity, affordable_images, least_damage
 from dnat.session import reproducible
 from dnat.settings import parse_setting
 from dnat.tracing import trace
@@ -90,7 +90,7 @@ def without(network: nn.Module, blocks: frozenset[str], data: Data) -> nn.Module
     """The network without the branches of blocks, its norms re-estimated."""
     choices = {f"{block}.conv2>{block}.bn2": "none" for block in blocks}
     smaller = dnat.discretize(network, choices, data.example(2))
-    take_statistics(smaller, shown_images(data, IMAGES, seed=0).split(125))
+    take_statistics(smaller, data.train_inputs(IMAGES, 0)[0].split(125))
     return smaller
 
 
@@ -173,7 +173,7 @@ def relaxed_of(network: nn.Module, data: Data) -> tuple[RelaxedNetwork, Costs]:
 def judge_of(relaxed: RelaxedNetwork, data: Data) -> Judge:
     """What `dnat plan` judges by: as many images as it shows."""
     images = affordable_images(relaxed, Costs(relaxed.edges).total)
-    return Judge(relaxed, shown_images(data, images, seed=0).split(125))
+    return Judge(relaxed, data.train_inputs(images, 0)[0].split(125))
 
 
 def of_choices(choices: Mapping[str, str]) -> frozenset[str]:

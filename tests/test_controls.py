@@ -23,7 +23,6 @@ from dnat.lab.runs import restore, run
 from dnat.lab.sweep import settings as sweeps
 from dnat.records import Records
 from dnat.rundir import CHOSEN
-from dnat.sensitivity import shown_images
 from dnat.settings import CONTROLS, Config, Job
 from dnat.training import Interrupted, take_statistics
 
@@ -257,7 +256,7 @@ def test_a_run_keeps_its_set_and_what_the_network_knew(method, trained):
     for (name, before), after in zip(made.named_parameters(), result.network.parameters(), strict=True):
         assert torch.allclose(before, after, atol=1e-6), name
     recorded = dnat.evaluate(made, digits())
-    take_statistics(made, [shown_images(digits(), 500, seed=0)])  # no more than one batch of them
+    take_statistics(made, [digits().train_inputs(500, 0)[0]])  # no more than one batch of them
     assert result.commitment.compact == dnat.evaluate(made, digits()) != recorded
     assert [row["stage"] for row in result.history] == ["network"] * 2
 

@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, PathPatch
 
-from dnat.lab.drawing import Change, draw_genotype, genotype_changes
+from dnat.lab.drawing import Change, cell_edges, draw_genotype
 from dnat.lab.drawing.changes import short_name
 from dnat.lab.drawing.layout import lay_out
 from dnat.networks.genotypes import (
@@ -120,6 +120,12 @@ def curve_points(wire, axes):
     for start, end in itertools.pairwise(wire.get_path().interpolated(1).to_polygons(closed_only=False)[0]):
         found.append(start + (end - start) * np.linspace(0, 1, 40)[:, None])
     return axes.transData.transform(np.concatenate(found))
+
+
+def genotype_changes(before, after):
+    """The edges whose operations differ, in order."""
+    edges = (*cell_edges("normal", before, after), *cell_edges("reduce", before, after))
+    return tuple(edge for edge in edges if edge.before != edge.after)
 
 
 def marks(path, prefix):

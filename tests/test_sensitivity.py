@@ -20,7 +20,6 @@ from dnat.sensitivity import (
     batch_size,
     least_damage,
     modules_before,
-    shown_images,
 )
 from dnat.tracing import in_mode
 
@@ -444,14 +443,14 @@ def test_a_budget_is_used_wherever_the_sizes_of_edges_allow_it(name):
 
 def test_shown_images_are_training_images_without_labels_or_crops():
     data = dnat.load("digits", train_limit=40, test_limit=20)
-    shown = shown_images(data, 15, 3)
+    shown = data.train_inputs(15, 3)[0]
     assert shown.shape == (15, 3, 16, 16)
     whole = data.train_batch(torch.arange(40), None)[0]
     rows = [next(i for i in range(40) if torch.equal(whole[i], x)) for x in shown]
     assert len(set(rows)) == 15
-    assert torch.equal(shown, shown_images(data, 15, 3))
-    assert not torch.equal(shown, shown_images(data, 15, 4))
-    assert len(shown_images(data, 100, 0)) == 40
+    assert torch.equal(shown, data.train_inputs(15, 3)[0])
+    assert not torch.equal(shown, data.train_inputs(15, 4)[0])
+    assert len(data.train_inputs(100, 0)[0]) == 40
 
 
 def test_as_many_images_are_shown_as_take_a_few_minutes():

@@ -636,7 +636,7 @@ def test_a_run_goes_on_with_the_images_that_it_began_with(tmp_path):
 
 def test_answers_decide_before_anything_is_trained(tmp_path):
     """The set has the least damage; all epochs train the compact network; a stopped run ends with the same."""
-    from dnat.sensitivity import Judge, batch_size, least_damage, shown_images
+    from dnat.sensitivity import Judge, batch_size, least_damage
 
     options = {"judge": "answers", "budget": 0.7, "judge_images": 16, "epochs": 2, "seed": 3}
     settings = dnat.Config(batch_size=8, threads=1, lr=0.05, warm_up=0.5, **options)
@@ -648,7 +648,7 @@ def test_answers_decide_before_anything_is_trained(tmp_path):
     made, data = network().train(), tiny_data()
     edges = dnat.find_edges(dnat.trace(made, data.example(2)))
     relaxed = dnat.relax(made, edges, gate="sigmoid")
-    judge = Judge(relaxed, shown_images(data, 16, 3).split(batch_size(relaxed)))
+    judge = Judge(relaxed, data.train_inputs(16, 3)[0].split(batch_size(relaxed)))
     costs, sensitivity = Costs(edges), judge.alone()
     limit = 0.7 * costs.total
     found = least_damage(relaxed.by_group(), sensitivity, costs, limit, 0.97 * limit)

@@ -14,15 +14,11 @@ from .loaders import LoaderData as LoaderData
 from .loaders import from_loaders as from_loaders
 from .preprocess import Preprocess as Preprocess
 from .preprocess import check_shape as check_shape
-from .preprocess import listed as listed
-from .preprocess import positions as positions
 from .sets import DataSet as DataSet
 from .sets import describe as describe
 from .sets import load as load
 from .sets import names as names
-from .source import Inputs as Inputs
 from .source import Source as Source
-from .source import Target as Target
 from .source import steps_of as steps_of
 from .source import usual_batch as usual_batch
 from .validation import validation_split as validation_split

@@ -38,7 +38,6 @@ class LoaderData:
         train, test: where batches come from.
         validation: the user's own validation data, if any; see `validation_split`.
         device: where batches come out.
-        task_hint: a task, or its name, that these data are for; used where none is given.
         notes: what a user should know of them.
     """
 
@@ -47,7 +46,6 @@ class LoaderData:
     test: Part
     validation: Part | None = None
     device: torch.device = CPU
-    task_hint: Any = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -165,9 +163,7 @@ def _generator(batches: Iterator[Any]) -> Generator[Any, None, None]:
     return batches
 
 
-def from_loaders(
-    train: Any, test: Any, *, validation: Any = None, name: str = "loaders", task_hint: Any = None
-) -> LoaderData:
+def from_loaders(train: Any, test: Any, *, validation: Any = None, name: str = "loaders") -> LoaderData:
     """Data of anything, to be trained on and tested with.
 
     Each of `train`, `test` and `validation` may be
@@ -189,7 +185,6 @@ def from_loaders(
         train, test: see above.
         validation: see `validation_split`.
         name: for messages and records.
-        task_hint: a task, or its name, that these data are for.
 
     Raises:
         ValueError: no example or batch, batches that are none, tensors of different first dimensions.
@@ -206,7 +201,7 @@ def from_loaders(
     own = None if validation is None else _part(validation, "validation data", training=False)
     for part in [*parts, own] if own else parts:
         part.first(1)
-    return LoaderData(name, parts[0], parts[1], own, task_hint=task_hint)
+    return LoaderData(name, parts[0], parts[1], own)
 
 
 def _part(given: Any, what: str, *, training: bool) -> Part:

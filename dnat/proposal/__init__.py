@@ -9,7 +9,6 @@ least sum of damages that uses each budget, which is made and counted, and judge
 Another budget asks the program again and measures nothing.
 """
 
-from .budgets import Budget as Budget
 from .budgets import amount as amount
 from .budgets import parse_budget as parse_budget
 from .kept import kept as kept

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..data import Data, Source
+from ..data import Source
 from ..relaxation import RelaxedNetwork
 from ..tracing import Example, tensors_of
 from ..training import take_statistics
@@ -48,17 +48,6 @@ EFFORT = 2.5e12
 
 NORM_IMAGES = 500
 """Images on which norms are re-estimated once choices are made."""
-
-
-def shown_images(data: Data, images: int, seed: int) -> Tensor:
-    """Training images as they are, without augmentation, to be shown: (N, C, H, W), of all classes alike likely.
-
-    Args:
-        data: which has them.
-        images: how many, at most.
-        seed: which ones.
-    """
-    return data.train_inputs(images, seed)[0]
 
 
 def shown_batches(data: Source, count: int, most: int, seed: int) -> list[Example]:

@@ -11,12 +11,8 @@ from .channels import resized as resized
 from .controls import check_budget as check_budget
 from .controls import check_control as check_control
 from .controls import control as control
-from .search import Learner as Learner
-from .search import SearchRun as SearchRun
 from .searching import LEARNERS as LEARNERS
 from .searching import check_search as check_search
 from .searching import configured as configured
 from .searching import search_and_train as search_and_train
 from .searching import works_on_genotype as works_on_genotype
-from .spaces import EdgeSpace as EdgeSpace
-from .spaces import GenotypeSpace as GenotypeSpace

@@ -48,24 +48,18 @@ class Change:
         return {"null": "none", "skip_connect": "identity"}.get(self.after, "other")
 
 
-def genotype_changes(before: Genotype, after: Genotype) -> tuple[Change, ...]:
-    """The edges whose operations differ, in order.
+def cell_edges(cell: str, before: Genotype, after: Genotype) -> tuple[Change, ...]:
+    """Every edge of a cell ("normal" or "reduce"), also those that stay what they are.
 
     Raises:
         ValueError: genotypes that differ in more than their operations, with the JSON path of the place.
 
     >>> from dnat.networks.genotypes import published
-    >>> for change in genotype_changes(published("darts_v2"), published("nat_darts"))[:2]:
-    ...     print(change.key, change.before, change.after)
+    >>> for edge in cell_edges("normal", published("darts_v2"), published("nat_darts"))[1:3]:
+    ...     print(edge.key, edge.before, edge.after)
+    normal.nodes[0][1] sep_conv_3x3 sep_conv_3x3
     normal.nodes[1][0] sep_conv_3x3 skip_connect
-    normal.nodes[2][0] sep_conv_3x3 skip_connect
     """
-    edges = (*cell_edges("normal", before, after), *cell_edges("reduce", before, after))
-    return tuple(edge for edge in edges if edge.before != edge.after)
-
-
-def cell_edges(cell: str, before: Genotype, after: Genotype) -> tuple[Change, ...]:
-    """Every edge of a cell, also those that stay what they are; see `genotype_changes`."""
     first, second = (before.normal, after.normal) if cell == "normal" else (before.reduce, after.reduce)
     _check_same(f"{cell}.nodes", len(first.nodes), len(second.nodes), " nodes")
     found = []

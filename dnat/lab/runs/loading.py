@@ -10,7 +10,6 @@ from ...data import Augmentation, Data, Source, from_loaders, load
 from ...errors import UsageError, users_code
 from ...naming import imported
 from ...networks import accepts, build, check_mode, definition, fitting, load_weights, usual_size
-from ...session import images_of
 from ...settings import SEARCHING, Job
 from ..baselines import Family, family_of
 
@@ -53,15 +52,6 @@ def _made(job: Job) -> Source:
         kind = type(data).__name__
         raise UsageError(f"data {job.data!r} must give a dnat.Data, or (train, test) for from_loaders, not {kind}")
     return data
-
-
-def image_data(job: Job, *, download: bool = False, notify: Callable[[str], None] = lambda text: None) -> Data:
-    """The same where it must be images.
-
-    Raises:
-        ValueError: it is not.
-    """
-    return images_of(load_data(job, download=download, notify=notify))
 
 
 def network_for(job: Job, data: Source, **options: Any) -> nn.Module:

@@ -88,7 +88,7 @@ def watched_of(data: Source, config: Config) -> tuple[Source, str]:
 
 
 def meant(task: Task | str | None, data: Source, config: Config) -> Task:
-    """The task of a run: that which is given, or that which the data are for, with smoothed labels if asked for."""
+    """The task that is given, or that which the data are for; with smoothed labels, if they are asked for."""
     task = task_of(getattr(data, "task_hint", None) if task is None else task)
     return smoothed(task, config.training.label_smoothing)
 
@@ -160,7 +160,7 @@ def check(
         twin = copied(network).to(device)
         example = moved(data.example(2), device)
         program = trace(twin, example, batch=count_of(example))
-        check_training(twin, data, config, example, smoothed(task_of(task), config.training.label_smoothing))
+        check_training(twin, data, config, example, meant(task, data, config))
         if transforming:
             make_plan(twin, program, example, config)
 

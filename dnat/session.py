@@ -61,7 +61,7 @@ def session(
         ValueError, TypeError: a network, data or settings that cannot be used, before anything is trained.
     """
     network, data, config = named(network, data, config)
-    task = meant(task, data, config)
+    task = smoothed(task_of(task), config.training.label_smoothing)
     with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
         device = choose_device(config.machine.device)
         original, held_out = in_training(copied(network).to(device)), data.to(device)
@@ -85,12 +85,6 @@ def watched_of(data: Source, config: Config) -> tuple[Source, str]:
         raise UsageError(f"{data.name} cannot be divided: leave out validation, or use dnat.from_loaders")
     split: Source = validation_split(data, share, config.seed)  # type: ignore[type-var]
     return split, "validation"
-
-
-def meant(task: Task | str | None, data: Source, config: Config) -> Task:
-    """The task that is given, or that which the data are for; with smoothed labels, if they are asked for."""
-    task = task_of(getattr(data, "task_hint", None) if task is None else task)
-    return smoothed(task, config.training.label_smoothing)
 
 
 def smoothed(task: Task, share: float) -> Task:
@@ -160,7 +154,7 @@ def check(
         twin = copied(network).to(device)
         example = moved(data.example(2), device)
         program = trace(twin, example, batch=count_of(example))
-        check_training(twin, data, config, example, meant(task, data, config))
+        check_training(twin, data, config, example, smoothed(task_of(task), config.training.label_smoothing))
         if transforming:
             make_plan(twin, program, example, config)
 

@@ -184,13 +184,3 @@ def test_smoothed_labels_by_hand():
     assert smooth.results() == given.results()
     plain = dnat.train(network, data, config(epochs=1, architecture_epochs=1))
     assert smooth.results() != plain.results()
-
-
-def test_data_may_say_what_they_are_for():
-    data = dnat.from_loaders(tensors(), tensors(20), task_hint="multi-label")
-    network = small("residual")
-    network.head = nn.Linear(network.head.in_features, 3)
-    c = config(epochs=1, architecture_epochs=1)
-    hinted, told = (dnat.train(network, data, c, task=task) for task in (None, MultiLabel()))
-    assert hinted.results() == told.results()
-    assert list(hinted.test.metrics) == ["f1", "exact"]

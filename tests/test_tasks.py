@@ -218,6 +218,7 @@ def test_a_task_by_name(tmp_path, monkeypatch):
         "SQUARES = Task.of(mse_loss)\ndef make():\n    return Regression()\nNUMBER = 3\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's
     assert task_of() == Classification()
     assert {name: type(task_of(name)) for name in TASKS} == TASKS
     assert task_of("mine:SQUARES").name == "mse_loss"

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from ..answers import autocast, call, count_of, in_forward, moved
 from ..data import Data, Source
 from ..data import usual_batch as usual_batch
-from ..distributed import summed, world
+from ..distributed import gathered, world
 from ..errors import UsageError, WrongTypeError
 from ..settings import Config
 from ..tasks import Classification, Task
@@ -162,11 +162,11 @@ def measured(
         row = torch.tensor([loss, count], dtype=torch.float64)
         row = torch.cat([row, task.statistics(output, target).cpu().double()])
         sums = row if sums is None else sums + row
-    if together and sums is not None:
-        sums = summed(sums)
-    if sums is None:
+    rows = [row for row in (gathered(sums) if together else [sums]) if row is not None]  # some may have no batch
+    if not rows:
         raise UsageError("there is nothing to be measured on: the test examples are empty")
-    return Evaluation(float(sums[0] / sums[1]), ordered(task, sums[2:]))
+    total = torch.stack(rows).sum(0)
+    return Evaluation(float(total[0] / total[1]), ordered(task, total[2:]))
 
 
 def ordered(task: Task, statistics: Tensor) -> dict[str, float]:

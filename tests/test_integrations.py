@@ -12,9 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import dnat
 from dnat.errors import UsageError
-from dnat.networks import import_torchvision
-
-import_torchvision()  # which both libraries import: here beside a torch that is not its own
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
 
@@ -26,8 +23,7 @@ def examples():
 
 
 def test_lightning_trains_what_comes_out(tmp_path):
-    lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
-    from dnat.integrations.lightning import Transform
+    from dnat.integrations.lightning import Transform, lightning
 
     _, (x, y) = examples()
 
@@ -69,8 +65,7 @@ def test_lightning_trains_what_comes_out(tmp_path):
 
 def test_lightning_goes_on_from_its_checkpoint(tmp_path):
     """Stopped in the middle of the architecture stage, the same bits come out."""
-    lightning = pytest.importorskip("lightning.pytorch", reason="needs lightning")
-    from dnat.integrations.lightning import Transform
+    from dnat.integrations.lightning import Transform, lightning
 
     _, (x, y) = examples()
 
@@ -104,9 +99,9 @@ def test_lightning_goes_on_from_its_checkpoint(tmp_path):
 
 
 def test_hugging_faces_trainer_trains_what_comes_out(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="needs transformers")
-    pytest.importorskip("accelerate", reason="needs accelerate")
     from dnat.integrations.huggingface import Transform
+
+    transformers = pytest.importorskip("transformers")
 
     torch.manual_seed(0)
     config = transformers.BertConfig(

@@ -14,7 +14,9 @@ from torch import nn
 
 from ..attachment import Architecture
 from ..errors import UsageError
+from ..networks import import_torchvision
 
+import_torchvision()  # the library imports it, also beside a torch that it was not built for
 try:
     from transformers import TrainerCallback
 except ImportError as error:

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from ..attachment import Architecture, attach
 from ..errors import UsageError
+from ..networks import import_torchvision
 
+import_torchvision()  # the library imports it, also beside a torch that it was not built for
 try:
     import lightning.pytorch as lightning
 except ImportError as error:

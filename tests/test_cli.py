@@ -113,7 +113,7 @@ def test_another_configuration_in_the_same_place_is_refused(finished):
 
 def test_killed_at_any_moment_and_run_again_gives_the_same_results(finished):
     folder, _ = finished
-    long = [*TINY, "--epochs", "30", "--architecture-epochs", "15", "--set", "lr_theta=0.2", "--seed", "3"]
+    long = [*TINY, "--epochs", "20", "--architecture-epochs", "10", "--set", "lr_theta=0.2", "--seed", "3"]
     assert run("transform", *long, "--out", "runs/whole", folder=folder).returncode == 0
     generator, kills = random.Random(0), 0
     command = [sys.executable, str(ROOT / "cli.py"), "transform", *long, "--out", "runs/killed"]
@@ -137,7 +137,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_results(finished):
     assert kills > 0
     assert whole["results"] == killed["results"]
     rows = [json.loads(line) for line in (folder / "runs" / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["epoch"] for row in rows] == list(range(1, 31))
+    assert [row["epoch"] for row in rows] == list(range(1, 21))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

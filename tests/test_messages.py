@@ -547,7 +547,7 @@ def test_recording_leaves_the_random_numbers_alone():
 )
 def test_only_a_process_of_several_is_silent(environment, first):
     clean = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE")}
-    code = "from dnat.lab import cli; print(cli.FIRST)"
+    code = "from dnat.lab.cli.group import FIRST; print(FIRST)"
     found = subprocess.run(
         [sys.executable, "-c", code], env=clean | environment, cwd=ROOT, capture_output=True, text=True
     )

@@ -14,6 +14,7 @@ sum over all gradients in a fixed order also keeps its bits when a run goes on f
 is that sums are not taken while the backward pass still runs.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -89,6 +90,8 @@ def joined(device: str) -> Iterator[World]:
     distributed.init_process_group(backend, store=attempt, rank=rank, world_size=size)
     try:
         yield world()
+        with contextlib.suppress(RuntimeError):  # what is done is done, should another be gone
+            distributed.barrier()  # torch ends a process (-6) whose connections another one closes too early
     finally:
         distributed.destroy_process_group()
 

@@ -14,6 +14,7 @@ The weights are the loop's affair. What is theta's is done here: gates in the fo
 the weights frozen, its charge for cost, the choices and how they settle, and the plain network.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ from .decision import Agreement, Judged, agreed, by_theta, choices_of, decisions
 from .discretization import discretization
 from .distributed import world
 from .errors import UsageError
-from .narrowing import cut_along
+from .narrowing import cutter
 from .optimizers import carried_state
 from .planning import Plan, make_plan
 from .relaxation import RelaxedNetwork, relax
@@ -190,11 +191,12 @@ class Architecture(nn.Module):
         assert self.compact is not None
         carried_state(old.state, self.relaxed.network, new, self.compact, self.cut)
 
-    def cut(self, name: str, tensor: Tensor) -> Tensor:
-        """What the choices leave of a tensor that belongs to a parameter or buffer of that name."""
+    @functools.cached_property
+    def cut(self) -> Callable[[str, Tensor], Tensor]:
+        """After `finish`: what the choices leave of a tensor of a parameter or buffer, by its name."""
         choices = self.report.choices
         chosen = {edge: choices[edge.key] for edge in self.relaxed.edges if edge.key in choices}
-        return cut_along({name: tensor}, chosen, self.relaxed.orders)[name]
+        return cutter(chosen, self.relaxed.orders)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What is no tensor of the network's: theta's optimizer, the step, choices that settle."""

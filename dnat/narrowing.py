@@ -5,7 +5,7 @@ all of them share the original's weights. What a width leaves out is cut from ev
 that `dnat.channels` found to belong to it, and the numbers that modules hold of their own sizes follow.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -89,14 +89,25 @@ def narrowed(choices: Mapping[Edge, str], orders: Orders) -> list[tuple[Edge, li
     return [(e, staying(e, c, orders[e.key])) for e, c in choices.items() if e.place and c != ORIGINAL]
 
 
-def cut_along(tensors: Mapping[str, Tensor], choices: Mapping[Edge, str], orders: Orders) -> dict[str, Tensor]:
-    """What remains of tensors that belong to parameters and buffers, by their names, when widths shrink."""
-    remaining = dict(tensors)
+def cutter(choices: Mapping[Edge, str], orders: Orders) -> Callable[[str, Tensor], Tensor]:
+    """What remains of a tensor that belongs to a parameter or buffer, by its name, when widths shrink."""
+    places: dict[str, list[tuple[int, Tensor]]] = {}
     for edge, stays in narrowed(choices, orders):
-        for name, (dim, index) in slices(edge, stays).items():
-            if name in remaining:
-                remaining[name] = cut(remaining[name], dim, index)
+        for name, place in slices(edge, stays).items():
+            places.setdefault(name, []).append(place)
+
+    def remaining(name: str, tensor: Tensor) -> Tensor:
+        for dim, index in places.get(name, ()):
+            tensor = cut(tensor, dim, index)
+        return tensor
+
     return remaining
+
+
+def cut_along(tensors: Mapping[str, Tensor], choices: Mapping[Edge, str], orders: Orders) -> dict[str, Tensor]:
+    """The same of several tensors."""
+    remaining = cutter(choices, orders)
+    return {name: remaining(name, tensor) for name, tensor in tensors.items()}
 
 
 def narrow(network: nn.Module, edge: Edge, stays: Sequence[int]) -> None:

@@ -1,7 +1,7 @@
 """Theta's part of a training: what happens before, in and after each step of the architecture stage."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..relaxation import RelaxedNetwork
 from ..settings import Config
 from .freezing import frozen, frozen_statistics
 from .pressure import ArchitectureLoss
-from .schedules import theta_optimizer, theta_rate, theta_steps
+from .schedules import theta_optimizer, theta_steps
 
 
 class ArchitectureStage:
@@ -48,7 +48,6 @@ class ArchitectureStage:
         self.relaxed, self.config = relaxed, config
         self.first = theta_steps(config, batches)
         self.last = batches * config.training.architecture_epochs
-        self.rate = theta_rate(config, batches)
         self.optimizer = theta_optimizer(relaxed, config, batches)
         self.loss = ArchitectureLoss(relaxed, config.relaxation, costs, limit)
         self.step = 0
@@ -167,8 +166,3 @@ def _means(
         return {place: list(listed) for place, listed in distances.items()}
     means = summed(torch.stack([torch.stack(list(listed)).mean() for listed in distances.values()]).detach())
     return {place: [mean] for place, mean in zip(distances, means / world().size, strict=True)}
-
-
-def passing(stage: ArchitectureStage | None, single: bool) -> Any:
-    """The context of the weights' pass: theta takes gradients in it where there is one pass for both."""
-    return stage.opened() if stage and single else nullcontext()

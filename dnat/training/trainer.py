@@ -30,7 +30,7 @@ from .evaluation import Evaluation, ordered
 from .freezing import images_last
 from .progress import CHECK_EVERY, NonFiniteError, Progress
 from .schedules import cutout_side, drop_path, learning_rate, theta_rate, weight_optimizer
-from .stage import ArchitectureStage, passing
+from .stage import ArchitectureStage
 
 
 class Trainer:
@@ -137,7 +137,7 @@ class Trainer:
             stage.begin()
         single = stage is not None and stage.in_one_pass
         lesson = self.teacher.lesson(inputs) if self.teacher else None
-        with passing(stage, single):
+        with stage.opened() if stage and single else nullcontext():
             loss, output = self._loss(stage.forward if stage else self.network, inputs, target, lesson, hints=True)
             total = loss
             if stage and stage.matching is not None:

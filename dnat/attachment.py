@@ -29,7 +29,7 @@ from .errors import UsageError
 from .narrowing import cutter
 from .optimizers import carried_state
 from .planning import Plan, make_plan
-from .relaxation import RelaxedNetwork, relax
+from .relaxation import RelaxedNetwork
 from .results import Report, report_of
 from .settings import Config
 from .tracing import copied, trace
@@ -258,14 +258,7 @@ def attach(
     original = copied(network)
     program = trace(original, example)
     plan = make_plan(original, program, example, config)
-    relaxed = relax(
-        original,
-        plan.edges,
-        config.relaxation.mode,
-        config.relaxation.gate,
-        config.seed,
-        warm_start=config.relaxation.warm_start,
-    )
+    relaxed = plan.relaxed(original, config)
     relaxed.train(network.training)
     stage = ArchitectureStage(relaxed, config, steps, plan.costs, plan.limit)
     return Architecture(

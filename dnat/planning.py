@@ -27,6 +27,7 @@ from .edges import (
 from .errors import UsageError
 from .naming import unknown
 from .narrowing import narrow, narrowable, staying
+from .relaxation import RelaxedNetwork, relax
 from .rewriting import rewritable
 from .settings import Amount, Config, parse_amount
 from .tracing import Example, Program, copied
@@ -132,6 +133,13 @@ class Plan:
     costs: Costs
     limit: float | None
     times: Times | None
+
+    def relaxed(self, network: nn.Module, config: Config) -> RelaxedNetwork:
+        """The network with theta on the plan's edges, as the settings have it."""
+        settings = config.relaxation
+        return relax(
+            network, self.edges, settings.mode, settings.gate, config.seed, warm_start=settings.warm_start
+        )
 
 
 def make_plan(

@@ -24,7 +24,6 @@ from .edges import Tally
 from .loop import Listeners, Loop, Stop, row_of
 from .planning import Plan, Times, make_plan
 from .records import Records
-from .relaxation import relax
 from .results import Commitment, Transformation
 from .rundir import LATENCIES, SENSITIVITY
 from .sensitivity import retake_statistics
@@ -187,14 +186,7 @@ class Run:
 
     def _relaxed(self, plan: Plan) -> RunState:
         given, config = self.given, self.given.config
-        relaxed = relax(
-            given.original,
-            plan.edges,
-            config.relaxation.mode,
-            config.relaxation.gate,
-            config.seed,
-            warm_start=config.relaxation.warm_start,
-        )
+        relaxed = plan.relaxed(given.original, config)
         stage = ArchitectureStage(
             relaxed, config, given.data.steps(config.training.batch_size), plan.costs, plan.limit
         )

@@ -32,7 +32,6 @@ from ...networks import build, fitting
 from ...networks.weights import read_state
 from ...planning import Plan, make_plan
 from ...records import Records
-from ...relaxation import RelaxedNetwork, relax
 from ...results import Commitment, EdgeReport, Transformation, fixed_of
 from ...rundir import CHOSEN, CUT
 from ...sensitivity import retake_statistics
@@ -213,25 +212,13 @@ class Control:
         given = self.given
         return make_plan(given.original, given.program, given.example, given.config)
 
-    def _relaxed(self, plan: Plan) -> RelaxedNetwork:
-        """As dnat would relax it: operations that are new begin with the same weights."""
-        config = self.given.config
-        return relax(
-            self.given.original,
-            plan.edges,
-            config.relaxation.mode,
-            config.relaxation.gate,
-            config.seed,
-            warm_start=config.relaxation.warm_start,
-        )
-
     def _discretized(self, plan: Plan, choices: Mapping[str, str]) -> Discretization:
-        return discretization(self._relaxed(plan), choices, self.given.example)
+        return discretization(plan.relaxed(self.given.original, self.given.config), choices, self.given.example)
 
     def _with_set(self) -> tuple[Commitment, nn.Module]:
         """Choices that can be carried out, within the limit."""
         plan = self._plan()
-        relaxed = self._relaxed(plan)
+        relaxed = plan.relaxed(self.given.original, self.given.config)
         groups = relaxed.by_group()
         legal = {group: list(relaxed.choices_of(group)) for group in groups}
         for _ in range(ATTEMPTS):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .answers import call, count_of, moved
+from .answers import call, count_of
 from .data import Data, LoaderData, Source, load, validation_split
 from .distributed import world
 from .errors import UsageError, WrongTypeError, users_code
@@ -146,17 +146,10 @@ def check(
     Raises:
         ValueError, TypeError: see `transform`.
     """
-    device = choose_device(config.machine.device)
-    check_usable(network, data)
-    check_finite(network)
-    with reproducible(config), users_code(f"{type(network).__name__}'s code failed", alone=False):
-        # As it will be trained: a budget of time is that of this device, with these threads.
-        twin = copied(network).to(device)
-        example = moved(data.example(2), device)
-        program = trace(twin, example, batch=count_of(example))
-        check_training(twin, data, config, example, smoothed(task_of(task), config.training.label_smoothing))
+    # As it will be trained: a budget of time is that of this device, with these threads.
+    with session(network, data, config, task) as given:
         if transforming:
-            make_plan(twin, program, example, config)
+            make_plan(given.original, given.program, given.example, given.config)
 
 
 def check_training(

@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .relaxation import RelaxedNetwork
 from .rundir import atomic_write
 from .sensitivity import Distances, Judge, Sensitivity
 from .tasks import Classification, Task
-from .tracing import tensors_of
+from .tracing import add_bits, tensors_of
 
 COMPARED = "norms re-estimated in both"
 """How answers are compared; part of the digest, since files from elsewhere may hold other distances."""
@@ -48,8 +46,7 @@ def digest_of(
     digest = hashlib.sha256(str(settings + compared).encode())
     for batch in batches:
         for tensor in tensors_of(batch):
-            digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            add_bits(digest, tensor)
     return digest.hexdigest()
 
 

@@ -20,7 +20,7 @@ from .planning import make_plan
 from .seeds import Stream, torch_seed
 from .settings import Config
 from .tasks import Classification, Segmentation, Task, task_of
-from .tracing import Program, copied, in_training, trace
+from .tracing import Program, add_bits, copied, in_training, trace
 from .training import check_finite, check_usable, cutout_side, images_last, weight_optimizer
 
 
@@ -181,11 +181,11 @@ def weights_digest(network: nn.Module) -> str:
     """A SHA-256 over names, shapes and bits of a network's state, and what modules keep beside tensors."""
     digest = hashlib.sha256()
     for name, value in state_of(network).items():
+        digest.update(f"{name} ".encode())
         if isinstance(value, Tensor):
-            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            add_bits(digest, value)
         else:
-            digest.update(f"{name} {json.dumps(value, sort_keys=True)}".encode())
+            digest.update(json.dumps(value, sort_keys=True).encode())
     return digest.hexdigest()
 
 

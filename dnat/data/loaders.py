@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 from torch.utils.data import default_collate as default_collate
 
 from ..errors import UsageError, WrongTypeError
-from ..tracing import tensors_of
+from ..tracing import add_bits, tensors_of
 from .batch import count_of, moved, taken_rows
 from .keyed import Flow, Items, complete
 from .source import Inputs, Target
@@ -153,8 +153,7 @@ class LoaderData:
         digest = hashlib.sha256(self.identity().encode())
         with closing(self.test_batches(TEST_BATCH)) as batches:
             for tensor in tensors_of(list(itertools.islice(batches, HASHED))):
-                digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                add_bits(digest, tensor)
         return digest.hexdigest()
 
 

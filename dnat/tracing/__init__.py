@@ -8,6 +8,7 @@ records is plain data.
 from .behaviour import GATHERING as GATHERING
 from .behaviour import behaviour as behaviour
 from .examples import Example as Example
+from .examples import add_bits as add_bits
 from .examples import examples_of as examples_of
 from .examples import tensors_of as tensors_of
 from .modes import copied as copied

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -39,3 +40,9 @@ def tensors_of(tree: Any) -> list[Tensor]:
     if hasattr(tree, "to_tuple"):
         tree = tree.to_tuple()
     return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]
+
+
+def add_bits(digest: Any, tensor: Tensor) -> None:
+    """Add a tensor's shape, type and bits to a digest of `hashlib`."""
+    digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -31,7 +31,7 @@ from .optimizers import carried_state
 from .planning import Plan, make_plan
 from .relaxation import RelaxedNetwork
 from .results import Report, report_of
-from .settings import Config
+from .settings import OWNERS, Config
 from .tracing import copied, trace
 from .training import ArchitectureStage, check_finite, clipped
 
@@ -270,30 +270,5 @@ def attach(
     )
 
 
-LOOPS_OWN = frozenset(
-    [
-        "epochs",
-        "architecture_epochs",
-        "batch_size",
-        "lr",
-        "warm_up",
-        "momentum",
-        "weight_decay",
-        "grad_clip",
-        "cutout",
-        "auxiliary",
-        "drop_path",
-        "single_pass",
-        "latency_budget",
-        "judge",
-        "choices",
-        "choices_for",
-        "search",
-        "amp",
-        "distillation",
-        "feature_distillation",
-        "device",
-        "threads",
-    ]
-)
-"""Settings of whole runs, which `attach` does not take."""
+LOOPS_OWN = frozenset(name for name, part in OWNERS.items() if part != "relaxation") | {"search", "single_pass"}
+"""Settings of whole runs, which `attach` does not take: all but those of the relaxation."""

@@ -223,6 +223,8 @@ def test_many_labels_and_no_images():
     [
         (lambda n, x: dnat.attach(n, x, steps=0), "steps must be at least 1, not 0"),
         (lambda n, x: dnat.attach(n, x, steps=5, lr=0.1), "lr is for your own loop to decide"),
+        (lambda n, x: dnat.attach(n, x, steps=5, ema=0.9), "ema is for your own loop to decide"),
+        (lambda n, x: dnat.attach(n, x, steps=5, workers=2), "workers is for your own loop to decide"),
         (lambda n, x: dnat.attach(n, x, steps=5, budget=0.01), "the smallest reachable cost"),
         (lambda n, x: dnat.attach(n, x, steps=5).report, "call finish"),
         (lambda n, x: dnat.attach(n, x, steps=5).step(lambda net: net(x).sum()), "call the network in train mode"),

@@ -113,7 +113,7 @@ def _within_limit(
         real = price(last.made.network)
         if real <= plan.limit:
             return last
-        missed = [*last.made.undone, *last.made.partial]
+        missed = list(last.made.undone)
         if missed and plan.times is None:  # what could not be carried out must not be counted on
             ruled_out |= {key: choices[key] for key in missed}
         else:

@@ -24,7 +24,7 @@ from .errors import UsageError
 from .naming import unknown
 from .narrowing import Orders, by_weights, cut_along, narrow, narrowed
 from .relaxation import RelaxedNetwork, module_name, relax
-from .rewriting import Inputs, Outcome, branch_places, close, drop, exchanged, identified, submodule
+from .rewriting import close, drop_branches, exchanged, identified, submodule
 from .tracing import Example, Program, copied, examples_of, fixed_randomness, in_mode, trace
 
 
@@ -37,28 +37,19 @@ class Discretization:
         choices: what was done, for every edge.
         undone: {edge key: why} for choices that could not be carried out; the operation is still there.
         removed: paths of the modules that are gone, because they were dropped or fed nothing any more.
-        partial: {edge key: why} for branches that were dropped, but what only fed them is still computed, because
-            the module around it cannot be traced.
     """
 
     network: nn.Module
     choices: dict[str, str]
     undone: dict[str, str] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
-    partial: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def notes(self) -> list[str]:
-        """What is less than was asked for, in words."""
-        return [f"what fed only {key} is still computed: {why}" for key, why in self.partial.items()]
 
 
 class IncompleteError(UsageError):
-    """Choices that were not carried out, or only in part; `report` holds the network that was made anyway."""
+    """Choices that were not carried out; `report` holds the network that was made anyway."""
 
     def __init__(self, report: Discretization) -> None:
         lost = [f"{key} stays original: {why}" for key, why in report.undone.items()]
-        lost += report.notes
         super().__init__(
             f"{len(lost)} of the choices cannot be carried out ({'; '.join(lost)}); leave them out, "
             "or ask for the report, which holds the network as far as it was made"
@@ -101,7 +92,7 @@ def discretize(
         that was kept stay. Every module is in the mode in which it was.
 
     Raises:
-        IncompleteError: without a report, where a choice could not be carried out or only in part.
+        IncompleteError: without a report, where a choice could not be carried out.
         ValueError: an unknown edge, an illegal choice, choices that cannot be made together.
 
     >>> import dnat
@@ -113,7 +104,7 @@ def discretize(
     made = discretization(network, choices, example)
     if report:
         return made
-    if made.undone or made.partial:
+    if made.undone:
         raise IncompleteError(made)
     return made.network
 
@@ -132,12 +123,12 @@ def discretization(
     added = _added(relaxed) if relaxed else {}
     given = _Given(plain, added, relaxed.orders if relaxed else by_weights(plain, edges))
     reference = _one_hot(given, wanted)
-    attempt, done = _build(given, reference, wanted, example)
+    attempt, done = _build(given, reference, wanted)
     if attempt.undone:
         reference = _one_hot(given, done)
     if not _agree(attempt.network, reference, example):
         culprits = _culprits(given, wanted, example)
-        attempt, done = _build(given, reference, wanted | dict.fromkeys(culprits, ORIGINAL), example)
+        attempt, done = _build(given, reference, wanted | dict.fromkeys(culprits, ORIGINAL))
         reference = _one_hot(given, done)
         for edge in culprits:
             attempt.undone[edge.key] = "the rewritten network computed something else"
@@ -206,16 +197,12 @@ def _one_hot(given: _Given, wanted: Mapping[Edge, str]) -> nn.Module:
 
 
 def _build(
-    given: _Given, reference: nn.Module, wanted: Mapping[Edge, str], example: Example
+    given: _Given, reference: nn.Module, wanted: Mapping[Edge, str]
 ) -> tuple[Discretization, dict[Edge, str]]:
     """Make the choices in a copy, without checking the result; also tells which were made."""
     network = copied(given.plain)
-    outcome = Outcome(dict(wanted), {}, {})
     for edge, stays in narrowed(wanted, given.orders):
         narrow(network, edge, stays)
-    # A null edge that stays is dropped like a branch, so that nothing of dnat is left in the network.
-    dropped = [e for e, c in wanted.items() if c == NONE or (e.kind == "skip" and c == ORIGINAL)]
-    inputs = Inputs(network, *examples_of(example)[0]) if dropped else None
     for edge, choice in wanted.items():
         if choice in edge.passes:
             assert isinstance(reference, RelaxedNetwork)
@@ -225,11 +212,11 @@ def _build(
         for module in network.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
-    for place, edges in branch_places(dropped, outcome.choices):
-        assert inputs is not None
-        network = drop(network, place, edges, outcome, inputs)
-    choices = {edge.key: choice for edge, choice in outcome.choices.items() if len(edge.choices) > 1}
-    return Discretization(network, choices, outcome.undone, partial=outcome.partial), outcome.choices
+    # A null edge that stays is dropped like a branch, so that nothing of dnat is left in the network.
+    network, undone = drop_branches(network, wanted)
+    done = {edge: ORIGINAL if edge.key in undone else choice for edge, choice in wanted.items()}
+    choices = {edge.key: choice for edge, choice in done.items() if len(edge.choices) > 1}
+    return Discretization(network, choices, undone), done
 
 
 def _passed(network: nn.Module, reference: RelaxedNetwork, edge: Edge, choice: str) -> nn.Module:
@@ -258,7 +245,7 @@ def _culprits(given: _Given, wanted: Mapping[Edge, str], example: Example) -> li
         alone = {e: choice if e is edge else ORIGINAL for e in wanted}
         oracle = _one_hot(given, alone)
         try:
-            agrees = _agree(_build(given, oracle, alone, example)[0].network, oracle, example)
+            agrees = _agree(_build(given, oracle, alone)[0].network, oracle, example)
         except Exception:
             agrees = False
         if not agrees:

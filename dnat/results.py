@@ -169,7 +169,7 @@ def report_of(
         )
         for d in decisions
     )
-    return Report(edges=edges, removed=made.removed, notes=(*made.notes, *notes), fixed=fixed_of(plan))
+    return Report(edges=edges, removed=made.removed, notes=tuple(notes), fixed=fixed_of(plan))
 
 
 def fixed_of(plan: Plan) -> tuple[FixedReport, ...]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..tracing.literals import NotConstructibleError, text
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
@@ -19,10 +21,6 @@ _SKIPPED = {"device", "dtype", "size_average", "reduce", "min_value", "max_value
 _PAIRED = (nn.modules.conv._ConvNd,)
 # What a subclass may have of its own and still compute the same.
 _HARMLESS = {"extra_repr", "reset_parameters", "training", "_version", "_load_from_state_dict"}
-
-
-class NotConstructibleError(Exception):
-    """A module that its constructor's arguments do not describe."""
 
 
 @dataclass(frozen=True)
@@ -93,35 +91,6 @@ def dropped_branch(module: nn.Module) -> Call | None:
         scale = () if module.scale_by_keep else ("scale=False",)
         return Call("StochasticDepth", (text(getattr(module, "drop_prob") or 0.0), text("row"), *scale))  # noqa: B009
     return None
-
-
-def text(value: Any) -> str:
-    """A constant as Python source.
-
-    Raises:
-        NotConstructibleError: it is none that a file without further imports can hold.
-    """
-    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
-        return f'float("{value}")'
-    if type(value) is str:
-        return f'"{value}"' if value.isprintable() and not set('"\\') & set(value) else repr(value)
-    plain = (bool, int, float, complex, str, torch.dtype, torch.memory_format, torch.layout)
-    if value is None or value is Ellipsis or isinstance(value, plain):
-        # numpy's numbers and enumerations print otherwise
-        return repr(value) if type(value).__module__ in ("builtins", "torch") else repr(_plain(value))
-    if isinstance(value, torch.device):
-        return f'torch.device("{value}")'
-    if type(value) in (tuple, torch.Size):
-        inside = ", ".join(map(text, value))
-        return f"({inside},)" if len(value) == 1 else f"({inside})"
-    if type(value) is list:
-        return f"[{', '.join(map(text, value))}]"
-    raise NotConstructibleError(f"{type(value).__name__} is no constant")
-
-
-def _plain(value: Any) -> Any:
-    kinds: tuple[Callable[[Any], Any], ...] = (int, float, complex, str)
-    return next((kind(value) for kind in kinds if isinstance(value, kind)), value)  # type: ignore[arg-type]
 
 
 def _signature(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:

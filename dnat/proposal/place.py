@@ -93,12 +93,12 @@ class _Attempt:
     @property
     def missed(self) -> dict[str, str]:
         """Choices that could not be carried out in full, so that they save less than was counted on."""
-        return {key: self.choices[key] for key in (*self.report.undone, *self.report.partial)}
+        return {key: self.choices[key] for key in self.report.undone}
 
     @property
     def notes(self) -> list[str]:
         undone = [f"{key} stays original: {why}" for key, why in self.report.undone.items()]
-        return undone + self.report.notes
+        return undone
 
 
 class Place:

@@ -1,191 +1,30 @@
-"""The forward of a module as a `torch.fx` graph that is right in train and in eval mode."""
+"""The steps of a forward -> a `torch.fx.GraphModule`, which needs torch alone, can be copied and pickled."""
 
 import inspect
+import math
 import operator
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
-from ..operations import NullEdge
-from ..tracing import Program, fixed_randomness, in_mode, in_reentrant_checkpoint
-from .inputs import CannotRewriteError, Values
-
-
-def graph_of(
-    root: nn.Module, place: str, opened: Callable[[str], bool], program: Program, arguments: Mapping[str, Any]
-) -> fx.Graph:
-    """The graph of a module that is right in both modes."""
-    constants = _constants(program, place)
-    what = place or "the network"
-    graphs = []
-    with fixed_randomness():
-        before = _hidden_state(root)
-        for training in (True, False):
-            try:
-                with in_mode(root, training):
-                    graphs.append(_Tracer(opened, constants, arguments).trace(root))
-            except Exception as error:  # whatever a user's forward does with a proxy
-                why = str(error).split(". ")[0]
-                raise CannotRewriteError(f"{type(root).__name__} cannot be traced: {why}") from error
-        if _hidden_state(root) != before:
-            raise CannotRewriteError(f"{what} draws random numbers of Python or changes its attributes")
-    one, other = (list(graph.nodes) for graph in graphs)
-    if any(_writes_state(node) for node in other):
-        raise CannotRewriteError(f"{what} writes into its buffers")
-    if [(n.op, n.name, n.target) for n in one] != [(n.op, n.name, n.target) for n in other]:
-        raise CannotRewriteError(f"{what} does other things in train than in eval mode")
-    unlike = [node for twin, node in zip(one, other, strict=True) if _arguments_of(twin) != _arguments_of(node)]
-    for node in unlike:
-        if not _as_module(root, node):
-            raise CannotRewriteError(f"{what} calls {function_name(node)} otherwise in train than in eval mode")
-    return graphs[1]
-
-
-class _Tracer(fx.Tracer):
-    """Opens only the modules that lie on the way; everything else is a leaf.
-
-    Args:
-        opened: tells whether a module lies on the way.
-        constants: arguments of the traced module's forward that had the same plain value in every call.
-        arguments: what its forward is given on the example. Sizes and tuples can be unpacked, since their lengths
-            are known from that; nothing else of the example goes into the graph.
-    """
-
-    def __init__(
-        self, opened: Callable[[str], bool], constants: Mapping[str, Any], arguments: Mapping[str, Any]
-    ) -> None:
-        super().__init__()
-        self.opened, self.constants, self.arguments = opened, constants, arguments
-        self.context = _context()
-        self.values: Values | None = None
-        self.evaluating = False
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        parameters = list(inspect.signature(root_fn).parameters.values())[1:]
-        stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-        proxies: list[Any] = []
-        for parameter in parameters:  # all of them first: a graph begins with its placeholders
-            default = () if parameter.default is parameter.empty else (parameter.default,)
-            proxies.append(
-                self.create_proxy("placeholder", stars.get(parameter.kind, "") + parameter.name, default, {})
-            )
-        positional: list[Any] = []
-        keyword: dict[str, Any] = {}
-        for parameter, proxy in zip(parameters, proxies, strict=True):
-            name = parameter.name
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                positional.extend(self._spread(name, proxy, range(len(self.arguments.get(name, ())))).values())
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                keyword |= self._spread(name, proxy, list(self.arguments.get(name, {})))
-            elif name in self.constants:
-                value = self._constant(name, proxy, self.constants[name])
-                if parameter.kind is parameter.KEYWORD_ONLY:
-                    keyword[name] = value
-                else:
-                    positional.append(value)
-            elif parameter.kind is parameter.KEYWORD_ONLY:
-                keyword[name] = proxy
-            else:
-                positional.append(proxy)
-        return lambda: root_fn(self.root, *positional, **keyword), []
-
-    def _spread(self, name: str, proxy: Any, places: Iterable[Any]) -> dict[Any, Any]:
-        """What came in by *args or **kwargs: values that can be unpacked, as a placeholder cannot."""
-        values = {}
-        for place in places:
-            value = self.arguments[name][place]
-            fixed = isinstance(value, bool | int | float | str | None)
-            values[place] = self._constant(f"{name}[{place!r}]", proxy[place], value) if fixed else proxy[place]
-        return values
-
-    def _constant(self, name: str, proxy: fx.Proxy, value: Any) -> Any:
-        """A value that the graph is for; another one is refused when the graph runs."""
-        # operator.is_ cannot be used: fx prints it as a keyword.
-        same = self.create_proxy("call_function", operator.eq, (proxy, value), {})
-        text = f"{name} was {value!r} when the network was transformed, and must be that"
-        self.create_proxy("call_function", torch._assert, (same, text), {})
-        return value
-
-    def create_node(
-        self, kind: str, target: Any, args: Any, kwargs: Any, name: str | None = None, type_expr: Any = None
-    ) -> fx.Node:
-        if _context() != self.context and not in_reentrant_checkpoint():
-            raise CannotRewriteError("it switches gradients or precision, which a graph does not")
-        if target == "self":  # a module of this name would take the place of the forward's own self
-            name = "self_"
-        return super().create_node(kind, target, args, kwargs, name, type_expr)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # The zeros of a null edge take their shape from its input, which means nothing to a graph.
-        return isinstance(m, NullEdge) or not self.opened(module_qualified_name)
-
-    def iter(self, obj: Any) -> Iterator[Any]:
-        """Unpack sizes and tuples; how many there are is known from the example."""
-        self.evaluating = True  # modules are called and weights read as they are
-        try:
-            self.values = self.values or Values(self.root, self.arguments)
-            value = self.values.of(obj.node)
-        finally:
-            self.evaluating = False
-        if isinstance(value, tuple | list):
-            return iter([obj[i] for i in range(len(value))])
-        return super().iter(obj)
-
-    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-        return forward(*args, **kwargs) if self.evaluating else super().call_module(m, forward, args, kwargs)
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: Any) -> Any:
-        return attr_val if self.evaluating else super().getattr(attr, attr_val, parameter_proxy_cache)
-
-
-def _context() -> tuple[bool, bool, bool]:
-    """What a forward may switch by a `with`, and fx does not see."""
-    return torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-
-
-def _hidden_state(root: nn.Module) -> tuple[Any, ...]:
-    """What a forward may change beside computing, and fx does not see: generators, plain attributes."""
-    plain = (bool, int, float, str, type(None))
-    attributes = [
-        (path, name, value)
-        for path, module in root.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, plain) and name != "training"
-    ]
-    return random.getstate(), str(np.random.get_state()), attributes  # noqa: NPY002
-
-
-_IN_PLACE = {"iadd", "isub", "imul", "itruediv", "ipow", "setitem", "iand", "ior", "ixor", "ifloordiv"}
-
-
-def _writes_state(node: fx.Node) -> bool:
-    """Whether a node changes a weight or a buffer in place."""
-    if node.op == "call_method":
-        in_place = str(node.target).endswith("_") and not str(node.target).startswith("__")
-    else:
-        name = getattr(node.target, "__name__", "")
-        in_place = node.op == "call_function" and (name in _IN_PLACE or "out" in node.kwargs)
-    first = node.args[0] if node.args else None
-    while isinstance(first, fx.Node) and first.op == "call_method" and first.args:
-        first = first.args[0]  # a view, or what another writing method gave back
-    return in_place and isinstance(first, fx.Node) and first.op == "get_attr"
-
-
-def _constants(program: Program, path: str) -> dict[str, Any]:
-    """The arguments that had the same plain value in every call of a module: None masks, switches."""
-    calls = [dict(t.calls[i].constants) for t in program.traces for i in t.calls_of(path)]
-    first = calls[0] if calls else {}
-    same = {k: v for k, v in first.items() if all(k in call and call[k] == v for call in calls)}
-    return {k: v for k, v in same.items() if v is None or isinstance(v, bool | int | float | str)}
-
-
-def _arguments_of(node: fx.Node) -> str:
-    return f"{node.args} {sorted(node.kwargs.items())}"
-
+from ..tracing.functions import function_of
+from ..tracing.steps import (
+    TRAINING,
+    Attribute,
+    Body,
+    Description,
+    Group,
+    Literal,
+    Property,
+    Ref,
+    Step,
+    Unknown,
+    parts,
+)
+from .bodies import CannotRewriteError
 
 _DROPOUTS = {
     "dropout": nn.Dropout,
@@ -194,29 +33,207 @@ _DROPOUTS = {
     "dropout3d": nn.Dropout3d,
     "alpha_dropout": nn.AlphaDropout,
 }
+_NUMBERS = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
+    "/": operator.truediv, "**": operator.pow, "neg": operator.neg, "math.floor": math.floor, "math.ceil": math.ceil,
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
 
 
-def _as_module(root: nn.Module, node: fx.Node) -> bool:
-    """Turn a call of a dropout function, whose `training` was fixed by the trace, into one of a module."""
-    kind = _DROPOUTS.get(function_name(node))
-    if kind is None or node.op != "call_function" or not node.args:
-        return False
-    share = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-    if not isinstance(share, float | int):
-        return False
-    name = node.name
-    while hasattr(root, name):
-        name += "_"
-    root.add_module(name, kind(share).train(root.training))
-    with node.graph.inserting_before(node):
-        node.replace_all_uses_with(node.graph.call_module(name, (node.args[0],)))
-    node.graph.erase_node(node)
-    return True
+def check_steps(body: Body) -> None:
+    """Refuse what no graph can hold.
+
+    Raises:
+        CannotRewriteError: a step switches gradients, writes into what a module holds, uses something unknown, or
+            does otherwise in train than in eval mode.
+    """
+    for step in body.steps:
+        for unknown in parts((*step.args, *(v for _, v in step.kwargs)), Unknown):
+            raise CannotRewriteError(unknown.why)
+        if not step.grad:
+            raise CannotRewriteError("it switches gradients, which a graph does not")
+        if step.writes == "state":
+            raise CannotRewriteError("it writes into its buffers")
+        if TRAINING in (*step.args, *(v for _, v in step.kwargs)) and not _dropout(step):
+            name = step.target.rpartition(".")[2]
+            raise CannotRewriteError(f"it calls {name} otherwise in train than in eval mode")
+    for unknown in parts([body.result], Unknown):
+        raise CannotRewriteError(unknown.why)
 
 
-def function_name(node: fx.Node) -> str:
-    """The name of the function that a node calls, without underscores; empty for a module."""
-    if node.op not in ("call_function", "call_method"):
-        return ""
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return str(name).strip("_")
+def _dropout(step: Step) -> nn.Module | None:
+    """The module that does what a dropout function does in both modes; None of another function."""
+    kind = _DROPOUTS.get(step.target.rpartition(".")[2])
+    share = dict(step.kwargs).get("p") or (step.args[1] if len(step.args) > 1 else Literal("0.5", 0.5))
+    if kind is None or step.kind != "function" or not isinstance(share, Literal):
+        return None
+    return kind(share.value)
+
+
+def graph_module(root: nn.Module, body: Body) -> fx.GraphModule:
+    """A module that does the steps, with the parts of another.
+
+    Args:
+        root: the module whose forward this was; it keeps all that it has.
+        body: checked by `check_steps`, with paths as seen from the root.
+    """
+    writer = _Writer(root, body)
+    module = fx.GraphModule(writer.modules, writer.graph(), class_name=type(root).__name__)
+    # Others may read them. Under this key fx keeps them when a module is copied.
+    plain = (bool, int, float, str, tuple, list)
+    rest = {k: v for k, v in vars(root).items() if isinstance(v, plain) and not hasattr(module, k)}
+    module.meta["_user_preserved_attributes"] = rest
+    for name, value in rest.items():
+        setattr(module, name, value)
+    for path, inner in module.named_modules():  # each in its own mode; fx makes containers anew
+        try:
+            inner.training = root.get_submodule(path).training
+        except AttributeError:
+            inner.training = root.training
+    return module
+
+
+class _Writer:
+    """Writes one graph."""
+
+    def __init__(self, root: nn.Module, body: Body) -> None:
+        self.root, self.body = root, body
+        self.made = fx.Graph()
+        self.nodes: dict[Ref, fx.Node] = {}
+        self.held: dict[str, fx.Node] = {}
+        self.modules: dict[str, Any] = {}
+        used = (*(r for s in body.steps for r in s.inputs()), *parts([body.result], Ref))
+        self.used = set(used)
+
+    def graph(self) -> fx.Graph:
+        """The graph of the whole body."""
+        self._parameters()
+        for step in self.body.steps:
+            self._name(step.result, self._step(step))
+        self.made.output(self._value(self.body.result))
+        return self.made
+
+    def _parameters(self) -> None:
+        """Placeholders with the names and defaults of the forward's own parameters, and what they must be."""
+        signature = list(inspect.signature(self.root.forward).parameters.values())
+        stars: dict[Any, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+        nodes = {}
+        for parameter in signature:  # all of them first: a graph begins with its placeholders
+            default = () if parameter.default is parameter.empty else (parameter.default,)
+            name = stars.get(parameter.kind, "") + parameter.name
+            nodes[parameter.name] = self.made.create_node("placeholder", name, default, {})
+        given = dict(self.body.params)
+        several = next((p.name for p in signature if p.kind is inspect.Parameter.VAR_POSITIONAL), "")
+        named = next((p.name for p in signature if p.kind is inspect.Parameter.VAR_KEYWORD), "")
+        for name, description in given.items():
+            if name in nodes:
+                self._given(name, nodes[name], description)
+                continue
+            place = name.removeprefix(f"{several}_") if several else ""
+            of, key = (several, int(place)) if place.isdigit() else (named, name)
+            self._given(f"{of}[{key!r}]", self._call(operator.getitem, nodes[of], key), description)
+        for parameter in signature:
+            if parameter.name not in given and parameter.default is not parameter.empty:
+                self._same(parameter.name, nodes[parameter.name], parameter.default)
+
+    def _given(self, name: str, node: fx.Node, description: Description) -> None:
+        if isinstance(description, Literal):
+            self._same(name, node, description.value)
+        else:
+            self._name(description, node)
+
+    def _same(self, name: str, node: fx.Node, value: Any) -> None:
+        """A value that the graph is for; another one is refused when the graph runs."""
+        if value is None or isinstance(value, bool | int | float | str):
+            # operator.is_ cannot be used: fx prints it as a keyword.
+            text = f"{name} was {value!r} when the network was transformed, and must be that"
+            self._call(torch._assert, self._call(operator.eq, node, value), text)
+
+    def _name(self, description: Description, node: fx.Node) -> None:
+        """Give names to what stands in a value, as far as it is used."""
+        if isinstance(description, Ref):
+            self.nodes[description] = node
+        elif isinstance(description, Group):
+            keyed = description.kind in ("dict", "OrderedDict") or description.kind.startswith(".")
+            for place, item in zip(description.keys if keyed else range(len(description.items)), description.items):
+                if not self.used.isdisjoint(parts([item], Ref)):
+                    self._name(item, self._call(operator.getitem, node, place))
+
+    def _step(self, step: Step) -> fx.Node:
+        args, kwargs = self._value(Group("tuple", step.args)), {k: self._value(v) for k, v in step.kwargs}
+        if step.kind == "module":
+            self._keep(step.target)
+            # A module of this name would take the place of the forward's own self.
+            name = "self_" if step.target == "self" else None
+            return self.made.create_node("call_module", step.target, args, kwargs, name)
+        if step.kind in ("shape", "attribute"):
+            return self._call(getattr, args[0], step.target)
+        if step.kind == "number":
+            return self._call(_NUMBERS[step.target], *args)
+        if step.kind == "decision":
+            text = f"the network was transformed where {step.target} held of sizes that decide what it does"
+            return self._call(torch._assert, self._call(_NUMBERS[step.target], *args), text)
+        if step.kind == "method":
+            return self._method(step.target, args, kwargs)
+        if TRAINING in (*step.args, *(v for _, v in step.kwargs)):
+            return self._drop(step, args[0])
+        return self._call(function_of(step.target) or step.function, *args, **kwargs)
+
+    def _method(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> fx.Node:
+        plain = name.strip("_")
+        if name.startswith("__") and not kwargs:
+            if hasattr(operator, plain):
+                return self._call(getattr(operator, plain), *args)
+            if hasattr(operator, plain[1:]):  # __radd__
+                return self._call(getattr(operator, plain[1:]), args[1], args[0])
+        return self.made.call_method(name, args, dict(kwargs))
+
+    def _drop(self, step: Step, value: fx.Node) -> fx.Node:
+        """A call of a dropout function, which knows its mode, as one of a module."""
+        module = _dropout(step)
+        assert module is not None
+        name = step.target.rpartition(".")[2]
+        while hasattr(self.root, name) or name in self.modules:
+            name += "_"
+        self.modules[name] = module.train(self.root.training)
+        return self.made.call_module(name, (value,))
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return self.made.call_function(function, args, kwargs)
+
+    def _keep(self, path: str) -> None:
+        self.modules[path] = self.root.get_submodule(path)
+
+    def _value(self, description: Description) -> Any:
+        """A description as an argument of a node."""
+        if isinstance(description, Ref):
+            return self.nodes[description]
+        if isinstance(description, Attribute):
+            return self._attribute(description.path)
+        if isinstance(description, Literal):
+            return description.value
+        if isinstance(description, Property):
+            return self._call(getattr, self._value(description.of), description.name)
+        assert isinstance(description, Group), description
+        items = list(map(self._value, description.items))
+        if description.kind in ("tuple", "list"):
+            return tuple(items) if description.kind == "tuple" else items
+        if description.kind == "slice":
+            return slice(*items)
+        pairs = dict(zip(description.keys, items, strict=True))
+        if description.kind == "dict":
+            return pairs
+        if description.kind == "OrderedDict":
+            return self._call(OrderedDict, list(pairs.items()))
+        return self._call(description.made, **pairs)
+
+    def _attribute(self, path: str) -> fx.Node:
+        if path not in self.held:
+            self.modules[path] = operator.attrgetter(path)(self.root)
+            self.held[path] = self.made.get_attr(path)
+        return self.held[path]
+
+
+def modules_of(body: Body) -> Iterator[str]:
+    """The paths of the modules that are called."""
+    return (step.target for step in body.steps if step.kind == "module")

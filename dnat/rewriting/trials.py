@@ -1,4 +1,4 @@
-"""Every none and identity is tried on a copy before it is offered."""
+"""Whether each none and identity can be made, before it is offered."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,25 +6,22 @@ import torch
 
 from ..edges import IDENTITY, NONE, Edge
 from ..tracing import Program, copied, fixed_randomness, in_mode
+from .bodies import CannotRewriteError
 from .branches import without_branches
-from .inputs import CannotRewriteError, Inputs
 from .modules import identified
-from .ways import enclosing, way_of
+from .places import area_of
 
 
 def rewritable(program: Program, edges: Iterable[Edge]) -> tuple[Edge, ...]:
     """Edges without the nones and identities that could not be made, or only in part: nothing is offered in vain.
 
-    Each none is tried alone on the copy of the network that the program was recorded from; identities are tried
-    together. `Edge.refused` of the edges that are returned says what stands against them; edges that are left
+    Each none is looked for in the recorded steps; identities are tried together on a copy of the network. `Edge.refused` of the edges that are returned says what stands against them; edges that are left
     without a choice are returned, too.
     """
     edges, trials = tuple(edges), program.trials
     nones = [e for e in edges if NONE in e.choices and (e.key, NONE) not in trials]
-    inputs = Inputs(program.network, *program.examples[0]) if nones else None
     for edge in nones:
-        assert inputs is not None
-        trials[edge.key, NONE] = _obstacle(edge, inputs)
+        trials[edge.key, NONE] = _obstacle(edge)
     identities = [e for e in edges if IDENTITY in e.choices and (e.key, IDENTITY) not in trials]
     trials |= {(edge.key, IDENTITY): why for edge, why in _obstacles(program, identities).items()}
     for choice in (NONE, IDENTITY):
@@ -64,13 +61,11 @@ def _obstacles_together(program: Program, edges: Sequence[Edge]) -> dict[Edge, s
     return {}
 
 
-def _obstacle(edge: Edge, inputs: Inputs) -> str:
+def _obstacle(edge: Edge) -> str:
     """Why a branch cannot be dropped with all that feeds only it; empty if it can."""
-    way = way_of(edge, {edge: NONE})
-    place = enclosing(edge.program, way.zeros | way.dead)
-    root = edge.program.network.get_submodule(place)
     try:
-        without_branches(root, place, [edge], {edge: NONE}, inputs)
+        area = area_of(edge, {edge: NONE})
+        without_branches(edge.program, area.place, area.opened, [edge.exit])
     except CannotRewriteError as error:
         return str(error)
     return ""

@@ -9,6 +9,7 @@ from .behaviour import GATHERING as GATHERING
 from .behaviour import behaviour as behaviour
 from .examples import Example as Example
 from .examples import add_bits as add_bits
+from .examples import doubled as doubled
 from .examples import examples_of as examples_of
 from .examples import tensors_of as tensors_of
 from .modes import copied as copied
@@ -24,5 +25,7 @@ from .program import State as State
 from .program import Trace as Trace
 from .recorder import in_reentrant_checkpoint as in_reentrant_checkpoint
 from .running import observed as observed
+from .running import recorded as recorded
+from .running import repeated as repeated
 from .running import timed as timed
 from .running import trace as trace

@@ -5,7 +5,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import WrongTypeError
 
@@ -46,3 +46,27 @@ def add_bits(digest: Any, tensor: Tensor) -> None:
     """Add a tensor's shape, type and bits to a digest of `hashlib`."""
     digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
     digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def batch_size(arguments: Any) -> int | None:
+    """The first size of the first tensor."""
+    return next((t.shape[0] for t in tree_leaves(arguments) if isinstance(t, Tensor) and t.dim()), None)
+
+
+def doubled(arguments: Any) -> Any:
+    """Arguments with every image twice: tensors whose first size is the batch's are repeated."""
+    n = batch_size(arguments)
+    return tree_map_only(
+        Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() and t.shape[0] == n else t, arguments
+    )
+
+
+def enlarged(arguments: Any) -> Any:
+    """Arguments of another size: images with 32 more pixels each way, sequences of whole numbers with 2 more."""
+
+    def larger(t: Tensor) -> Tensor:
+        if t.dim() >= 4:
+            return t.new_zeros(*t.shape[:2], *(n + 32 for n in t.shape[2:]))
+        return torch.cat([t, t[:, :2]], 1) if t.dim() == 2 and not t.is_floating_point() else t
+
+    return tree_map_only(Tensor, larger, arguments)

@@ -15,6 +15,7 @@ from torch import nn
 
 from ..operations import Geometry
 from .behaviour import Behaviour
+from .steps import Body
 
 
 class State(IntEnum):
@@ -61,8 +62,8 @@ class Call:
         lone: nothing but that tensor was given, not even a None.
         learns: gradients were computed, or would have been outside of this analysis.
         reentrant: it ran in a checkpoint with `use_reentrant=True`: its gradients come from a second run.
-        constants: names and values of arguments that were None, a truth value, a number or a text; and of
-            `*args` and `**kwargs` that were empty, ().
+        body: what its forward did, step by step.
+        closed: why these steps are not all of it; empty if they are.
     """
 
     path: str
@@ -75,7 +76,8 @@ class Call:
     lone: bool
     learns: bool
     reentrant: bool
-    constants: tuple[tuple[str, Any], ...]
+    body: Body = field(repr=False)
+    closed: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,8 @@ class Trace:
     """One run of the network in one mode. Indices point into `values`, `operations` and `calls`.
 
     `batch` is by what multiply-adds are divided for one image; `uncounted` names operators that may multiply and
-    are not among them, since no formula is known.
+    are not among them, since no formula is known. `named` has for each `Ref` of the steps the value that it names,
+    or -1, and `memory` where that lies, the same for tensors that share it.
     """
 
     training: bool
@@ -117,6 +120,8 @@ class Trace:
     users: tuple[tuple[int, ...], ...] = field(repr=False)
     nulls: frozenset[int] = field(repr=False)
     uncounted: tuple[str, ...] = ()
+    named: tuple[int, ...] = field(default=(), repr=False)
+    memory: tuple[int, ...] = field(default=(), repr=False)
 
     @cached_property
     def calls_by_path(self) -> dict[str, list[int]]:

@@ -3,18 +3,19 @@
 import hashlib
 import json
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 
 from ..counting import checked_batch, warn_of_batch, warn_of_uncounted
-from ..errors import UsageError, WrongTypeError, users_code
-from .examples import Example, examples_of
+from ..errors import UsageError, UserCodeError, WrongTypeError, users_code
+from .examples import Example, doubled, enlarged, examples_of
 from .modes import copied, fixed_randomness, in_mode, kept_buffers, tensors_held
 from .program import Program, Trace
-from .recorder import Recorder, Watch
+from .recorder import Recorder, Watch, random_states
 from .structure import module_infos
 
 
@@ -59,7 +60,8 @@ def trace(network: nn.Module, example: Example, *, batch: int | None = None) -> 
         for training in (False, True):
             for i, (args, kwargs) in enumerate(arguments):
                 with in_mode(twin, training):
-                    traces.append(_recorded(twin, args, kwargs, traces[i].batch if training else told))
+                    run, images = (_trained, traces[i].batch) if training else (recorded, told)
+                    traces.append(run(twin, args, kwargs, images))
     warn_of_uncounted(traces[0].uncounted)
     modules = module_infos(twin)
     calls = sorted(
@@ -69,6 +71,22 @@ def trace(network: nn.Module, example: Example, *, batch: int | None = None) -> 
     )
     digest = hashlib.sha256(json.dumps(calls).encode()).hexdigest()[:16]
     return Program(tuple(traces), modules, digest, twin, tuple(arguments))
+
+
+def repeated(program: Program) -> list[Trace]:
+    """Further runs in eval mode, to see what depends on sizes: on twice the images, and on larger ones.
+
+    What the network does not take is left out. The runs are kept with the program.
+    """
+    known: list[Trace] | None = program.analyses.get("repeated")
+    if known is None:
+        known = program.analyses["repeated"] = []
+        devices = sorted({t.device.index for t in tensors_held(program.network) if t.device.type == "cuda"})
+        network = copied(program.network)
+        for change in (doubled, enlarged):
+            with fixed_randomness(devices), in_mode(network, False), suppress(UserCodeError):
+                known.append(recorded(network, *change(program.examples[0])))
+    return known
 
 
 def timed(network: nn.Module, example: Example, repeats: int) -> tuple[tuple[str, ...], list[list[float]]]:
@@ -119,19 +137,36 @@ def observed(program: Program, watch: Watch) -> tuple[Tensor, ...]:
     return tuple(recorder.results) if names == [op.name for op in program.traces[0].operations] else ()
 
 
-def _recorded(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None) -> Trace:
+def recorded(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None = 1) -> Trace:
+    """One run of a network as it is, with its own randomness.
+
+    Args:
+        network: any module, in the mode that counts.
+        args, kwargs: what it is called with.
+        batch: how many images that is; None: as many as can be told.
+
+    Raises:
+        ValueError: its forward fails; the cause is chained.
+    """
     shapes = [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
     mode = "train" if network.training else "eval"
     with users_code(f"{type(network).__name__}'s forward failed on the example of shape {shapes} in {mode} mode"):
+        before = random_states()
         recorder = Recorder(network)
-        try:
+        trace = recorder.run(args, kwargs, batch)
+        if random_states() != before:
+            recorder = Recorder(network, drawing=True)
             trace = recorder.run(args, kwargs, batch)
-        except Exception as error:
-            if "more than 1 value per channel" not in str(error) or not network.training:
-                raise
-            double = lambda t: t.repeat_interleave(2, 0) if t.dim() else t  # noqa: E731
-            args, kwargs = tree_map_only(Tensor, double, (args, kwargs))
-            return Recorder(network).run(args, kwargs, batch and 2 * batch)
     if recorder.unsure:
         warn_of_batch(*([trace.values[i].shape for i in ids] for ids in (trace.inputs, trace.outputs)))
     return trace
+
+
+def _trained(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None) -> Trace:
+    """A run in train mode, with every image twice where batch norm refuses them as they are."""
+    try:
+        return recorded(network, args, kwargs, batch)
+    except UserCodeError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+    return recorded(network, *doubled((args, kwargs)), batch and 2 * batch)

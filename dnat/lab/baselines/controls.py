@@ -225,7 +225,7 @@ class Control:
             chosen = CHOOSERS[self.method](groups, legal, plan.costs, self.limit, self.given.config.seed)
             wanted = {e.key: c for e, c in by_edge(groups, chosen).items()}
             made = discretization(relaxed, wanted, self.given.example)
-            missed = {*made.undone, *made.partial}
+            missed = set(made.undone)
             if (
                 not missed
                 and cost(made.network, self.given.example, batch=count_of(self.given.example)).madds <= self.limit

@@ -1,4 +1,4 @@
-"""Torch's functions as steps: which names a file may use, what gives sizes, and what gives no tensor."""
+"""Torch's functions as steps: their names, what gives sizes, and what gives no tensor."""
 
 import functools
 import inspect
@@ -11,30 +11,18 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from .numbers import plain, tracked
-from .scope import RefusedError, Scope
+from .scope import Scope
 from .steps import Attribute, Ref
 
 SHAPES = {"shape.__get__", "size", "__len__", "numel", "nelement"}
+"""What asks for sizes."""
 _STATIC = {
     *("dim", "ndimension", "stride", "element_size", "get_device", "type", "result_type", "can_cast"),
     *("promote_types", "type_code", "__format__", "__repr__", "__str__", "__hash__", "has_names"),
 }
 _STATIC_FIELDS = {
-    "ndim",
-    "dtype",
-    "device",
-    "layout",
-    "requires_grad",
-    "grad_fn",
-    "itemsize",
-    "names",
-    "output_nr",
+    *("ndim", "dtype", "device", "layout", "requires_grad", "grad_fn", "itemsize", "names", "output_nr"),
 }
-
-
-def has_tensor(result: Any) -> bool:
-    """Whether something holds a tensor."""
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
 
 
 def sizes(scope: Scope, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -45,52 +33,46 @@ def sizes(scope: Scope, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
         return shape[0]
     if name in ("numel", "nelement"):
         count = math.prod(map(plain, shape))
-        if id(tensor) in scope.held:
+        if not any(n is not plain(n) for n in shape):
             return count
-        return scope.add("method", "numel", (tensor,), {}, tracked(count, scope, scope.new()))
+        return scope.add("method", "numel", (tensor,), {}, tracked(count, scope.recorder, Ref(-1)))
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
     return torch.Size(shape) if dim is None else shape[dim]
 
 
-def without_tensor(scope: Scope, name: str, args: tuple[Any, ...], result: Any) -> Any:
-    """A function that gives no tensor: it reads what never changes, or it writes, or it is refused."""
+def without_tensor(scope: Scope, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    """Note a function that gives no tensor: it reads what never changes, or lets values of tensors decide."""
     field_name = name.removesuffix(".__get__")
     if name in _STATIC or field_name in _STATIC_FIELDS or field_name.startswith(("is_", "torch.is_")):
         if field_name in ("device", "dtype"):
             of = scope.describe(args[0])
-            assert isinstance(of, Ref | Attribute)
-            scope.reads[field_name, result] = of
-        return result
-    if name == "__setitem__":
-        return scope.add("method", name, args, {}, None)
-    raise RefusedError(f"it lets values of tensors decide or leave torch ({name.removeprefix('torch.')})")
+            if isinstance(of, Ref | Attribute):
+                scope.reads[field_name, result] = of
+    else:
+        scope.refuse(f"it lets values of tensors decide or leave torch ({name.removeprefix('torch.')})")
+
+
+def is_tensor_in(result: Any) -> bool:
+    """Whether something holds a tensor."""
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
 
 
 def public_name(name: str, func: Any) -> str:
-    """The name under which a file that imports torch finds a function.
-
-    Raises:
-        RefusedError: there is none.
-    """
+    """The name under which a file that imports torch finds a function; as it is where there is none."""
     if name.startswith("torch.functional."):
         name = "torch." + name.removeprefix("torch.functional.")
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        name = f"torch.ops.{func}"
-        if name.startswith(("torch.ops.aten.", "torch.ops.prims.")):
-            return name
-    for candidate in (name, f"torch.{name}", f"{getattr(func, '__module__', None)}.{name}"):
-        if (
-            candidate.startswith("torch.")
-            and not name.startswith("torch.ops.")
-            and callable(_attribute(candidate))
-        ):
-            return candidate
-    raise RefusedError(f"it calls {name}, which torch alone does not have")
+        return f"torch.ops.{func}"
+    candidates = (name, f"torch.{name}", f"{getattr(func, '__module__', None)}.{name}")
+    return next((c for c in candidates if function_of(c)), name)
 
 
-def _attribute(name: str) -> Any:
+def function_of(name: str) -> Any:
+    """The function of torch that has a name; None where torch alone has none."""
+    if name.startswith("torch.ops.") and not name.startswith(("torch.ops.aten.", "torch.ops.prims.")):
+        return None
     try:
-        return functools.reduce(getattr, name.split(".")[1:], torch)
+        return functools.reduce(getattr, name.split(".")[1:], torch) if name.startswith("torch.") else None
     except AttributeError:
         return None
 

@@ -1,6 +1,6 @@
 """Numbers that remember where they come from: sizes of tensors, and what is computed from them.
 
-Arithmetic is noted in the forward that they belong to. A comparison (and whatever makes a plain number of them) is
+Arithmetic is noted in the forward that does it. A comparison (and whatever makes a plain number of them) is
 noted with its outcome, so that the written code can tell when another size would have gone another way.
 """
 
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from .steps import Ref
 
 
-class Owner(Protocol):
-    """A forward that notes what is done with its numbers."""
+class Notes(Protocol):
+    """Who notes what is done with numbers."""
 
     def number(self, symbol: str, operands: tuple[Any, ...], value: Any) -> Any:
-        """Note arithmetic; returns the result as a number of this forward."""
+        """Note arithmetic; returns the result as a tracked number."""
 
     def decision(self, symbol: str, operands: tuple[Any, ...], holds: bool) -> None:
         """Note a comparison."""
@@ -25,7 +25,7 @@ class Owner(Protocol):
 class Tracked:
     """What tracked integers and floats have in common."""
 
-    scope: Any
+    notes: Any
     ref: Ref
 
 
@@ -37,10 +37,10 @@ class Float(float, Tracked):
     """A tracked float."""
 
 
-def tracked(value: int | float, scope: Owner, ref: Ref) -> Any:
-    """A number that belongs to a forward."""
+def tracked(value: int | float, notes: Notes, ref: Ref) -> Any:
+    """A number with a name."""
     number: Int | Float = Int(value) if isinstance(value, int) else Float(value)
-    number.scope, number.ref = scope, ref
+    number.notes, number.ref = notes, ref
     return number
 
 
@@ -56,7 +56,7 @@ def _binary(symbol: str, function: Callable[[Any, Any], Any], reflected: bool) -
         if not isinstance(other, int | float):
             return NotImplemented
         pair = (other, self) if reflected else (self, other)
-        return self.scope.number(symbol, pair, function(*map(plain, pair)))
+        return self.notes.number(symbol, pair, function(*map(plain, pair)))
 
     return method
 
@@ -66,7 +66,7 @@ def _comparison(symbol: str, function: Callable[[Any, Any], bool]) -> Callable[[
         if not isinstance(other, int | float):
             return NotImplemented
         holds = function(plain(self), plain(other))
-        self.scope.decision(symbol, (self, other), holds)
+        self.notes.decision(symbol, (self, other), holds)
         return holds
 
     return method
@@ -74,7 +74,7 @@ def _comparison(symbol: str, function: Callable[[Any, Any], bool]) -> Callable[[
 
 def _made_plain(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def method(self: Any) -> Any:
-        self.scope.decision("==", (self, plain(self)), True)
+        self.notes.decision("==", (self, plain(self)), True)
         return function(plain(self))
 
     return method
@@ -82,7 +82,7 @@ def _made_plain(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 def _unary(symbol: str, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def method(self: Any) -> Any:
-        return self.scope.number(symbol, (self,), function(plain(self)))
+        return self.notes.number(symbol, (self,), function(plain(self)))
 
     return method
 

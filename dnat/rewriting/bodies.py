@@ -1,0 +1,172 @@
+"""What a module's forward does, in all that was recorded of a network: one list of steps, right in both modes.
+
+Modules in it whose inside changes are opened: their steps become steps of the module around them.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from ..tracing import Program, Trace, repeated
+from ..tracing.steps import (
+    Attribute,
+    Body,
+    Description,
+    Group,
+    Ref,
+    Step,
+    changed,
+    changed_body,
+    changed_step,
+    parts,
+    renamed,
+    unified,
+)
+
+
+class CannotRewriteError(Exception):
+    """A forward that cannot be written anew, or a zero in it that reaches something that it cannot be dropped from."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A forward's steps, with paths as seen from its module; `shapes` are those of its tensors on the first example,
+    and `memory` tells which of them share theirs."""
+
+    body: Body
+    shapes: Mapping[Ref, tuple[int, ...]]
+    memory: Mapping[Ref, int]
+
+
+def body_of(program: Program, place: str, opened: Collection[str]) -> Recorded:
+    """What the module at a path does in every call that was seen.
+
+    Args:
+        program: of the network.
+        place: the module's path.
+        opened: paths of modules in it that are opened.
+
+    Raises:
+        CannotRewriteError: it does other things in one call than in another, or something that no list of steps
+            tells.
+    """
+    bodies: dict[tuple[str, frozenset[str]], Recorded] = program.analyses.setdefault("bodies", {})
+    key = (place, frozenset(opened))
+    if key not in bodies:
+        bodies[key] = _in_both_modes(program, place, opened)
+    return bodies[key]
+
+
+def _in_both_modes(program: Program, place: str, opened: Collection[str]) -> Recorded:
+    what = place or "the network"
+    modes = []
+    for training in (True, False):
+        traces = [trace for trace in program.traces if trace.training is training]
+        modes.append([_alone(t, c, place, opened) for t in traces for c in t.calls_of(place)])
+    if not all(modes):
+        raise CannotRewriteError(f"{what} is not called in both modes")
+    for recorded in modes:
+        if any(other.body != recorded[0].body for other in recorded):
+            raise CannotRewriteError(f"{what} does other things in one call than in another")
+    train, evaluation = (recorded[0] for recorded in modes)
+    both = unified(train.body, evaluation.body)
+    if both is None:
+        raise CannotRewriteError(f"{what} does other things in train than in eval mode")
+    if any(step.is_number() or step.kind == "decision" for step in both.steps):
+        _check_sizes(program, place, opened, evaluation.body)
+    return replace(evaluation, body=both)
+
+
+def _check_sizes(program: Program, place: str, opened: Collection[str], body: Body) -> None:
+    """Refuse a forward that does other things where there are more images, or larger ones."""
+    for trace in repeated(program):
+        others = [_alone(trace, call, place, opened).body for call in trace.calls_of(place)]
+        if any(other != body and _decisions(other) == _decisions(body) for other in others):
+            raise CannotRewriteError(f"sizes decide what {place or 'the network'} does")
+
+
+def _decisions(body: Body) -> list[Step]:
+    return [step for step in body.steps if step.kind == "decision"]
+
+
+def _alone(trace: Trace, call: int, place: str, opened: Collection[str]) -> Recorded:
+    """A call's steps with values counted from 0, and paths as seen from its module."""
+    body = changed_body(inlined(trace, call, opened), lambda d: _relative(d, place))
+    steps = tuple(replace(s, target=within(s.target, place)) if s.kind == "module" else s for s in body.steps)
+    body, names = numbered(replace(body, steps=steps), place)
+    values = {new: trace.named[old.index] for old, new in names.items()}
+    shapes = {ref: trace.values[value].shape for ref, value in values.items() if value >= 0}
+    return Recorded(body, shapes, {new: trace.memory[old.index] for old, new in names.items()})
+
+
+def inlined(trace: Trace, number: int, opened: Collection[str]) -> Body:
+    """The steps of a call, with those of opened modules in the place of their calls; values and paths as in the
+    trace.
+
+    Raises:
+        CannotRewriteError: steps do not tell all that it does.
+    """
+    call = trace.calls[number]
+    if call.closed:
+        raise CannotRewriteError(f"{call.path or 'the network'}: {call.closed}")
+    names: dict[Ref, Description] = {}
+    steps: list[Step] = []
+    for step in call.body.steps:
+        step = changed_step(step, renamed(names))
+        if step.call is None or trace.calls[step.call].path not in opened:
+            steps.append(step)
+            continue
+        inner = inlined(trace, step.call, opened)
+        own: dict[Ref, Description] = {}
+        for (_, param), (_, given) in zip(inner.params, step.given, strict=True):
+            _match(param, given, own)
+        steps += [changed_step(s, renamed(own)) for s in inner.steps]
+        _match(step.result, changed(inner.result, renamed(own)), names)
+    return Body(call.body.params, tuple(steps), changed(call.body.result, renamed(names)))
+
+
+def _match(inner: Description, outer: Description, names: dict[Ref, Description]) -> None:
+    """Note what values of one forward are in another, where the same structure was described in both."""
+    if isinstance(inner, Ref):
+        names[inner] = outer
+    elif isinstance(inner, Group) and isinstance(outer, Group):
+        for one, other in zip(inner.items, outer.items, strict=True):
+            _match(one, other, names)
+
+
+def within(path: str, place: str) -> str:
+    """A path as seen from a module that is around it.
+
+    Raises:
+        CannotRewriteError: the module is not around it.
+    """
+    if not place:
+        return path
+    if not path.startswith(f"{place}."):
+        raise CannotRewriteError(f"{place} uses {path}, which is not a part of it")
+    return path[len(place) + 1 :]
+
+
+def _relative(description: Description, place: str) -> Description:
+    return Attribute(within(description.path, place)) if isinstance(description, Attribute) else description
+
+
+def numbered(body: Body, place: str) -> tuple[Body, dict[Ref, Ref]]:
+    """A body with its values counted in order of appearance, and what each was called before.
+
+    Raises:
+        CannotRewriteError: it uses a value that it neither makes nor is given.
+    """
+    names: dict[Ref, Ref] = {}
+
+    def define(descriptions: Iterable[Description]) -> None:
+        for ref in parts(descriptions, Ref):
+            names.setdefault(ref, Ref(len(names)))
+
+    define(d for _, d in body.params)
+    for step in body.steps:
+        if not names.keys() >= set(step.inputs()):
+            raise CannotRewriteError(f"{place or 'the network'} uses what other modules keep")
+        define([step.result])
+    if not names.keys() >= set(parts([body.result], Ref)):
+        raise CannotRewriteError(f"{place or 'the network'} uses what other modules keep")
+    return changed_body(body, renamed(names)), names

@@ -1,0 +1,250 @@
+"""The forward of one module while it runs: its values by name, and its steps so far."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from .literals import NotConstructibleError, text
+from .numbers import Int, Tracked, plain, tracked
+from .steps import (
+    Attribute,
+    Body,
+    Description,
+    Group,
+    Literal,
+    Property,
+    Ref,
+    Step,
+    Unknown,
+    grouped,
+    mapped,
+)
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
+"""What holds where a comparison does not."""
+
+
+class Scope:
+    """The forward of one module while it runs.
+
+    Args:
+        recorder: of the run.
+        module, path: whose forward it is.
+        call: the number of the call.
+    """
+
+    def __init__(self, recorder: "Recorder", module: nn.Module, path: str, call: int) -> None:
+        self.recorder, self.module, self.path, self.call = recorder, module, path, call
+        self.refs: dict[int, Ref] = {}
+        self.params: tuple[tuple[str, Description], ...] = ()
+        self.steps: list[Step] = []
+        self.decided: set[Step] = set()
+        self.shapes: dict[int, tuple[Int, ...]] = {}
+        self.reads: dict[tuple[str, Any], Ref | Attribute] = {}
+        self.why = ""
+        self.given: tuple[Any, ...] = ((), {}, ())
+        self.drawn: Any = None
+
+    def refuse(self, why: str) -> None:
+        """Note why this forward cannot be written as steps; the first reason counts."""
+        self.why = self.why or why
+
+    def body(self, result: Any) -> Body:
+        """What the forward did, which gives this."""
+        return Body(self.params, tuple(self.steps), self.describe(result))
+
+    def name(self, value: Any) -> Ref:
+        """A new name for a tensor or an object."""
+        ref = self.recorder.new(value)
+        self.refs[id(value)] = self.recorder.owners[id(value)] = ref
+        return ref
+
+    def enter(self, value: Any) -> Any:
+        """Name what is given to the forward; numbers come back as its own."""
+        return mapped(value, self._entered)
+
+    def _entered(self, value: Any) -> Any:
+        if isinstance(value, Tracked):
+            return tracked(plain(value), self.recorder, self.recorder.new())
+        if isinstance(value, Tensor) or isinstance(self._constant(value), Unknown):
+            self.name(value)
+        return value
+
+    def add(
+        self,
+        kind: str,
+        target: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        *,
+        function: Any = None,
+        written: Collection[int] = (),
+        writes: str = "",
+    ) -> Any:
+        """Note a step whose arguments were these and whose result this is; returns the result to hand on.
+
+        Args:
+            kind, target, args, kwargs, function, writes: see `Step`.
+            result: what it gave.
+            written: ids of tensors that it wrote into.
+        """
+        described = tuple(self.describe(a) for a in args)
+        named = tuple((k, self.describe(v)) for k, v in kwargs.items())
+        result = self.made(result, written)
+        step = Step(kind, target, described, named, self.describe(result), torch.is_grad_enabled())
+        self.steps.append(_with(step, function=function, writes=writes))
+        return result
+
+    def called(self, inner: "Scope", result: Any) -> Any:
+        """Note the call of a module, whose forward this was; returns the result to hand on."""
+        args, kwargs, given = inner.given
+        result = self.made(result)
+        step = Step("module", inner.path, args, tuple(kwargs.items()), self.describe(result))
+        self.steps.append(_with(step, call=inner.call, given=given))
+        return result
+
+    def made(self, result: Any, written: Collection[int] = ()) -> Any:
+        """Name what a step gave.
+
+        What it gives back as it came is handed on as an alias, under a name of its own: what a layer returns
+        unchanged in one mode, it may not in the other.
+        """
+
+        def name(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                if id(value) not in written and (id(value) in self.refs or self._held(value) is not None):
+                    value = self.recorder.alias(value)
+                self.name(value)
+            elif isinstance(value, Tracked):
+                return tracked(plain(value), self.recorder, self.recorder.new())
+            return value
+
+        return mapped(result, name)
+
+    def number(self, symbol: str, operands: tuple[Any, ...], value: int | float) -> Any:
+        """Note arithmetic on tracked numbers."""
+        args = tuple(self.describe(o) for o in operands)
+        result = tracked(value, self.recorder, self.recorder.new())
+        self.steps.append(Step("number", symbol, args, (), result.ref))
+        return result
+
+    def decision(self, symbol: str, operands: tuple[Any, ...], holds: bool) -> None:
+        """Note a comparison of tracked numbers."""
+        args = tuple(self.describe(o) for o in operands)
+        step = Step("decision", symbol if holds else OPPOSITE[symbol], args, (), Literal("None"))
+        if step not in self.decided:
+            self.decided.add(step)
+            self.steps.append(step)
+
+    def shape(self, tensor: Tensor) -> tuple[int, ...]:
+        """The sizes of a tensor, tracked unless a module holds it."""
+        sizes = tuple(torch.Tensor.size(tensor))
+        if self._is_held(tensor):
+            return sizes
+        known = self.shapes.get(id(tensor))
+        if known is None or tuple(map(plain, known)) != sizes:
+            known = tuple(tracked(n, self.recorder, self.recorder.new()) for n in sizes)
+            self.shapes[id(tensor)] = known
+            result = Group("tuple", tuple(n.ref for n in known))
+            self.steps.append(Step("shape", "shape", (self.describe(tensor),), (), result))
+        return known
+
+    def describe(self, value: Any) -> Description:
+        """A value of a forward, or a constant, as data; `Unknown` where it is neither."""
+        if isinstance(value, Tensor):
+            return self._tensor(value)
+        if isinstance(value, Tracked):
+            return value.ref
+        group = grouped(value)
+        if group is not None:
+            kind, items, keys = group
+            return Group(kind, tuple(self.describe(i) for i in items), keys, type(value))
+        return self._constant(value)
+
+    def _tensor(self, value: Tensor) -> Description:
+        if id(value) in self.refs:
+            return self.refs[id(value)]
+        held = self._held(value)
+        if held is not None:
+            return held
+        owned = self.recorder.owners.get(id(value))
+        if owned is not None:
+            return owned
+        return Unknown("it uses a tensor that neither torch's Python functions made nor a registered module holds")
+
+    def _held(self, value: Tensor) -> Description | None:
+        return self.recorder.held.get(id(value))
+
+    def _is_held(self, value: Tensor) -> bool:
+        return id(value) not in self.refs and self._held(value) is not None
+
+    def _constant(self, value: Any) -> Description:
+        for kind, of_kind in (("device", torch.device), ("dtype", torch.dtype)):
+            if isinstance(value, of_kind):
+                if (kind, value) in self.reads:
+                    return Property(self.reads[kind, value], kind)
+                if kind == "device" and self.refs and value == self.recorder.device:
+                    return Property(next(iter(self.refs.values())), kind)
+        try:
+            return Literal(text(value), value)
+        except NotConstructibleError:
+            known = self.refs.get(id(value)) or self.recorder.owners.get(id(value))
+            return known or Unknown(f"it hands a {type(value).__name__} on")
+
+
+def _with(step: Step, **values: Any) -> Step:
+    for name, value in values.items():
+        object.__setattr__(step, name, value)
+    return step
+
+
+def held_by(network: nn.Module) -> dict[int, Description]:
+    """{id: description} of the tensors that the modules of a network hold."""
+    held: dict[int, Description] = {}
+    for path, module in network.named_modules():
+        prefix = f"{path}." if path else ""
+        for key, value in _tensors(module):
+            held.setdefault(id(value), Attribute(prefix + key))
+    for module in network.modules():
+        for key, value in vars(module).items():
+            if not key.startswith("_") and isinstance(value, list | tuple | dict):
+                for leaf in tree_leaves(value):
+                    if isinstance(leaf, Tensor):
+                        held.setdefault(id(leaf), _spelled(leaf, f"{type(module).__name__}.{key}"))
+    return held
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and plain tensors that are direct attributes of a module."""
+    for values in (module._parameters, module._buffers, vars(module)):
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                yield key, value
+
+
+def _spelled(tensor: Tensor, where: str) -> Description:
+    if tensor.numel() > 16 or tensor.requires_grad:
+        return Unknown(f"it keeps tensors in {where}: register them as buffers")
+    value = tensor.tolist()
+    return Literal(f"torch.tensor({text(value)}, dtype={tensor.dtype})", tensor)
+
+
+def attributes_of(modules: Iterable[nn.Module]) -> dict[nn.Module, list[tuple[str, Any]]]:
+    """What stands in modules' attributes: plain values, and which tensors and objects these are."""
+    plain_kinds = (bool, int, float, str, type(None))
+    return {
+        module: [
+            (name, value if isinstance(value, plain_kinds) else id(value))
+            for values in (vars(module), module._buffers)
+            for name, value in values.items()
+            if not name.startswith("_") and name != "training"
+        ]
+        for module in modules
+    }

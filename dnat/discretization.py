@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .edges import NONE, ORIGINAL, Edge, possible_edges, problems
+from .edges import ORIGINAL, Edge, possible_edges, problems
 from .errors import UsageError
 from .naming import unknown
 from .narrowing import Orders, by_weights, cut_along, narrow, narrowed

@@ -22,13 +22,12 @@ from ..errors import UsageError, WrongTypeError
 from ..naming import unknown
 from ..relaxation import RelaxedNetwork
 from ..rundir import atomic_write
-from ..tracing import Example, copied, examples_of
+from ..tracing import Example, copied, doubled, examples_of
 from . import graphs, verification, weights
+from .bodies import RefusedError
 from .construction import is_leaf
-from .recording import doubled, record
-from .scope import RefusedError
+from .recording import Recording, record
 from .source import TYPES, source
-from .steps import Recording
 from .structure import constants
 from .verification import Case
 
@@ -221,6 +220,7 @@ def _notes(network: nn.Module, recording: Recording) -> list[str]:
         notes.append("sizes decide what the forward does: the file takes inputs of the example's size only")
     elif recording.decides():
         notes.append("sizes decide what the forward does: the file refuses those that would go another way")
+    notes += [f"what it gives is written without its {kind}" for kind in recording.lost]
     for path, module in network.named_modules():
         flags = {p.requires_grad for p in module.parameters()}
         if len(flags) > 1 and is_leaf(module):

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from .construction import NotConstructibleError, text
-from .steps import Body, Literal, mapped_literals
+from ..tracing.literals import NotConstructibleError, text
+from ..tracing.steps import Body, Description, Literal, changed_body
 
 _FIXED = {"None", "True", "False", "Ellipsis", "self.training"}
 _BLANK = Literal("")
@@ -32,15 +32,17 @@ def designs(bodies: Mapping[nn.Module, tuple[Body, ...]], root: nn.Module) -> di
     alike: defaultdict[tuple[str, tuple[Body, ...]], list[nn.Module]] = defaultdict(list)
     for module, own in bodies.items():
         if module is not root:
-            blank = tuple(mapped_literals(b, lambda x: _BLANK if _is_free(x) else x) for b in own)
+            blank = tuple(changed_body(b, lambda x: _BLANK if _is_free(x) else x) for b in own)
             alike[type(module).__name__, blank].append(module)
     for modules in alike.values():
         designs |= _shared(modules, bodies)
     return designs
 
 
-def _is_free(literal: Literal) -> bool:
-    return literal.text not in _FIXED and not literal.text.startswith("torch")
+def _is_free(description: Description) -> bool:
+    if not isinstance(description, Literal):
+        return False
+    return description.text not in _FIXED and not description.text.startswith("torch")
 
 
 def _shared(
@@ -56,23 +58,23 @@ def _shared(
     for i, module in enumerate(modules):
         texts = iter([Literal(f"self.{names[c]}" if c in names else c[i]) for c in columns])
 
-        def filled(literal: Literal, texts: Iterator[Literal] = texts) -> Literal:
-            return next(texts) if _is_free(literal) else literal
+        def filled(description: Description, texts: Iterator[Literal] = texts) -> Description:
+            return next(texts) if _is_free(description) else description
 
-        own = tuple(mapped_literals(b, filled) for b in bodies[module])
+        own = tuple(changed_body(b, filled) for b in bodies[module])
         yield module, Design(own, {name: column[i] for column, name in names.items()})
 
 
 def _values(bodies: tuple[Body, ...]) -> list[str]:
     values: list[str] = []
 
-    def note(literal: Literal) -> Literal:
-        if _is_free(literal):
-            values.append(literal.text)
-        return literal
+    def note(description: Description) -> Description:
+        if isinstance(description, Literal) and _is_free(description):
+            values.append(description.text)
+        return description
 
     for body in bodies:
-        mapped_literals(body, note)
+        changed_body(body, note)
     return values
 
 

@@ -6,11 +6,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .construction import text
+from ..tracing.literals import text
+from ..tracing.steps import Body, Literal
 from .expressions import is_identifier
 from .forward import Forward, leaves, variable
 from .preparation import NAMES
-from .steps import Body, Literal
 from .structure import Structure
 
 TAKEN = {

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch.nn import functional
 
-from .construction import NotConstructibleError, text
+from ..tracing.literals import NotConstructibleError, text
+from ..tracing.steps import Attribute, Description, Group, Length, Literal, Property, Ref, Step, refs
 from .layout import Expression, call, flat
-from .steps import Attribute, Description, Group, Literal, Property, Ref, Step, refs
 
 _INFIX = {
     "add": "+", "sub": "-", "mul": "*", "div": "/", "matmul": "@", "pow": "**", "floordiv": "//", "mod": "%",
@@ -98,6 +98,8 @@ class Expressions:
             return description.text
         if isinstance(description, Attribute):
             return self.locate(description.path)
+        if isinstance(description, Length):
+            return str(description.value)
         if isinstance(description, Property):
             return f"{self.text(description.of)}.{description.name}"
         if isinstance(description, Group):
@@ -107,6 +109,7 @@ class Expressions:
             source = flat(self.expression(step))
             at = list(refs(step.result)).index(description)
             return f"{source}[{at}]" if step.kind == "shape" else source
+        assert isinstance(description, Ref), description
         return self.names[description]
 
     def _group(self, group: Group) -> str:

@@ -8,10 +8,10 @@ import keyword
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from .construction import text
+from ..tracing.literals import text
+from ..tracing.steps import Body, Description, Group, Ref, Step, refs
 from .expressions import Expressions, is_identifier
 from .layout import Expression, flat, laid_out, prefixed
-from .steps import Body, Description, Group, Ref, Step, refs
 
 _RESERVED = {"self", "torch", "nn", "F", "math", "os", "json", "slice", "getattr", "OrderedDict"}
 _POOL = "yzuvwabcdegpqrst"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map, tree_map_only
 
 from ..errors import UsageError
-from .recording import batch_size, doubled
+from ..tracing import batch_size, doubled
 
 
 def exported(

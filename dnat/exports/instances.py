@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from .construction import construction, text
+from ..tracing.literals import text
+from .construction import construction
 from .definitions import Definitions
 from .expressions import is_identifier
 from .layout import Expression, call, prefixed

@@ -4,7 +4,7 @@ What a file or PIL image becomes is to the bit what `dnat.data` makes of it; the
 """
 
 from ..data import Preprocess
-from .construction import text
+from ..tracing.literals import text
 from .layout import call, laid_out
 
 NAMES = frozenset({"CLASSES", "SIZE", "MARGIN", "MEAN", "STD", "preprocess", "box_of", "fitted", "picture_of"})

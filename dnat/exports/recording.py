@@ -4,123 +4,44 @@ A run shows one way through a forward only. What values of tensors would decide 
 noted, and other shapes are run and compared.
 """
 
-import pickle
-import random
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch import nn
+from torch.utils._pytree import tree_map_only
 
-from ..tracing import copied
-from .recorder import Recorder
-from .scope import OpenError, RefusedError
-from .steps import Body, Recording, Step
-
-
-def batch_size(arguments: Any) -> int | None:
-    """The first size of the first tensor."""
-    return next((t.shape[0] for t in tree_leaves(arguments) if isinstance(t, Tensor) and t.dim()), None)
+from ..errors import UserCodeError
+from ..tracing import Trace, copied, doubled, enlarged, fixed_randomness, recorded
+from ..tracing.steps import Attribute, Body, Step, Unknown, parts, resolved_lengths
+from .bodies import Modules, RefusedError
 
 
-def doubled(arguments: Any) -> Any:
-    """Arguments with every image twice: tensors whose first size is the batch's are repeated."""
-    n = batch_size(arguments)
-    return tree_map_only(
-        Tensor, lambda t: t.repeat_interleave(2, 0) if t.dim() and t.shape[0] == n else t, arguments
-    )
+@dataclass
+class Recording:
+    """What a network does in both modes.
 
+    Attributes:
+        bodies: {module path: (in train mode, in eval mode)}; None where it was not called.
+        constants: paths of tensors that modules hold as plain attributes.
+        fixed: what of the inputs' shapes must be as in the example: "" nothing, "size" all but the batch, "batch"
+            everything.
+        lost: kinds of objects that the network gives and the file does not.
+    """
 
-def _larger(arguments: Any) -> Any:
-    """Arguments of another size: images with 32 more pixels each way, sequences of whole numbers with 2 more."""
+    bodies: dict[str, tuple[Body | None, Body | None]]
+    constants: set[str] = field(default_factory=set)
+    fixed: str = ""
+    lost: tuple[str, ...] = ()
 
-    def larger(t: Tensor) -> Tensor:
-        if t.dim() >= 4:
-            return t.new_zeros(*t.shape[:2], *(n + 32 for n in t.shape[2:]))
-        return torch.cat([t, t[:, :2]], 1) if t.dim() == 2 and not t.is_floating_point() else t
-
-    return tree_map_only(Tensor, larger, arguments)
+    def decides(self) -> bool:
+        """Whether sizes decide what is done."""
+        bodies = (b for both in self.bodies.values() for b in both if b is not None)
+        return any(step.kind == "decision" for body in bodies for step in body.steps)
 
 
 class FailedError(RefusedError):
     """A forward that fails by itself."""
-
-
-class _Runs:
-    """Runs of copies of one network, which must all show the same."""
-
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
-        self.opened: set[str] = set()
-        self.sized = False
-        self.constants: set[str] = set()
-
-    def once(self, training: bool, arguments: Any) -> dict[str, Body]:
-        """The bodies of one run; modules that cannot have one are opened on the way."""
-        while True:
-            recorder = Recorder(copied(self.network).train(training), self.opened)
-            try:
-                self._run(recorder, arguments)
-            except OpenError as error:
-                if not error.paths - self.opened:
-                    raise RefusedError(f"{error or 'the network'} uses what other modules keep") from None
-                self.opened |= error.paths
-                continue
-            self.sized |= recorder.sized
-            self.constants |= recorder.constants
-            return recorder.bodies
-
-    def _run(self, recorder: Recorder, arguments: Any) -> None:
-        args, kwargs = tree_map_only(Tensor, torch.clone, arguments)
-        try:
-            with _Seeded() as numbers:
-                recorder.run(args, kwargs)
-                if numbers.drawn():
-                    raise RefusedError("random numbers of Python or numpy decide what it does")
-        except (OpenError, RefusedError):
-            raise
-        except Exception as error:
-            if recorder.failure is not None:  # the network's own code has wrapped it
-                raise recorder.failure from error
-            mode = "train" if recorder.network.training else "eval"
-            raise FailedError(f"its forward fails on the example in {mode} mode: {error}") from error
-
-    def other(self, training: bool, arguments: Any) -> dict[str, Body] | None:
-        """The bodies for other arguments, opening nothing; None if the network does not take them."""
-        opened = set(self.opened)
-        try:
-            bodies = self.once(training, arguments)
-            return bodies if self.opened == opened else {}
-        except RefusedError:
-            return None
-        finally:
-            self.opened = opened
-
-
-class _Seeded:
-    """Within, torch's random numbers have a seed; afterwards everything is as before."""
-
-    def __init__(self) -> None:
-        self.fork = torch.random.fork_rng(devices=[])
-        self.before = self._others()
-
-    def __enter__(self) -> "_Seeded":
-        self.fork.__enter__()
-        torch.manual_seed(0)
-        return self
-
-    def drawn(self) -> bool:
-        """Whether Python's or numpy's random numbers were drawn."""
-        return pickle.dumps(self._others()) != pickle.dumps(self.before)
-
-    def _others(self) -> tuple[Any, Any]:
-        return random.getstate(), numpy.random.get_state()  # noqa: NPY002
-
-    def __exit__(self, *error: Any) -> None:
-        self.fork.__exit__(*error)
-        random.setstate(self.before[0])
-        numpy.random.set_state(self.before[1])  # noqa: NPY002
 
 
 def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -129,22 +50,71 @@ def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     Raises:
         RefusedError: its forward cannot be written as a file of its own; the reason is the message.
     """
-    runs = _Runs(network)
+    modules = Modules.of(network)
     small = (args, kwargs)
+    evaluated, (trained, images) = _run(network, False, small), _trained(network, small)
     opened: set[str] | None = None
-    while opened != runs.opened:
-        opened = set(runs.opened)
-        evaluation = runs.once(False, small)
-        train, trained_with = _train(runs, small)
+    while opened != modules.opened:
+        opened = set(modules.opened)
+        evaluation, train = modules.bodies(evaluated), modules.bodies(trained)
     fixed = ""
-    many = runs.other(False, doubled(small)), runs.other(True, doubled(trained_with))
-    if many != (evaluation, train):
+    many = _other(modules, False, doubled(small)), _other(modules, True, doubled(images))
+    pairs = (_resolved(evaluation, many[0]), _resolved(train, many[1]))
+    if any(one != other for one, other in pairs):
         fixed = "batch"
-    elif runs.sized and _is_fixed(evaluation, runs.other(False, _larger(small))):
+    elif _is_sized(evaluation) and _is_fixed(evaluation, _other(modules, False, enlarged(small))):
         fixed = "size"
+    (evaluation, _), (train, _) = pairs
     paths = {**evaluation, **train}
     both = {p: (train.get(p), evaluation.get(p)) for p in paths}
-    return Recording(both, runs.constants, fixed)
+    lost = tuple(u.why.removeprefix("it hands a ").removesuffix(" on") for u in _lost(evaluated))
+    return Recording(both, _constants(network, both), fixed, lost)
+
+
+def _run(network: nn.Module, training: bool, arguments: Any) -> Trace:
+    args, kwargs = tree_map_only(torch.Tensor, torch.clone, arguments)
+    try:
+        with fixed_randomness():
+            return recorded(copied(network).train(training), args, kwargs)
+    except UserCodeError as error:
+        mode = "train" if training else "eval"
+        raise FailedError(f"its forward fails on the example in {mode} mode: {error.__cause__}") from error
+
+
+def _trained(network: nn.Module, arguments: Any) -> tuple[Trace, Any]:
+    """A run in train mode, and on what: every image twice where batch norm refuses one."""
+    try:
+        return _run(network, True, arguments), arguments
+    except FailedError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+    return _run(network, True, doubled(arguments)), doubled(arguments)
+
+
+def _other(modules: Modules, training: bool, arguments: Any) -> dict[str, Body] | None:
+    """The bodies for other arguments; None if the network does not take them or more would have to be opened."""
+    before = set(modules.opened)
+    try:
+        bodies = modules.bodies(_run(modules.network, training, arguments))
+        return bodies if modules.opened == before else {}
+    except RefusedError:
+        return None
+    finally:
+        modules.opened = before
+
+
+def _resolved(
+    bodies: dict[str, Body], others: dict[str, Body] | None
+) -> tuple[dict[str, Body], dict[str, Body] | None]:
+    """Bodies, and those for twice the images, in which `len` of a tensor is the size where the two differ."""
+    if others is None or bodies.keys() != others.keys():
+        return bodies, others
+    pairs = {path: resolved_lengths(body, others[path]) for path, body in bodies.items()}
+    return {path: one for path, (one, _) in pairs.items()}, {path: other for path, (_, other) in pairs.items()}
+
+
+def _is_sized(bodies: dict[str, Body]) -> bool:
+    return any(step.kind == "shape" for body in bodies.values() for step in body.steps)
 
 
 def _is_fixed(bodies: dict[str, Body], larger: dict[str, Body] | None) -> bool:
@@ -158,10 +128,19 @@ def _decisions(bodies: dict[str, Body]) -> dict[str, list[Step]]:
     return {path: [s for s in body.steps if s.kind == "decision"] for path, body in bodies.items()}
 
 
-def _train(runs: _Runs, arguments: Any) -> tuple[dict[str, Body], Any]:
-    try:
-        return runs.once(True, arguments), arguments
-    except FailedError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-    return runs.once(True, doubled(arguments)), doubled(arguments)
+def _lost(trace: Trace) -> list[Unknown]:
+    return list(parts([trace.calls[0].body.result], Unknown))
+
+
+def _constants(network: nn.Module, bodies: dict[str, tuple[Body | None, Body | None]]) -> set[str]:
+    """Paths of the tensors in bodies that are neither parameters nor buffers."""
+    held = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    held |= {name for name, _ in network.named_buffers(remove_duplicate=False)}
+    used = set()
+    for path, both in bodies.items():
+        for body in both:
+            steps = body.steps if body else ()
+            given = (d for s in steps for d in (*s.args, *(v for _, v in s.kwargs)))
+            result = [body.result] if body else []
+            used |= {f"{path}.{a.path}".lstrip(".") for a in parts((*given, *result), Attribute)}
+    return used - held

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from ..data import Preprocess
-from .construction import text
+from ..tracing.literals import text
 from .definitions import Definitions
 from .instances import Instances
 from .layout import call, laid_out
 from .preparation import preparation
-from .steps import Recording
+from .recording import Recording
 from .structure import Structure, constants
 from .templates import CONSTANTS, EXPECT, LOADING, PARTS, STOCHASTIC_DEPTH
 from .weights import state

@@ -4,10 +4,12 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from ..tracing.literals import text
+from ..tracing.steps import Body, unified
 from .classes import designs
-from .construction import is_leaf, is_sequence, text
+from .construction import is_leaf, is_sequence
 from .expressions import is_identifier
-from .steps import Body, Recording, unified
+from .recording import Recording
 
 
 class Structure:

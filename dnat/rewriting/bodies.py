@@ -3,7 +3,7 @@
 Modules in it whose inside changes are opened: their steps become steps of the module around them.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from ..tracing import Program, Trace, repeated
@@ -24,13 +24,13 @@ from ..tracing.steps import (
 
 
 class CannotRewriteError(Exception):
-    """A forward that cannot be written anew, or a zero in it that reaches something that it cannot be dropped from."""
+    """A forward that cannot be written anew, or a zero that reaches something that it cannot be dropped from."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A forward's steps, with paths as seen from its module; `shapes` are those of its tensors on the first example,
-    and `memory` tells which of them share theirs."""
+    """A forward's steps, with paths as seen from its module; `shapes` are those of its tensors on the first
+    example, and `memory` tells which of them share theirs."""
 
     body: Body
     shapes: Mapping[Ref, tuple[int, ...]]
@@ -90,12 +90,23 @@ def _decisions(body: Body) -> list[Step]:
 
 def _alone(trace: Trace, call: int, place: str, opened: Collection[str]) -> Recorded:
     """A call's steps with values counted from 0, and paths as seen from its module."""
+    for number in (call, *_inside(trace, call, opened)):
+        if trace.calls[number].keeps:
+            raise CannotRewriteError(f"{trace.calls[number].path or 'the network'} changes its attributes")
     body = changed_body(inlined(trace, call, opened), lambda d: _relative(d, place))
     steps = tuple(replace(s, target=within(s.target, place)) if s.kind == "module" else s for s in body.steps)
     body, names = numbered(replace(body, steps=steps), place)
     values = {new: trace.named[old.index] for old, new in names.items()}
     shapes = {ref: trace.values[value].shape for ref, value in values.items() if value >= 0}
     return Recorded(body, shapes, {new: trace.memory[old.index] for old, new in names.items()})
+
+
+def _inside(trace: Trace, call: int, opened: Collection[str]) -> Iterator[int]:
+    """The calls whose steps become those of a call."""
+    for step in trace.calls[call].body.steps:
+        if step.call is not None and trace.calls[step.call].path in opened:
+            yield step.call
+            yield from _inside(trace, step.call, opened)
 
 
 def inlined(trace: Trace, number: int, opened: Collection[str]) -> Body:

@@ -7,7 +7,19 @@ from typing import Any
 import torch
 
 from ..tracing import GATHERING, Program, State, behaviour
-from ..tracing.steps import Attribute, Body, Description, Group, Literal, Ref, Step, changed, changed_step, parts, renamed
+from ..tracing.steps import (
+    Attribute,
+    Body,
+    Description,
+    Group,
+    Literal,
+    Ref,
+    Step,
+    changed,
+    changed_step,
+    parts,
+    renamed,
+)
 from .bodies import CannotRewriteError, Recorded, body_of, within
 from .graphs import check_steps
 
@@ -83,7 +95,7 @@ class _Dropping:
                 self.names[step.result] = left
 
     def _left(self, step: Step, read: list[Ref]) -> Description | None:
-        """What takes a step's place when some of its operands are zero: None if it is zero as well, or an operand."""
+        """What takes a step's place when some operands are zero: None if it is zero as well, or an operand."""
         every = all(ref in self.zeros for ref in read)
         if step.kind == "module":
             if every and self._keeps_zero(step.target):

@@ -17,6 +17,7 @@ from ..tracing.steps import (
     Body,
     Description,
     Group,
+    Length,
     Literal,
     Property,
     Ref,
@@ -35,7 +36,8 @@ _DROPOUTS = {
 }
 _NUMBERS = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
-    "/": operator.truediv, "**": operator.pow, "neg": operator.neg, "math.floor": math.floor, "math.ceil": math.ceil,
+    "/": operator.truediv, "**": operator.pow, "neg": operator.neg,
+    "math.floor": math.floor, "math.ceil": math.ceil,
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
 }  # fmt: skip
 
@@ -44,16 +46,14 @@ def check_steps(body: Body) -> None:
     """Refuse what no graph can hold.
 
     Raises:
-        CannotRewriteError: a step switches gradients, writes into what a module holds, uses something unknown, or
-            does otherwise in train than in eval mode.
+        CannotRewriteError: a step switches gradients, uses something unknown, or does otherwise in train than in
+            eval mode.
     """
     for step in body.steps:
         for unknown in parts((*step.args, *(v for _, v in step.kwargs)), Unknown):
             raise CannotRewriteError(unknown.why)
         if not step.grad:
             raise CannotRewriteError("it switches gradients, which a graph does not")
-        if step.writes == "state":
-            raise CannotRewriteError("it writes into its buffers")
         if TRAINING in (*step.args, *(v for _, v in step.kwargs)) and not _dropout(step):
             name = step.target.rpartition(".")[2]
             raise CannotRewriteError(f"it calls {name} otherwise in train than in eval mode")
@@ -78,18 +78,20 @@ def graph_module(root: nn.Module, body: Body) -> fx.GraphModule:
         body: checked by `check_steps`, with paths as seen from the root.
     """
     writer = _Writer(root, body)
-    module = fx.GraphModule(writer.modules, writer.graph(), class_name=type(root).__name__)
+    graph = writer.graph()
+    module = fx.GraphModule(writer.modules, graph, class_name=type(root).__name__)
     # Others may read them. Under this key fx keeps them when a module is copied.
     plain = (bool, int, float, str, tuple, list)
     rest = {k: v for k, v in vars(root).items() if isinstance(v, plain) and not hasattr(module, k)}
     module.meta["_user_preserved_attributes"] = rest
     for name, value in rest.items():
         setattr(module, name, value)
-    for path, inner in module.named_modules():  # each in its own mode; fx makes containers anew
-        try:
-            inner.training = root.get_submodule(path).training
-        except AttributeError:
-            inner.training = root.training
+    before = dict(root.named_modules())
+    for path, inner in module.named_modules():  # fx makes containers anew, with their parts as they are called
+        old = before.get(path, root)
+        inner.training = old.training
+        for name in [*(n for n in old._modules if n in inner._modules)] if path in before else ():
+            inner._modules[name] = inner._modules.pop(name)
     return module
 
 
@@ -155,9 +157,10 @@ class _Writer:
             self.nodes[description] = node
         elif isinstance(description, Group):
             keyed = description.kind in ("dict", "OrderedDict") or description.kind.startswith(".")
-            for place, item in zip(description.keys if keyed else range(len(description.items)), description.items):
+            keys = description.keys if keyed else range(len(description.items))
+            for key, item in zip(keys, description.items, strict=True):
                 if not self.used.isdisjoint(parts([item], Ref)):
-                    self._name(item, self._call(operator.getitem, node, place))
+                    self._name(item, self._call(operator.getitem, node, key))
 
     def _step(self, step: Step) -> fx.Node:
         args, kwargs = self._value(Group("tuple", step.args)), {k: self._value(v) for k, v in step.kwargs}
@@ -210,7 +213,7 @@ class _Writer:
             return self.nodes[description]
         if isinstance(description, Attribute):
             return self._attribute(description.path)
-        if isinstance(description, Literal):
+        if isinstance(description, Literal | Length):
             return description.value
         if isinstance(description, Property):
             return self._call(getattr, self._value(description.of), description.name)

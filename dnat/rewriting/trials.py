@@ -15,8 +15,9 @@ from .places import area_of
 def rewritable(program: Program, edges: Iterable[Edge]) -> tuple[Edge, ...]:
     """Edges without the nones and identities that could not be made, or only in part: nothing is offered in vain.
 
-    Each none is looked for in the recorded steps; identities are tried together on a copy of the network. `Edge.refused` of the edges that are returned says what stands against them; edges that are left
-    without a choice are returned, too.
+    Each none is looked for in the recorded steps; identities are tried together on a copy of the network.
+    `Edge.refused` of the edges that are returned says what stands against them; edges left without a choice
+    are returned, too.
     """
     edges, trials = tuple(edges), program.trials
     nones = [e for e in edges if NONE in e.choices and (e.key, NONE) not in trials]

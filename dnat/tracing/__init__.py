@@ -9,7 +9,9 @@ from .behaviour import GATHERING as GATHERING
 from .behaviour import behaviour as behaviour
 from .examples import Example as Example
 from .examples import add_bits as add_bits
+from .examples import batch_size as batch_size
 from .examples import doubled as doubled
+from .examples import enlarged as enlarged
 from .examples import examples_of as examples_of
 from .examples import tensors_of as tensors_of
 from .modes import copied as copied

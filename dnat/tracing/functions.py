@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .numbers import plain, tracked
+from .numbers import Tracked, plain, tracked
 from .scope import Scope
 from .steps import Attribute, Ref
 
@@ -30,6 +30,8 @@ def sizes(scope: Scope, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     tensor = args[0]
     shape = scope.shape(tensor)
     if name == "__len__":
+        if isinstance(shape[0], Tracked):
+            scope.lengths[plain(shape[0])] = shape[0].ref
         return shape[0]
     if name in ("numel", "nelement"):
         count = math.prod(map(plain, shape))

@@ -64,6 +64,7 @@ class Call:
         reentrant: it ran in a checkpoint with `use_reentrant=True`: its gradients come from a second run.
         body: what its forward did, step by step.
         closed: why these steps are not all of it; empty if they are.
+        keeps: it changed attributes of its module, which another call may read.
     """
 
     path: str
@@ -78,6 +79,7 @@ class Call:
     reentrant: bool
     body: Body = field(repr=False)
     closed: str
+    keeps: bool
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The recorder: runs a network as it is, and notes each module call and each torch function.
 
-Each forward is noted as steps, too (`Scope`). Sizes read from a tensor's shape are numbers that remember where they
-come from, so that what depends on the batch stays an expression of it.
+Each forward is noted as steps, too (`Scope`). Sizes read from a tensor's shape are numbers that remember where
+they come from, so that what depends on the batch stays an expression of it.
 """
 
 import inspect
@@ -123,9 +123,7 @@ class Recorder(TorchFunctionMode):
 
     @staticmethod
     def _call(values: dict[str, Any], changing: set[str]) -> Call:
-        if values["path"] in changing:
-            values["closed"] = values["closed"] or "it changes its attributes"
-        return Call(**values)
+        return Call(**values, keeps=values["path"] in changing)
 
     @property
     def counts(self) -> bool:
@@ -201,7 +199,8 @@ class Recorder(TorchFunctionMode):
             self.nulls.update(call["outputs"])
         scope = self.scopes.pop()
         call["body"] = scope.body(output)
-        if self.drawing and random_states() != scope.drawn and not any(c["closed"] for c in self.calls[scope.call + 1 :]):
+        inner = self.calls[scope.call + 1 :]
+        if self.drawing and random_states() != scope.drawn and not any(c["closed"] for c in inner):
             scope.refuse("random numbers of Python or numpy decide what it does")
         call["closed"] = scope.why
         return self.scopes[-1].called(scope, output) if self.scopes else output
@@ -312,9 +311,7 @@ class Recorder(TorchFunctionMode):
             kind = "method" if target == short else "attribute"
             return scope.add(kind, target, args, kwargs, result, written=written, writes=writes)
         target = public_name(full, func)
-        return scope.add(
-            "function", target, args, kwargs, result, function=func, written=written, writes=writes
-        )
+        return scope.add("function", target, args, kwargs, result, function=func, written=written, writes=writes)
 
     def _look_for_switches(self, scope: Scope) -> None:
         if torch.is_grad_enabled() is not self.grad and not in_reentrant_checkpoint():

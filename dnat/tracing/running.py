@@ -169,4 +169,5 @@ def _trained(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
     except UserCodeError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-    return recorded(network, *doubled((args, kwargs)), batch and 2 * batch)
+    args, kwargs = doubled((args, kwargs))
+    return recorded(network, args, kwargs, batch and 2 * batch)

@@ -14,6 +14,7 @@ from .steps import (
     Body,
     Description,
     Group,
+    Length,
     Literal,
     Property,
     Ref,
@@ -46,6 +47,7 @@ class Scope:
         self.steps: list[Step] = []
         self.decided: set[Step] = set()
         self.shapes: dict[int, tuple[Int, ...]] = {}
+        self.lengths: dict[int, Ref] = {}
         self.reads: dict[tuple[str, Any], Ref | Attribute] = {}
         self.why = ""
         self.given: tuple[Any, ...] = ((), {}, ())
@@ -106,7 +108,8 @@ class Scope:
         """Note the call of a module, whose forward this was; returns the result to hand on."""
         args, kwargs, given = inner.given
         result = self.made(result)
-        step = Step("module", inner.path, args, tuple(kwargs.items()), self.describe(result))
+        described = self.describe(result)
+        step = Step("module", inner.path, args, tuple(kwargs.items()), described, torch.is_grad_enabled())
         self.steps.append(_with(step, call=inner.call, given=given))
         return result
 
@@ -186,6 +189,8 @@ class Scope:
         return id(value) not in self.refs and self._held(value) is not None
 
     def _constant(self, value: Any) -> Description:
+        if type(value) is int and value in self.lengths:
+            return Length(self.lengths[value], value)
         for kind, of_kind in (("device", torch.device), ("dtype", torch.dtype)):
             if isinstance(value, of_kind):
                 if (kind, value) in self.reads:

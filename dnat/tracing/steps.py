@@ -31,6 +31,14 @@ class Literal:
 
 
 @dataclass(frozen=True)
+class Length:
+    """A whole number that may be what `len` gave for a tensor, of which Python makes a plain number."""
+
+    of: Ref
+    value: int
+
+
+@dataclass(frozen=True)
 class Unknown:
     """Something that cannot be written down, and why."""
 
@@ -56,7 +64,7 @@ class Group:
     made: Any = field(default=None, compare=False, repr=False)
 
 
-Description: TypeAlias = Ref | Attribute | Literal | Property | Group | Unknown
+Description: TypeAlias = Ref | Attribute | Literal | Property | Length | Group | Unknown
 T = TypeVar("T", Ref, Attribute, Unknown)
 
 
@@ -115,7 +123,7 @@ def parts(descriptions: Iterable[Description], kind: type[T]) -> Iterator[T]:
             yield description
         elif isinstance(description, Group):
             yield from parts(description.items, kind)
-        elif isinstance(description, Property):
+        elif isinstance(description, Property | Length):
             yield from parts([description.of], kind)
 
 
@@ -159,9 +167,39 @@ def renamed(names: Mapping[Ref, Description]) -> Callable[[Description], Descrip
             of = change(description.of)
             assert isinstance(of, Ref | Attribute)
             return Property(of, description.name)
+        if isinstance(description, Length):
+            of = change(description.of)
+            return Length(of, description.value) if isinstance(of, Ref) else Literal(str(description.value))
         return names.get(description, description) if isinstance(description, Ref) else description
 
     return change
+
+
+def resolved_lengths(one: Body, other: Body) -> tuple[Body, Body]:
+    """Two bodies, of fewer and of more images, in which each `Length` is a size if it differs, else a constant."""
+    lengths: tuple[list[Length], list[Length]] = ([], [])
+    for body, known in zip((one, other), lengths, strict=True):
+
+        def note(description: Description, known: list[Length] = known) -> Description:
+            if isinstance(description, Length):
+                known.append(description)
+            return description
+
+        changed_body(body, note)
+    if [a.of for a in lengths[0]] != [b.of for b in lengths[1]]:
+        return one, other
+
+    def resolved(body: Body) -> Body:
+        sizes = iter([a.value != b.value for a, b in zip(*lengths, strict=True)])
+
+        def change(description: Description) -> Description:
+            if not isinstance(description, Length):
+                return description
+            return description.of if next(sizes) else Literal(str(description.value), description.value)
+
+        return changed_body(body, change)
+
+    return resolved(one), resolved(other)
 
 
 TRAINING = Literal("self.training")

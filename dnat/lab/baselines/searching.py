@@ -193,7 +193,7 @@ def _result_of_search(
 
 
 def _commitment(
-    found: dict[str, Any], edges: Iterable[EdgeReport], notes: Iterable[str], fixed: Iterable[FixedReport] = ()
+    found: dict[str, Any], edges: Iterable[EdgeReport], fixed: Iterable[FixedReport] = ()
 ) -> Commitment:
     """The moment at which the search ends; what the derived network computes is evaluated later."""
     shared = found["shared"]["accuracy"]
@@ -202,7 +202,7 @@ def _commitment(
         epoch=0,
         relaxed=Evaluation.from_table(found["tested"]),
         edges=tuple(edges),
-        notes=(note, *found["notes"], *notes),
+        notes=(note, *found["notes"]),
         fixed=tuple(fixed),
     )
 
@@ -234,7 +234,7 @@ def _of_edges(
                 reason=made.undone.get(edge.key, ""),
             )
         )
-    return made.network, _commitment(found, reports, made.notes, fixed_of(space.plan))
+    return made.network, _commitment(found, reports, fixed_of(space.plan))
 
 
 def _rows(space: EdgeSpace, architecture: tuple[str, ...], found: dict[str, Any]) -> list[list[float]]:
@@ -273,7 +273,7 @@ def _of_genotype(
                 reason=reads,
             )
         )
-    return regrown(original, genotype, config.seed), _commitment(found, reports, ())
+    return regrown(original, genotype, config.seed), _commitment(found, reports)
 
 
 def _place(module: nn.Module) -> tuple[int, int]:

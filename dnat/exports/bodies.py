@@ -1,0 +1,205 @@
+"""A recorded run -> one body for each module that is to be written.
+
+A module that cannot have one (it does something else at each call, or reads what another module keeps) is opened:
+its steps become steps of the module around it.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from ..rewriting.bodies import CannotRewriteError, inlined, numbered, within
+from ..tracing import Trace
+from ..tracing.functions import function_of
+from ..tracing.steps import (
+    Attribute,
+    Body,
+    Description,
+    Literal,
+    Ref,
+    Step,
+    Unknown,
+    changed,
+    changed_body,
+    parts,
+    refs,
+)
+from .construction import HOOKS, is_leaf, is_sequence
+
+
+class RefusedError(Exception):
+    """A network whose forward cannot be written as a file of its own."""
+
+
+class OpenError(Exception):
+    """These modules cannot have a body of their own."""
+
+    def __init__(self, paths: set[str]) -> None:
+        super().__init__(", ".join(sorted(paths)))
+        self.paths = paths
+
+
+@dataclass
+class Modules:
+    """What is known of a network's modules, whatever it is run on.
+
+    Attributes:
+        network: the network.
+        leaves: those that are written as the call of their constructor.
+        sequences: those that are written as `nn.Sequential`.
+        opened: those that get no body of their own, so far.
+    """
+
+    network: nn.Module
+    leaves: frozenset[str]
+    sequences: frozenset[str]
+    opened: set[str] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, network: nn.Module) -> "Modules":
+        """A network's.
+
+        Raises:
+            RefusedError: one has hooks.
+        """
+        modules = dict(network.named_modules())
+        for path, module in modules.items():
+            if any(getattr(module, name, None) for name in HOOKS):
+                raise RefusedError(f"{path or 'the network'} has hooks")
+        leaves = frozenset(path for path, module in modules.items() if path and is_leaf(module))
+        return cls(network, leaves, frozenset(path for path, m in modules.items() if is_sequence(m)))
+
+    def open(self, paths: set[str]) -> None:
+        """Open more; what is called by nothing but a sequence is opened with that.
+
+        Raises:
+            RefusedError: they are opened already.
+        """
+        for path in [*paths]:
+            around = path.rpartition(".")[0]
+            while around in self.sequences and around:
+                paths = paths | {around}
+                around = around.rpartition(".")[0]
+        if not paths - self.opened - {""}:
+            raise RefusedError(f"{min(paths, default='') or 'the network'} uses what other modules keep")
+        self.opened |= paths - {""}
+
+    def bodies(self, trace: Trace) -> dict[str, Body]:
+        """The body of each module in a run; opens modules until each can have one.
+
+        Raises:
+            RefusedError: the network cannot be written; the reason is the message.
+        """
+        while True:
+            try:
+                return _Run(self, trace).bodies()
+            except OpenError as error:
+                self.open(error.paths)
+
+
+class _Run:
+    """One run, as written with the modules that are opened so far."""
+
+    def __init__(self, modules: Modules, trace: Trace) -> None:
+        self.modules, self.trace = modules, trace
+        self.makers: dict[Ref, int] = {}
+        for number, call in enumerate(trace.calls):
+            made = (*(d for _, d in call.body.params), *(s.result for s in call.body.steps))
+            self.makers |= dict.fromkeys(parts(made, Ref), number)
+
+    def bodies(self) -> dict[str, Body]:
+        """See `Modules.bodies`."""
+        bodies: dict[str, Body] = {}
+        for number, call in enumerate(self.trace.calls):
+            inside = any(self.trace.calls[c].path in self.modules.leaves for c in call.scope)
+            if inside or (call.path in self.modules.opened and call.parent is not None):
+                continue
+            body = self._body(number)
+            if bodies.setdefault(call.path, body) != body and call.path not in self.modules.sequences:
+                raise OpenError({call.path})
+        return bodies
+
+    def _body(self, number: int) -> Body:
+        path = self.trace.calls[number].path
+        for call in self._opened(number):
+            if self.trace.calls[call].closed:
+                raise self._refused(call, self.trace.calls[call].closed)
+        body = inlined(self.trace, number, self.modules.opened)
+        for kind, description in self._unknown(body, root=not path):
+            if path and kind != "step":
+                raise OpenError({path})
+            raise self._refused(number, description.why)
+        steps = tuple(self._step(number, step) for step in body.steps)
+        params = tuple((name, d) for name, d in body.params if not path or any(refs(d)))
+        result = body.result if path else changed(body.result, _nothing)
+        body = Body(params, steps, result)
+        for ref in self._free(body):
+            raise OpenError(self._between(number, self.makers[ref]))
+        try:
+            return numbered(changed_body(body, lambda d: _seen_from(d, path)), path)[0]
+        except CannotRewriteError:
+            raise OpenError({path}) from None
+
+    def _opened(self, number: int) -> Iterator[int]:
+        """A call, and those in it whose steps become its own."""
+        yield number
+        for step in self.trace.calls[number].body.steps:
+            if step.call is not None and self.trace.calls[step.call].path in self.modules.opened:
+                yield from self._opened(step.call)
+
+    def _unknown(self, body: Body, *, root: bool) -> Iterator[tuple[str, Unknown]]:
+        yield from (("param", u) for u in parts((d for _, d in body.params), Unknown))
+        for step in body.steps:
+            given: Iterable[Description] = (*step.args, *(v for _, v in step.kwargs))
+            called = self.trace.calls[step.call].path if step.call is not None else ""
+            if called and called not in self.modules.leaves and any(parts(given, Unknown)):
+                raise OpenError({called})
+            yield from (("step", u) for u in parts(given, Unknown))
+        if not root:
+            yield from (("result", u) for u in parts([body.result], Unknown))
+
+    def _step(self, number: int, step: Step) -> Step:
+        """A step as it is written: functions by a name that torch has, modules with what their bodies take."""
+        path = self.trace.calls[number].path
+        if step.kind == "function" and function_of(step.target) is None:
+            raise self._refused(number, f"it calls {step.target}, which torch alone does not have")
+        if step.call is None:
+            return replace(step, given=())
+        target = self.trace.calls[step.call].path
+        try:
+            name = within(target, path)
+        except CannotRewriteError:
+            raise OpenError({path}) from None
+        if target in self.modules.leaves:
+            return replace(step, target=name, given=())
+        takes = [any(refs(d)) for _, d in self.trace.calls[step.call].body.params]
+        args = tuple(d for (_, d), takes_it in zip(step.given, takes, strict=True) if takes_it)
+        return replace(step, target=name, args=args, kwargs=(), given=())
+
+    def _free(self, body: Body) -> Iterator[Ref]:
+        """Values that a body uses and neither makes nor is given."""
+        known = set(parts((d for _, d in body.params), Ref))
+        for step in body.steps:
+            yield from (ref for ref in step.inputs() if ref not in known)
+            known.update(parts([step.result], Ref))
+        yield from (ref for ref in refs(body.result) if ref not in known)
+
+    def _between(self, user: int, maker: int) -> set[str]:
+        """The modules that stand between a value and its use."""
+        one, other = (self.trace.calls[c].scope for c in (user, maker))
+        return {self.trace.calls[c].path for c in set(one) ^ set(other)}
+
+    def _refused(self, number: int, why: str) -> RefusedError:
+        path = self.trace.calls[number].path
+        kind = type(self.modules.network.get_submodule(path)).__name__
+        return RefusedError(f"{path or 'the network'} ({kind}): {why}")
+
+
+def _nothing(description: Description) -> Description:
+    """None in the place of an object that no file holds."""
+    return Literal("None") if isinstance(description, Unknown) else description
+
+
+def _seen_from(description: Description, path: str) -> Description:
+    return Attribute(within(description.path, path)) if isinstance(description, Attribute) else description

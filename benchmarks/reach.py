@@ -39,6 +39,7 @@ from torch import Tensor, nn
 import dnat
 from dnat.budget import Costs, InfeasibleError, by_edge, cheapest
 from dnat.discretization import Discretization
+from dnat.edges import EdgeSet
 from dnat.selection import decide
 from dnat.settings import parse_amount
 
@@ -128,11 +129,11 @@ def check(row: Row, save: Callable[[], None]) -> None:
 def chosen(relaxed: dnat.RelaxedNetwork, row: Row) -> dict[str, str]:
     """Choices within the budget, as `dnat.select` makes them; the cheapest where there are none.
 
-    A choice loses as much as it saves, times a number between 1 and 2 that is drawn for its group: so many small
-    choices are as good as a large one, and the budget is used.
+    A choice loses as much as it saves, times a number between 1 and 100 that is drawn for its group: so many small
+    choices may be as good as a large one, and the budget is used. The closer numbers are, the longer it takes.
     """
     costs, groups = Costs(relaxed.edges), relaxed.by_group()
-    drawn = 1 + torch.rand(len(groups), generator=torch.Generator().manual_seed(0))
+    drawn = 100 ** torch.rand(len(groups), generator=torch.Generator().manual_seed(0))
 
     def worth(group: str, choice: str) -> float:
         if choice == "original" or choice not in relaxed.choices_of(group):
@@ -152,14 +153,14 @@ def chosen(relaxed: dnat.RelaxedNetwork, row: Row) -> dict[str, str]:
     return {decision.edge.key: decision.choice for decision in decisions}
 
 
-def compare(made: Discretization, network: nn.Module, edges: Sequence[dnat.Edge], fresh: Any, row: Row) -> None:
+def compare(made: Discretization, network: nn.Module, edges: EdgeSet, fresh: Any, row: Row) -> None:
     """The discretized network beside the one-hot relaxed one.
 
     Raises:
         AssertionError: how they differ.
     """
     done = {edge: made.choices.get(edge.key, "original") for edge in edges}
-    oracle = dnat.relax(network, dnat.edges.EdgeSet(edges))
+    oracle = dnat.relax(network, edges)
     oracle.set_one_hot({edge.key: choice for edge, choice in done.items()})
     row.compared, problem = compared(made.network, oracle, fresh, done)
     assert not problem, problem
@@ -170,7 +171,7 @@ def measure(network: nn.Module, made: nn.Module, example: Any, row: Row) -> None
     left = {name for name, _ in layers(made)}
     before = [name for name, _ in layers(network)]
     row.layers, row.removed = len(before), sum(name not in left for name in before)
-    madds = [dnat.cost(n, example).madds for n in (made, network)]
+    madds = [dnat.cost(n, example, batch=1).madds for n in (made, network)]
     row.share = madds[0] / madds[1] if madds[1] else 1.0
     if row.edges and row.share > (row.least or BUDGET) + 1e-3:
         row.failures.append(f"measure: {row.share:.1%} of the multiply-adds are left")
@@ -189,8 +190,7 @@ def written(network: nn.Module, example: Any, fresh: Any, row: Row) -> None:
     Raises:
         AssertionError: how they differ.
     """
-    first = [zoo.calls(fresh)[0]]  # a file is for the first of several examples
-    ((args, kwargs),) = first
+    args, kwargs = zoo.calls(fresh)[0]  # a file is for the first of several examples
     with tempfile.TemporaryDirectory() as folder:
         with row.step("export"):
             # It would be read again, but with a tolerance that is wider than ours.

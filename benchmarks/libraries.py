@@ -2,7 +2,7 @@
 
 `TORCHVISION`, `TIMM` and `TRANSFORMERS` are name -> `Entry`, a constructor and an example. Images are as small as
 a network takes them, batches hold 2, networks tell 10 classes apart or fewer, weights are fresh, and nothing is
-downloaded. A library, and dnat, is imported only where a network needs it.
+downloaded. A library is imported only where a network needs it.
 """
 
 import functools
@@ -77,9 +77,10 @@ class Configuration(NamedTuple):
 
 def from_torchvision(name: str, **options: Any) -> nn.Module:
     """A network of torchvision, with fresh weights."""
-    import dnat
+    import_torchvision()
+    from torchvision.models import get_model
 
-    return dnat.build(f"torchvision:{name}", **options)
+    return get_model(name, weights=None, **options)
 
 
 def from_timm(name: str, **options: Any) -> nn.Module:

@@ -22,25 +22,19 @@ is a choice that dnat keeps from carrying out and says so: those are counted.
 """
 
 import argparse
+import functools
 import io
 import json
 import math
-import os
 import random
 import re
-import resource
-import subprocess
 import sys
 import tempfile
-import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -238,52 +232,10 @@ def draw(edges: Sequence[Edge], generator: random.Random, density: float) -> dic
     return legal
 
 
-class Elsewhere:
-    """A process in which dnat cannot be imported, and which loads and runs saved networks (`zoo.serve`)."""
-
-    def __init__(self, folder: Path, example: Any) -> None:
-        self.network, self.arguments, self.outputs = (
-            folder / f"{n}.pt" for n in ("network", "arguments", "outputs")
-        )
-        torch.save(zoo.calls(example), self.arguments)
-        program = "import zoo; zoo.serve()"
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
-        )
-
-    def run(self, network: nn.Module) -> Outputs:
-        """What the network gives there, in eval mode.
-
-        Raises:
-            RuntimeError: it cannot be saved, loaded or run.
-        """
-        assert self.process.stdin
-        assert self.process.stdout
-        torch.save(network, self.network)
-        files = [str(f) for f in (self.network, self.arguments, self.outputs)]
-        self.process.stdin.write(json.dumps(files) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        error = json.loads(answer) if answer else "the process ended"
-        if error:
-            raise RuntimeError(f"not loaded without dnat: {error}")
-        return torch.load(self.outputs, weights_only=False)
-
-    def close(self) -> None:
-        """End the process."""
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait(60)
-
-
-def check(name: str, seeds: int, report: Report, save: Callable[[], None]) -> None:
+def check(seeds: int, report: Report, save: Callable[[], None]) -> None:
     """All checks of one network, noted in the report."""
-    network = zoo.build(name)
-    example, fresh = zoo.ZOO[name].example(0), zoo.ZOO[name].example(1)
+    network = zoo.build(report.name)
+    example, fresh = zoo.ENTRIES[report.name].example(0), zoo.ENTRIES[report.name].example(1)
     edges = dnat.find_edges(dnat.trace(network, example), report.space)
     report.edges = len(edges)
     report.nones = sum("none" in e.choices for e in edges)
@@ -295,23 +247,32 @@ def check(name: str, seeds: int, report: Report, save: Callable[[], None]) -> No
             raise
         report.message = str(error)
         return
-    _guarded(report, "attach", _attached, network, relaxed, [example, fresh], report)
+    zoo.guarded(report.failures, "attach", _attached, network, relaxed, [example, fresh], report)
     save()
     with tempfile.TemporaryDirectory() as folder:
         report.unsaved = _unsaved(network, fresh)
-        elsewhere = None if report.unsaved else Elsewhere(Path(folder), fresh)
+        elsewhere = None if report.unsaved else zoo.Elsewhere(Path(folder), fresh)
         try:
             for seed in range(seeds):
                 choices = draw(edges, random.Random(seed), DENSITIES[seed % len(DENSITIES)])
-                _guarded(
-                    report, f"set {seed}", _set_of, network, edges, choices, example, fresh, elsewhere, report
+                zoo.guarded(
+                    report.failures,
+                    f"set {seed}",
+                    _set_of,
+                    network,
+                    edges,
+                    choices,
+                    example,
+                    fresh,
+                    elsewhere,
+                    report,
                 )
                 report.sets += 1
                 save()
         finally:
             if elsewhere:
                 elsewhere.close()
-    _guarded(report, "one none", _saved, network, edges, example, report)
+    zoo.guarded(report.failures, "one none", _saved, network, edges, example, report)
 
 
 def _unsaved(network: nn.Module, example: Any) -> str:
@@ -324,18 +285,6 @@ def _unsaved(network: nn.Module, example: Any) -> str:
     except Exception as error:
         return str(error).partition("\n")[0]
     return ""
-
-
-def _guarded(report: Report, what: str, function: Callable[..., None], *args: Any) -> None:
-    """Call a check and note what it raises."""
-    try:
-        function(*args)
-    except AssertionError as error:
-        report.failures.append(f"{what}: {error}")
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{Path(frame.filename).name}:{frame.lineno}"
-        report.failures.append(f"{what}: {type(error).__name__}: {str(error)[:300]} ({place})")
 
 
 def _attached(network: nn.Module, relaxed: nn.Module, examples: list[Any], report: Report) -> None:
@@ -364,7 +313,7 @@ def _set_of(
     choices: dict[Edge, str],
     example: Any,
     fresh: Any,
-    elsewhere: Elsewhere | None,
+    elsewhere: zoo.Elsewhere | None,
     report: Report,
 ) -> None:
     """All checks of one set of choices.
@@ -395,25 +344,39 @@ def _set_of(
 
     oracle = dnat.relax(network, edges)
     oracle.set_one_hot(done)
-    exact, rounding = True, False
-    for training in (False, True):
-        some, other = (observe(n, fresh, training, steady=True) for n in (found.network, oracle))
-        other = _narrowed(other, oracle, choices)
-        exact &= equal(some.outputs, other.outputs)
-        if unlike(some, other):
-            # Norms over few values may blow up rounding; what is right agrees in float64.
-            wide = [observe(copied(n).double(), in_double(fresh), training, True) for n in (found.network, oracle)]
-            problem = unlike(wide[0], _narrowed(wide[1], oracle, choices))
-            assert not problem, f"another function in {'train' if training else 'eval'} mode: {problem}; {told}"
-            rounding = True
-        lost = _trained(other) & set(found.network.state_dict()) - _trained(some)
-        assert not lost, f"no gradient any more: {sorted(lost)[:3]}"
+    exact, problem = compared(found.network, oracle, fresh, choices)
+    assert not problem, f"{problem}; {told}"
     if elsewhere:
         there, here = elsewhere.run(found.network), observe(found.network, fresh, training=False).outputs
         assert not difference(there, here), f"loaded without dnat it {difference(there, here)}"
     report.verified += 1
-    report.exact += exact
-    report.rounding += rounding
+    report.exact += exact == "to the bit"
+    report.rounding += exact == "in float64"
+
+
+def compared(
+    network: nn.Module, oracle: dnat.RelaxedNetwork, fresh: Any, choices: dict[Edge, str]
+) -> tuple[str, str]:
+    """A network beside the one-hot relaxed one, in eval and train mode: outputs, buffers and gradients.
+
+    Returns:
+        How they agree: "to the bit", "to rounding" or "in float64"; and if they do not, how they differ.
+    """
+    exact, rounding = True, False
+    for training in (False, True):
+        some, other = (observe(n, fresh, training, steady=True) for n in (network, oracle))
+        other = _narrowed(other, oracle, choices)
+        exact &= equal(some.outputs, other.outputs)
+        if unlike(some, other):
+            # Norms over few values may blow up rounding; what is right agrees in float64.
+            wide = [observe(copied(n).double(), in_double(fresh), training, True) for n in (network, oracle)]
+            if problem := unlike(wide[0], _narrowed(wide[1], oracle, choices)):
+                return "", f"another function in {'train' if training else 'eval'} mode: {problem}"
+            rounding = True
+        lost = _trained(other) & set(network.state_dict()) - _trained(some)
+        if lost:
+            return "", f"no gradient any more: {sorted(lost)[:3]}"
+    return "to the bit" if exact else "in float64" if rounding else "to rounding", ""
 
 
 def _narrowed(observation: Observation, relaxed: dnat.RelaxedNetwork, choices: dict[Edge, str]) -> Observation:
@@ -475,7 +438,7 @@ def _saved(network: nn.Module, edges: Sequence[Edge], example: Any, report: Repo
     step = len(nones) / min(len(nones), NONES)
     for number in range(min(len(nones), NONES)):
         edge = nones[int(number * step)]
-        _guarded(report, f"none at {edge.key}", measure, edge)
+        zoo.guarded(report.failures, f"none at {edge.key}", measure, edge)
     program = edges[0].program
     trace = program.traces[0]
     removed = {edge: costs.removed({edge: "none"}) for edge in nones}
@@ -489,47 +452,6 @@ def _saved(network: nn.Module, edges: Sequence[Edge], example: Any, report: Repo
     if of_units:
         report.saved = sum(all_gone for all_gone, _ in of_units) / len(of_units) / 1e6
         report.own = sum(own for _, own in of_units) / len(of_units) / 1e6
-
-
-def child(name: str, seeds: int, file: Path, memory: float, space: str) -> None:
-    """Check one network and write its report, after each step."""
-    limit = int(memory * 2**30)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    torch.set_num_threads(1)
-    report, start = Report(name, space), time.perf_counter()
-
-    def save() -> None:
-        report.seconds = round(time.perf_counter() - start, 1)
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(report)))
-        partial.replace(file)
-
-    save()
-    _guarded(report, "check", check, name, seeds, report, save)
-    report.finished = True
-    save()
-
-
-def check_apart(name: str, options: argparse.Namespace) -> Report:
-    """Check one network in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "report.json"
-        command = [sys.executable, "-W", "ignore", __file__, name, "--child", str(file)]
-        command += ["--seeds", str(options.seeds), "--memory", str(options.memory), "--space", options.space]
-        reason = ""
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=options.time_limit
-            )
-            if done.returncode:
-                reason = f"the process ended with {done.returncode}: {done.stderr.strip()[-300:]}"
-        except subprocess.TimeoutExpired:
-            reason = f"not done after {options.time_limit} s"
-        report = Report(**json.loads(file.read_text())) if file.exists() else Report(name, options.space)
-    if not report.finished:
-        report.failures.append(reason or "the process ended early")
-    print(f"{name}: {'; '.join(report.failures) or 'passed'} ({report.seconds} s)", file=sys.stderr, flush=True)
-    return report
 
 
 def table(reports: Sequence[Report]) -> str:
@@ -588,7 +510,7 @@ def summary(reports: Sequence[Report]) -> str:
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Check dnat on every network of the zoo.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="networks of the zoo (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="networks of any set (default: all of the zoo)")
     parser.add_argument("--seeds", type=int, default=20, help="random sets of choices a network (default: 20)")
     parser.add_argument("--jobs", type=int, default=2, help="networks at a time (default: 2)")
     parser.add_argument(
@@ -605,11 +527,10 @@ def parsed() -> argparse.Namespace:
         default="dnat",
         help="of choices (default: dnat)",
     )
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in options.names:
-        if name not in zoo.ZOO:
-            parser.error(f"no network {name!r} in the zoo; there are {', '.join(zoo.ZOO)}")
+        if name not in zoo.ENTRIES:
+            parser.error(f"no network {name!r}; there are {', '.join(zoo.ENTRIES)}")
     return options
 
 
@@ -623,33 +544,25 @@ def _done(file: Path | None) -> dict[str, Report]:
 def _write(file: Path, done: dict[str, Report]) -> None:
     reports = list(done.values())
     text = json.dumps({"summary": summary(reports), "networks": [asdict(r) for r in reports]}, indent=1)
-    partial = file.with_suffix(".partial")
-    partial.write_text(text + "\n")
-    partial.replace(file)
+    zoo.write(file, text + "\n")
 
 
 def main() -> int:
     """Check, print, and tell by the exit code whether all passed."""
     options = parsed()
-    if options.child:
-        child(options.names[0], options.seeds, options.child, options.memory, options.space)
-        return 0
     names = options.names or list(zoo.ZOO)
     done = _done(options.json)
-    lock = Lock()
-
-    def report_on(name: str) -> None:
-        if name in done and done[name].sets >= options.seeds and done[name].space == options.space:
-            return
-        found = check_apart(name, options)
-        with lock:
-            done[name] = found
-            if options.json:
-                _write(options.json, done)
-
-    with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(report_on, names))
-    reports = [done[name] for name in zoo.ZOO if name in done and (not options.names or name in names)]
+    reports = [
+        Report(name, options.space)
+        for name in names
+        if name not in done or done[name].sets < options.seeds or done[name].space != options.space
+    ]
+    limits = {"jobs": options.jobs, "seconds": options.time_limit, "memory": options.memory}
+    for report in zoo.apart(reports, functools.partial(check, options.seeds), **limits):
+        done[report.name] = report
+        if options.json:
+            _write(options.json, done)
+    reports = [done[name] for name in zoo.ENTRIES if name in done and (not options.names or name in names)]
     print(table(reports))
     for report in reports:
         for failure in report.failures:

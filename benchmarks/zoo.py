@@ -1,64 +1,58 @@
 """More than fifty networks to try dnat on: torchvision's, timm's, Hugging Face's, and awkward ones written here.
 
-`ZOO` is the table, name -> (constructor, example); `build(name)` gives a network whose weights are nothing special
-(drawn from a fixed seed, nothing exactly 0 or 1, norm statistics of their own). Images have 96 x 96 pixels and
-batches hold 2, except where the table says otherwise. Nothing is downloaded.
+`ZOO` is the table, name -> (constructor, example), and `SETS` has it beside the whole families of `libraries`;
+`build(name)` gives a network whose weights are nothing special (drawn from a fixed seed, nothing exactly 0 or 1,
+norm statistics of their own). Images of the zoo have 96 x 96 pixels and batches hold 2, except where the table
+says otherwise. Nothing is downloaded.
 
 dnat, timm and transformers are imported only where a network needs them: a network of this file that was saved
-whole can be loaded where dnat is not installed, and `serve` is a process that does that.
+whole can be loaded where dnat is not installed. `serve` is a process that does that, and `Elsewhere` asks it;
+`apart` checks each of many networks in a process of its own.
 """
 
 # ruff: noqa: D102  (a forward needs no docstring where the class has one)
 
 import functools
+import importlib.util
 import json
+import multiprocessing
+import os
 import random
+import resource
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import tempfile
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from libraries import (
+    TIMM,
+    TORCHVISION,
+    TRANSFORMERS,
+    Entry,
+    Example,
+    from_timm,
+    from_torchvision,
+    images,
+    import_torchvision,
+    of_size,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-Example = Any
-"""A tensor, a tuple, a dict, or a list of such: what `dnat.trace` takes."""
-
-
-class Entry(NamedTuple):
-    """One network of the zoo: how it is made, and an example for a seed."""
-
-    make: Callable[[], nn.Module]
-    example: Callable[[int], Example]
-
-
 # Examples
-
-
-def images(seed: int, size: int = 96, batch: int = 2) -> Tensor:
-    """Images that are nothing special."""
-    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
-
-
-def of_size(size: int) -> Callable[[int], Tensor]:
-    """Examples of another size."""
-    return functools.partial(images, size=size)
-
-
-def pixel_values(seed: int) -> dict[str, Tensor]:
-    """Images by the keyword of Hugging Face's vision networks; 64 pixels."""
-    return {"pixel_values": images(seed, 64)}
-
-
-def tokens(seed: int) -> dict[str, Tensor]:
-    """Token numbers by keyword, the second row padded."""
-    ids = torch.randint(1, 90, (2, 12), generator=torch.Generator().manual_seed(seed))
-    mask = torch.ones_like(ids)
-    mask[1, 9:] = 0
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def both_signs(seed: int) -> list[Tensor]:
@@ -85,74 +79,6 @@ def optional_mask(seed: int) -> list[Example]:
     """One call with and one without the optional argument."""
     mask = (images(seed + 1000, 32)[:, :1] > 0).float()
     return [(images(seed, 32), mask), {"x": images(seed + 1, 32), "mask": None, "scale": 0.5}]
-
-
-# Libraries
-
-
-def from_torchvision(name: str, **options: Any) -> nn.Module:
-    """A network of torchvision, with fresh weights."""
-    import dnat
-
-    return dnat.build(f"torchvision:{name}", **options)
-
-
-def from_timm(name: str) -> nn.Module:
-    """A network of timm, with fresh weights."""
-    import_torchvision()
-    import timm
-
-    return timm.create_model(name, pretrained=False)
-
-
-def from_transformers(name: str) -> nn.Module:
-    """A tiny network of transformers, made from a configuration."""
-    import_torchvision()
-    import transformers as hf
-
-    configurations: dict[str, Callable[[], tuple[type, Any]]] = {
-        "resnet": lambda: (
-            hf.ResNetForImageClassification,
-            hf.ResNetConfig(embedding_size=8, hidden_sizes=[16, 24, 32, 40], depths=[1, 2, 2, 1], num_labels=5),
-        ),
-        "vit": lambda: (
-            hf.ViTForImageClassification,
-            hf.ViTConfig(image_size=64, patch_size=16, hidden_dropout_prob=0.1, num_labels=5, **_TRANSFORMER),
-        ),
-        "bert": lambda: (
-            hf.BertForSequenceClassification,
-            hf.BertConfig(vocab_size=100, max_position_embeddings=32, num_labels=5, **_TRANSFORMER),
-        ),
-        "mobilenet_v2": lambda: (
-            hf.MobileNetV2ForImageClassification,
-            hf.MobileNetV2Config(image_size=64, depth_multiplier=0.35, num_labels=5),
-        ),
-        "gpt2": lambda: (
-            hf.GPT2LMHeadModel,
-            hf.GPT2Config(vocab_size=100, n_positions=32, n_embd=32, **_GPT2),
-        ),
-        "segformer": lambda: (
-            hf.SegformerForSemanticSegmentation,
-            hf.SegformerConfig(
-                hidden_sizes=[8, 16, 24, 32],
-                num_attention_heads=[1, 2, 2, 4],
-                depths=[1, 1, 2, 1],
-                decoder_hidden_size=16,
-                num_labels=5,
-            ),
-        ),
-    }
-    kind, configuration = configurations[name]()
-    return kind(configuration)
-
-
-_GPT2 = {"n_layer": 3, "n_head": 4, "use_cache": False, "bos_token_id": 0, "eos_token_id": 0}
-_TRANSFORMER = {
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-}
 
 
 # Awkward networks
@@ -792,36 +718,14 @@ class VariableArguments(Small):
         return self.classify(self.blocks[0](x))
 
 
-_TORCHVISION = [
-    "resnet18",
-    "resnet50",
-    "vgg16_bn",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "densenet121",
-    "efficientnet_b0",
-    "regnet_y_400mf",
-    "convnext_tiny",
-    "shufflenet_v2_x1_0",
-    "squeezenet1_1",
-    "swin_t",
-    "mnasnet0_5",
-]
-_TIMM = [
-    "resnetv2_50",
-    "mobilenetv4_conv_small",
-    "repvgg_a0",
-    "hrnet_w18_small",
-    "res2net50_26w_4s",
-    "dla34",
-    "ese_vovnet19b_dw",
-    "cspresnet50",
-    "convmixer_768_32",
-    "ghostnet_100",
-    "resnest14d",
-    "nf_resnet26",
-    "poolformer_s12",
-]
+_TORCHVISION = """
+    resnet18 resnet50 vgg16_bn mobilenet_v2 mobilenet_v3_large densenet121 efficientnet_b0 regnet_y_400mf
+    convnext_tiny shufflenet_v2_x1_0 squeezenet1_1 swin_t mnasnet0_5
+"""
+_TIMM = """
+    resnetv2_50 mobilenetv4_conv_small repvgg_a0 hrnet_w18_small res2net50_26w_4s dla34 ese_vovnet19b_dw
+    cspresnet50 convmixer_768_32 ghostnet_100 resnest14d nf_resnet26 poolformer_s12
+"""
 _AWKWARD: Sequence[tuple[type[nn.Module], Callable[[int], Example]]] = (
     (DataBranch, both_signs),
     (ShapeBranch, two_sizes),
@@ -861,31 +765,41 @@ _AWKWARD: Sequence[tuple[type[nn.Module], Callable[[int], Example]]] = (
     (VariableArguments, of_size(32)),
 )
 
-ZOO: dict[str, Entry] = {
-    **{n: Entry(functools.partial(from_torchvision, n), images) for n in _TORCHVISION},
+_LARGE = {
     "googlenet": Entry(functools.partial(from_torchvision, "googlenet", init_weights=False), images),
     # Its second classifier needs 299 pixels, and the transformers were made for 224.
     "inception_v3": Entry(functools.partial(from_torchvision, "inception_v3", init_weights=False), of_size(299)),
     "vit_b_16": Entry(functools.partial(from_torchvision, "vit_b_16"), of_size(224)),
-    **{n: Entry(functools.partial(from_timm, n), images) for n in _TIMM},
+}
+
+ZOO: dict[str, Entry] = {
+    **{n: Entry(functools.partial(from_torchvision, n), images) for n in _TORCHVISION.split()},
+    **_LARGE,
+    **{n: Entry(functools.partial(from_timm, n), images) for n in _TIMM.split()},
     **{
         n: Entry(functools.partial(from_timm, n), of_size(224))
         for n in ("efficientformer_l1", "mixer_s32_224", "deit_tiny_patch16_224")
     },
-    **{
-        f"hf_{n}": Entry(functools.partial(from_transformers, n), pixel_values)
-        for n in ("resnet", "vit", "mobilenet_v2", "segformer")
-    },
-    **{f"hf_{n}": Entry(functools.partial(from_transformers, n), tokens) for n in ("bert", "gpt2")},
+    **{f"hf_{n}": TRANSFORMERS[f"hf_{n}"] for n in ("resnet", "vit", "mobilenet_v2", "segformer", "bert", "gpt2")},
     **{kind.__name__: Entry(kind, example) for kind, example in _AWKWARD},
 }
 
+SETS: dict[str, dict[str, Entry]] = {
+    "zoo": ZOO,
+    "torchvision": TORCHVISION,
+    "timm": TIMM,
+    "transformers": TRANSFORMERS,
+}
+"""All networks that there are, by set and name."""
+
+ENTRIES = {name: entry for entries in SETS.values() for name, entry in entries.items()}
+
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """A network of the zoo, in eval mode, with weights that are nothing special."""
+    """A network of any set, in eval mode, with weights that are nothing special."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return randomized(ZOO[name].make(), ZOO[name].example(99)).eval()
+        return randomized(ENTRIES[name].make(), ENTRIES[name].example(99)).eval()
 
 
 @torch.no_grad()
@@ -905,6 +819,7 @@ def randomized(network: nn.Module, example: Example) -> nn.Module:
             near = float(parameter.flatten()[0] > 0.5)
             parameter.copy_(near + 0.1 * torch.randn_like(parameter))
     norms = [m for m in network.modules() if isinstance(getattr(m, "running_var", None), Tensor)]
+    norms = [norm for norm in norms if hasattr(norm, "momentum")]  # others are frozen
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0
@@ -928,32 +843,6 @@ def calls(example: Example) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
     return [(example if isinstance(example, tuple) else (example,), {})]
 
 
-def import_torchvision() -> None:
-    """Make torchvision, and with it timm and transformers, importable where its operators do not fit torch."""
-    try:
-        from dnat.networks import import_torchvision as imported
-    except ImportError:
-        return _import_without_dnat()
-    imported()
-
-
-def _import_without_dnat() -> None:
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        _alive.append(library)
-        for operator in ("nms", "qnms"):
-            library.define(operator + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except ImportError:
-        pass
-
-
-_alive: list[Any] = []
-
-
 def tensors(tree: Any) -> list[Tensor]:
     """The tensors of a nested structure, in order."""
     if hasattr(tree, "to_tuple"):
@@ -968,21 +857,172 @@ def seeded() -> None:
     np.random.seed(0)  # noqa: NPY002
 
 
-def serve() -> None:
-    """Load saved networks and run them, as an endless process without dnat.
+# Processes
 
-    Each line of the standard input names three files: the network and its arguments to load, and the outputs (one
-    list of tensors for each call) to save. Each line of the standard output is what went wrong, or empty.
+
+def apart(
+    reports: Sequence[Any],
+    check: Callable[[Any, Callable[[], None]], None],
+    *,
+    jobs: int,
+    seconds: float,
+    memory: float,
+) -> Iterator[Any]:
+    """Check networks, each in a process of its own, which is forked: what is imported here it need not import.
+
+    Args:
+        reports: of what is to be checked, empty: dataclasses with a name, `seconds`, `finished` and `failures`.
+        check: is called with a report, and with what writes it, which it may do whenever it got further.
+        jobs: processes at a time; each has one thread.
+        seconds: for each.
+        memory: GiB for each.
+
+    Yields:
+        The reports, as processes end, and as far as those got.
     """
-    sys.modules["dnat"] = None  # type: ignore[assignment]  # importing it raises from now on
+    waiting, running = deque(reports), dict[int, Any]()
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                report = waiting.popleft()
+                place = Path(tempfile.mkdtemp(dir=folder))
+                process = multiprocessing.get_context("fork").Process(
+                    target=alone, args=(report, place, check, memory)
+                )
+                process.start()
+                running[process.sentinel] = process, report, place, time.perf_counter()
+            connection.wait(list(running), timeout=1)
+            for sentinel, (process, report, place, start) in list(running.items()):
+                taken = time.perf_counter() - start
+                if process.is_alive() and taken < seconds:
+                    continue
+                reason = f"the process ended with {process.exitcode}: {_last(place / 'stderr')}"
+                if process.is_alive():
+                    process.kill()
+                    reason = f"not done after {seconds:g} s"
+                process.join()
+                del running[sentinel]
+                file = place / "report.json"
+                ended = type(report)(**json.loads(file.read_text())) if file.exists() else report
+                ended.seconds = round(taken, 1)
+                if not ended.finished:
+                    ended.failures.append(reason)
+                shutil.rmtree(place)
+                told = "; ".join(ended.failures) or "passed"
+                print(f"{ended.name}: {told} ({ended.seconds} s)", file=sys.stderr, flush=True)
+                yield ended
+
+
+def alone(report: Any, folder: Path, check: Callable[[Any, Callable[[], None]], None], memory: float) -> None:
+    """Check one network with one thread and within a limit on memory, and write its report, after each step."""
+    with (folder / "stderr").open("w") as file:
+        os.dup2(file.fileno(), 2)
+    tempfile.tempdir = str(folder)  # so that nothing is left of a process that is ended
+    limit = int(memory * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     torch.set_num_threads(1)
-    import_torchvision()
+    warnings.simplefilter("ignore")
+
+    def save() -> None:
+        write(folder / "report.json", json.dumps(asdict(report)))
+
+    save()
+    guarded(report.failures, "check", check, report, save)
+    report.finished = True
+    save()
+
+
+def _last(file: Path) -> str:
+    return file.read_text(errors="replace").strip()[-300:] if file.exists() else ""
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(file)
+
+
+def guarded(failures: list[str], what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """What a check gives; None where it raises, which is noted."""
+    try:
+        return function(*args)
+    except AssertionError as error:
+        failures.append(f"{what}: {error}")
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        failures.append(f"{what}: {type(error).__name__}: {str(error)[:300]} ({place})")
+    return None
+
+
+class Elsewhere:
+    """A process that loads and runs saved networks (`serve`), and in which some libraries cannot be imported.
+
+    Args:
+        folder: for files.
+        example: what networks are called with.
+        blocked: the libraries.
+    """
+
+    def __init__(self, folder: Path, example: Example, blocked: Sequence[str] = ("dnat",)) -> None:
+        self.network, self.arguments, self.outputs = (
+            folder / f"{n}.pt" for n in ("network", "arguments", "outputs")
+        )
+        torch.save(calls(example), self.arguments)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", "import zoo; zoo.serve()", *blocked],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        )
+
+    def run(self, network: nn.Module | Path, *, training: bool = False) -> list[list[Tensor]]:
+        """What a network, or an exported Python file, gives there for each call.
+
+        Raises:
+            RuntimeError: it cannot be saved, loaded or run.
+        """
+        assert self.process.stdin
+        assert self.process.stdout
+        file = network
+        if isinstance(network, nn.Module):
+            file = self.network
+            torch.save(network, file)
+        self.process.stdin.write(json.dumps([*map(str, (file, self.arguments, self.outputs)), training]) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        error = json.loads(answer) if answer else "the process ended"
+        if error:
+            raise RuntimeError(f"not loaded without dnat: {error}")
+        return torch.load(self.outputs, weights_only=False)
+
+    def close(self) -> None:
+        """End the process."""
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait(60)
+
+
+def serve() -> None:
+    """Load saved networks and run them, as an endless process without the libraries that its arguments name.
+
+    Each line of the standard input has three files and a mode: the network and its arguments to load, the outputs
+    (one list of tensors for each call) to save, and whether the network runs in train mode. A network is a pickle,
+    or a Python file of `dnat.export`. Each line of the standard output is what went wrong, or empty.
+    """
+    for library in sys.argv[1:]:
+        sys.modules[library] = None  # type: ignore[assignment]  # importing it raises from now on
+    torch.set_num_threads(1)
+    if "torchvision" not in sys.modules:
+        import_torchvision()
     for line in sys.stdin:
-        network_file, arguments_file, outputs_file = json.loads(line)
+        network_file, arguments_file, outputs_file, training = json.loads(line)
         try:
-            network = torch.load(network_file, weights_only=False).eval()
             outputs = []
             for args, kwargs in torch.load(arguments_file, weights_only=False):
+                network = loaded(network_file).train(training)
                 seeded()
                 with torch.no_grad():
                     outputs.append(tensors(network(*args, **kwargs)))
@@ -990,3 +1030,15 @@ def serve() -> None:
             print(json.dumps(""), flush=True)
         except Exception as error:
             print(json.dumps(f"{type(error).__name__}: {error}"), flush=True)
+
+
+def loaded(file: str) -> nn.Module:
+    """The network of a pickle, or of a Python file of `dnat.export`."""
+    if not file.endswith(".py"):
+        return torch.load(file, weights_only=False)
+    spec = importlib.util.spec_from_file_location("network", file)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.load()

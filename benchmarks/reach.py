@@ -118,7 +118,6 @@ def check(row: Row, save: Callable[[], None]) -> None:
             discretized = dnat.discretize(relaxed, choices, example, report=True)
         made = discretized.network
         row.failures += [f"discretize: {key}: {why}" for key, why in discretized.undone.items()]
-        row.failures += [f"discretize: {note}" for note in discretized.notes]
         with row.step("compare"):
             zoo.guarded(row.failures, "compare", compare, discretized, network, edges, fresh, row)
     measure(network, made, example, row)

@@ -4,23 +4,22 @@ A module that cannot have one (it does something else at each call, or reads wha
 its steps become steps of the module around it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ..rewriting.bodies import CannotRewriteError, inlined, numbered, within
+from ..rewriting.bodies import CannotRewriteError, inlined, numbered, relative, within
 from ..tracing import Trace
 from ..tracing.functions import function_of
 from ..tracing.steps import (
-    Attribute,
     Body,
     Description,
+    Group,
     Literal,
     Ref,
     Step,
     Unknown,
-    changed,
     changed_body,
     parts,
     refs,
@@ -132,12 +131,12 @@ class _Run:
             raise self._refused(number, description.why)
         steps = tuple(self._step(number, step) for step in body.steps)
         params = tuple((name, d) for name, d in body.params if not path or any(refs(d)))
-        result = body.result if path else changed(body.result, _nothing)
+        result = body.result if path else _without(body.result, self.trace.objects)
         body = Body(params, steps, result)
         for ref in self._free(body):
             raise OpenError(self._between(number, self.makers[ref]))
         try:
-            return numbered(changed_body(body, lambda d: _seen_from(d, path)), path)[0]
+            return numbered(changed_body(body, lambda d: relative(d, path)), path)[0]
         except CannotRewriteError:
             raise OpenError({path}) from None
 
@@ -196,10 +195,14 @@ class _Run:
         return RefusedError(f"{path or 'the network'} ({kind}): {why}")
 
 
-def _nothing(description: Description) -> Description:
-    """None in the place of an object that no file holds."""
-    return Literal("None") if isinstance(description, Unknown) else description
-
-
-def _seen_from(description: Description, path: str) -> Description:
-    return Attribute(within(description.path, path)) if isinstance(description, Attribute) else description
+def _without(description: Description, objects: Collection[Ref]) -> Description:
+    """A description without objects that no file holds: of fields nothing is left, elsewhere stands None."""
+    if isinstance(description, Unknown) or description in objects:
+        return Literal("None")
+    if not isinstance(description, Group):
+        return description
+    pairs = [(i, item) for i, item in enumerate(description.items)]
+    if description.kind.startswith("."):
+        pairs = [(i, item) for i, item in pairs if not (isinstance(item, Unknown) or item in objects)]
+    keys = tuple(description.keys[i] for i, _ in pairs) if description.keys else ()
+    return replace(description, items=tuple(_without(item, objects) for _, item in pairs), keys=keys)

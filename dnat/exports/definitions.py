@@ -14,7 +14,19 @@ from .preparation import NAMES
 from .structure import Structure
 
 TAKEN = {
-    *("Parts", "StochasticDepth", "OrderedDict", "namedtuple", "expect", "read", "load", "json", "math", "os"),
+    *(
+        "Parts",
+        "Output",
+        "StochasticDepth",
+        "OrderedDict",
+        "namedtuple",
+        "expect",
+        "read",
+        "load",
+        "json",
+        "math",
+        "os",
+    ),
     *NAMES,
 }
 """Names that a written file uses itself."""

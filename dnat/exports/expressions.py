@@ -61,7 +61,9 @@ class Expressions:
         return call(head, [*map(self.text, args), *(f"{k}={self.text(v)}" for k, v in kwargs.items())])
 
     def number(self, step: Step) -> str:
-        """Arithmetic or a comparison of numbers."""
+        """Arithmetic or a comparison of numbers, or what a truth value must be."""
+        if step.target in ("true", "false"):
+            return f'{"not " * (step.target == "false")}{self.atom(step.args[0])}, "kind"'
         if len(step.args) == 1:
             inside = self.atom(step.args[0])
             return f"-{inside}" if step.target == "neg" else f"{step.target}({inside})"
@@ -123,6 +125,8 @@ class Expressions:
         if group.kind in ("dict", "OrderedDict"):
             inside = ", ".join(f"{text(k)}: {i}" for k, i in zip(group.keys, items, strict=True))
             return f"{{{inside}}}" if group.kind == "dict" else f"OrderedDict({{{inside}}})"
+        if group.kind.startswith("."):
+            return f"Output({', '.join(f'{k}={i}' for k, i in zip(group.keys, items, strict=True))})"
         self.named[group.kind] = group.keys
         return f"{group.kind}({', '.join(items)})"
 

@@ -35,14 +35,14 @@ def _within(place: str, description: Description) -> Iterator[tuple[str, Ref]]:
         yield place, description
     elif isinstance(description, Group) and description.kind != "slice":
         for i, item in enumerate(description.items):
-            key = text(description.keys[i]) if description.kind in ("dict", "OrderedDict") else str(i)
+            key = text(description.keys[i]) if description.is_dict() else str(i)
             yield from _within(f"{place}[{key}]", item)
 
 
 def _holds_dict(description: Description) -> bool:
     if not isinstance(description, Group):
         return False
-    return description.kind in ("dict", "OrderedDict") or any(map(_holds_dict, description.items))
+    return description.is_dict() or any(map(_holds_dict, description.items))
 
 
 class Forward:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..errors import UserCodeError
 from ..tracing import Trace, copied, doubled, enlarged, fixed_randomness, recorded
-from ..tracing.steps import Attribute, Body, Step, Unknown, parts, resolved_lengths
+from ..tracing.steps import Attribute, Body, Ref, Step, parts, resolved_lengths, tensors_in
 from .bodies import Modules, RefusedError
 
 
@@ -50,8 +50,9 @@ def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     Raises:
         RefusedError: its forward cannot be written as a file of its own; the reason is the message.
     """
-    modules = Modules.of(network)
     small = (args, kwargs)
+    modules = Modules.of(_unhooked(network, small))
+    network = modules.network
     evaluated, (trained, images) = _run(network, False, small), _trained(network, small)
     opened: set[str] | None = None
     while opened != modules.opened:
@@ -67,8 +68,29 @@ def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     (evaluation, _), (train, _) = pairs
     paths = {**evaluation, **train}
     both = {p: (train.get(p), evaluation.get(p)) for p in paths}
-    lost = tuple(u.why.removeprefix("it hands a ").removesuffix(" on") for u in _lost(evaluated))
+    lost = tuple(
+        evaluated.objects[r] for r in parts([evaluated.calls[0].body.result], Ref) if r in evaluated.objects
+    )
     return Recording(both, _constants(network, both), fixed, lost)
+
+
+def _unhooked(network: nn.Module, arguments: Any) -> nn.Module:
+    """The network, or a copy without its forward hooks where these change nothing, as those that only look on."""
+    hooked = [path for path, module in network.named_modules() if module._forward_hooks]
+    if not hooked:
+        return network
+    bare = copied(network)
+    for module in bare.modules():
+        module._forward_hooks.clear()
+    for training in (False, True):
+        args, kwargs = arguments if not training else doubled(arguments)
+        outputs = []
+        for each in (network, bare):
+            with fixed_randomness(), torch.no_grad():
+                outputs.append(tensors_in(copied(each).train(training)(*args, **kwargs)))
+        if not all(map(torch.equal, *outputs)):
+            raise RefusedError(f"{hooked[0] or 'the network'} has hooks")
+    return bare
 
 
 def _run(network: nn.Module, training: bool, arguments: Any) -> Trace:
@@ -126,10 +148,6 @@ def _is_fixed(bodies: dict[str, Body], larger: dict[str, Body] | None) -> bool:
 
 def _decisions(bodies: dict[str, Body]) -> dict[str, list[Step]]:
     return {path: [s for s in body.steps if s.kind == "decision"] for path, body in bodies.items()}
-
-
-def _lost(trace: Trace) -> list[Unknown]:
-    return list(parts([trace.calls[0].body.result], Unknown))
 
 
 def _constants(network: nn.Module, bodies: dict[str, tuple[Body | None, Body | None]]) -> set[str]:

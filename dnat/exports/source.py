@@ -15,7 +15,7 @@ from .layout import call, laid_out
 from .preparation import preparation
 from .recording import Recording
 from .structure import Structure, constants
-from .templates import CONSTANTS, EXPECT, LOADING, PARTS, STOCHASTIC_DEPTH
+from .templates import CONSTANTS, EXPECT, LOADING, OUTPUT, PARTS, STOCHASTIC_DEPTH
 from .weights import state
 
 TYPES = {
@@ -80,7 +80,8 @@ def _docstring(network: nn.Module, name: str, *, prepares: bool) -> str:
 
 
 def _imports(body: str) -> str:
-    collections = [n for n in ("OrderedDict", "namedtuple") if f"{n}(" in body]
+    uses = {"OrderedDict": "OrderedDict(" in body or "(OrderedDict)" in body, "namedtuple": "namedtuple(" in body}
+    collections = [name for name, used in uses.items() if used]
     lines = ["import json", *(["import math"] if "math." in body else []), "import os"]
     lines += [f"from collections import {', '.join(collections)}"] if collections else []
     lines += ["", "import torch", "from torch import nn"]
@@ -94,6 +95,8 @@ def _helpers(definitions: Definitions, body: str) -> Iterator[str]:
         yield PARTS
     if " expect(" in body:
         yield EXPECT
+    if " Output(" in body:
+        yield OUTPUT
     if "StochasticDepth(" in body:
         yield STOCHASTIC_DEPTH
 

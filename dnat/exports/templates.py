@@ -30,10 +30,26 @@ class StochasticDepth(nn.Module):
 '''
 
 EXPECT = '''\
-def expect(holds):
-    """Refuses inputs of a size for which the network's own code would have gone another way."""
+def expect(holds, what="size"):
+    """Refuses inputs for which the network's own code would have gone another way."""
     if not holds:
-        raise ValueError("this file was made for inputs of another size")
+        raise ValueError(f"this file was made for inputs of another {what}")
+'''
+
+OUTPUT = '''\
+class Output(OrderedDict):
+    """What a network gives: by name, as an attribute, or by place."""
+
+    def __getattr__(self, name):
+        if name in self:
+            return self[name]
+        raise AttributeError(name)
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
+
+    def to_tuple(self):
+        return tuple(self.values())
 '''
 
 LOADING = '''\

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..tracing import copied
+from ..tracing.steps import tensors_in
 
 # What the fresh process does: read the file in its form, run it on every case, save what comes out.
 _CHILD = """
@@ -21,15 +21,19 @@ import hashlib, importlib.util, sys
 for name in ("dnat", "torchvision", "timm"):
     sys.modules[name] = None  # importing it fails
 import torch
-from torch.utils._pytree import tree_leaves
 
 form, path, cases, results, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 
 
 def run(call, args, kwargs):
+    def opened(x):
+        if hasattr(x, "to_tuple"):
+            return opened(x.to_tuple())
+        return [t for item in x for t in opened(item)] if isinstance(x, (tuple, list)) else [x]
+
     with torch.no_grad():
-        return [t for t in tree_leaves(call(*args, **kwargs)) if isinstance(t, torch.Tensor)]
+        return [t for t in tree_leaves(opened(call(*args, **kwargs))) if isinstance(t, torch.Tensor)]
 
 
 def weights():
@@ -139,7 +143,7 @@ def _run(network: nn.Module, case: Case) -> list[Tensor]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         result = twin(*case.args, **case.kwargs)
-    return [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+    return tensors_in(result)
 
 
 def _compare(output: Tensor, expected: Tensor, mode: str) -> float:

@@ -12,6 +12,7 @@ from ..tracing.steps import (
     Body,
     Description,
     Group,
+    Property,
     Ref,
     Step,
     changed,
@@ -93,7 +94,7 @@ def _alone(trace: Trace, call: int, place: str, opened: Collection[str]) -> Reco
     for number in (call, *_inside(trace, call, opened)):
         if trace.calls[number].keeps:
             raise CannotRewriteError(f"{trace.calls[number].path or 'the network'} changes its attributes")
-    body = changed_body(inlined(trace, call, opened), lambda d: _relative(d, place))
+    body = changed_body(inlined(trace, call, opened), lambda d: relative(d, place))
     steps = tuple(replace(s, target=within(s.target, place)) if s.kind == "module" else s for s in body.steps)
     body, names = numbered(replace(body, steps=steps), place)
     values = {new: trace.named[old.index] for old, new in names.items()}
@@ -157,7 +158,10 @@ def within(path: str, place: str) -> str:
     return path[len(place) + 1 :]
 
 
-def _relative(description: Description, place: str) -> Description:
+def relative(description: Description, place: str) -> Description:
+    """A description with the paths in it as seen from a module that is around it; see `within`."""
+    if isinstance(description, Property) and isinstance(description.of, Attribute):
+        return Property(Attribute(within(description.of.path, place)), description.name)
     return Attribute(within(description.path, place)) if isinstance(description, Attribute) else description
 
 

@@ -52,6 +52,8 @@ def check_steps(body: Body) -> None:
     for step in body.steps:
         for unknown in parts((*step.args, *(v for _, v in step.kwargs)), Unknown):
             raise CannotRewriteError(unknown.why)
+        if step.target in ("true", "false") and step.kind == "decision":
+            raise CannotRewriteError("it lets values of tensors decide")
         if not step.grad:
             raise CannotRewriteError("it switches gradients, which a graph does not")
         if TRAINING in (*step.args, *(v for _, v in step.kwargs)) and not _dropout(step):
@@ -156,8 +158,7 @@ class _Writer:
         if isinstance(description, Ref):
             self.nodes[description] = node
         elif isinstance(description, Group):
-            keyed = description.kind in ("dict", "OrderedDict") or description.kind.startswith(".")
-            keys = description.keys if keyed else range(len(description.items))
+            keys = description.keys if description.is_dict() else range(len(description.items))
             for key, item in zip(keys, description.items, strict=True):
                 if not self.used.isdisjoint(parts([item], Ref)):
                     self._name(item, self._call(operator.getitem, node, key))

@@ -17,6 +17,7 @@ from .steps import Attribute, Ref
 SHAPES = {"shape.__get__", "size", "__len__", "numel", "nelement"}
 """What asks for sizes."""
 _STATIC = {
+    "requires_grad.__set__",
     *("dim", "ndimension", "stride", "element_size", "get_device", "type", "result_type", "can_cast"),
     *("promote_types", "type_code", "__format__", "__repr__", "__str__", "__hash__", "has_names"),
 }
@@ -42,7 +43,7 @@ def sizes(scope: Scope, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     return torch.Size(shape) if dim is None else shape[dim]
 
 
-def without_tensor(scope: Scope, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+def without_tensor(scope: Scope, name: str, args: tuple[Any, ...], result: Any) -> None:
     """Note a function that gives no tensor: it reads what never changes, or lets values of tensors decide."""
     field_name = name.removesuffix(".__get__")
     if name in _STATIC or field_name in _STATIC_FIELDS or field_name.startswith(("is_", "torch.is_")):

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..operations import Geometry
 from .behaviour import Behaviour
-from .steps import Body
+from .steps import Body, Ref
 
 
 class State(IntEnum):
@@ -109,7 +109,8 @@ class Trace:
 
     `batch` is by what multiply-adds are divided for one image; `uncounted` names operators that may multiply and
     are not among them, since no formula is known. `named` has for each `Ref` of the steps the value that it names,
-    or -1, and `memory` where that lies, the same for tensors that share it.
+    or -1, `memory` where that lies, the same for tensors that share it, and `objects` the classes of those that
+    are neither tensors nor numbers.
     """
 
     training: bool
@@ -124,6 +125,7 @@ class Trace:
     uncounted: tuple[str, ...] = ()
     named: tuple[int, ...] = field(default=(), repr=False)
     memory: tuple[int, ...] = field(default=(), repr=False)
+    objects: Mapping[Ref, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def calls_by_path(self) -> dict[str, list[int]]:

@@ -33,7 +33,7 @@ from .modes import tensors_held
 from .numbers import plain
 from .program import Call, Operation, Trace, Value
 from .scope import Scope, attributes_of, held_by
-from .steps import Ref, mapped
+from .steps import Literal, Ref, Step, mapped
 
 Arguments: TypeAlias = tuple[Any, ...]
 Watch: TypeAlias = Callable[[Callable[..., Any], str, Arguments, Mapping[str, Any], Any, Mapping[int, int]], None]
@@ -78,7 +78,10 @@ class Recorder(TorchFunctionMode):
         self.named: list[int] = []
         self.memory: list[int] = []
         self.places = {-1: -1}
-        self.objects: list[Any] = []
+        self.kept: list[Any] = []
+        self.objects: dict[Ref, str] = {}
+        self.data: set[int] = set()
+        """Values that weights or numbers of the example count in, and not masks or places alone."""
         self.held = held_by(network)
         self.state = {memory_of(t) for t in tensors_held(network)} - {-1}
         self.device = next((t.device for t in tensors_held(network)), torch.device("cpu"))
@@ -89,6 +92,8 @@ class Recorder(TorchFunctionMode):
         """Run the network and note what it does; `batch` images, or as many as can be told (None)."""
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         inputs = tuple(self._new(t, None) for t in tensors)
+        numbers = (i for i, t in zip(inputs, tensors, strict=True) if t.is_floating_point() or t.is_complex())
+        self.data.update(numbers)
         # Counting takes a detour for each operation, so that nothing is counted while time is taken.
         # Gradients are on, to see where the network itself switches them off.
         self.grad = not self.clock
@@ -114,6 +119,7 @@ class Recorder(TorchFunctionMode):
             calls=tuple(self._call(call, changing) for call in self.calls),
             named=tuple(self.named),
             memory=tuple(self.memory),
+            objects=self.objects,
             inputs=inputs,
             outputs=outputs,
             users=tuple(map(tuple, users)),
@@ -211,9 +217,12 @@ class Recorder(TorchFunctionMode):
         self.named.append(known)
         place = memory_of(value) if isinstance(value, Tensor) else -1
         self.memory.append(self.places.setdefault(place, len(self.places) - 1))
+        ref = Ref(len(self.named) - 1)
         if value is not None:
-            self.objects.append(value)  # or its id could be given to another
-        return Ref(len(self.named) - 1)
+            self.kept.append(value)  # or its id could be given to another
+        if not isinstance(value, Tensor | None):
+            self.objects[ref] = type(value).__name__
+        return ref
 
     def alias(self, value: Tensor) -> Tensor:
         """The same memory as another tensor, and the same value of the trace."""
@@ -304,7 +313,11 @@ class Recorder(TorchFunctionMode):
         if not is_tensor_in(result):
             if short == "__setitem__":
                 return scope.add("method", short, args, kwargs, None, writes=writes)
-            without_tensor(scope, short, args, kwargs, result)
+            if short == "__bool__" and self.index.get(id(args[0]), -1) not in self.data:
+                of = (scope.describe(args[0]),)
+                scope.steps.append(Step("decision", str(result).lower(), of, (), Literal("None")))
+            else:
+                without_tensor(scope, short, args, result)
             return result
         if full.startswith("torch.Tensor."):
             target = short.removesuffix(".__get__")
@@ -344,6 +357,8 @@ class Recorder(TorchFunctionMode):
         self._charge()
         touched = {id(t): t for t in [*fresh, *written]}
         outputs = tuple(self._new(t, number) for t in touched.values())
+        if not self.data.isdisjoint(inputs) or any(id(t) in self.weights for t in operands):
+            self.data.update(outputs)
         self.operations[number] = replace(self.operations[number], outputs=outputs)
         for tensor in written:
             self._update_views(tensor, touched)
@@ -360,6 +375,8 @@ class Recorder(TorchFunctionMode):
             inputs = (self.index[id(view)], self.index[id(written)])
             number = len(self.operations)
             value = self._new(view, number)
+            if not self.data.isdisjoint(inputs):
+                self.data.add(value)
             self.seconds.append(0.0)
             self._note(Operation("alias_update", "homogeneous", tuple(self.stack), inputs, (value,), 0, True))
 

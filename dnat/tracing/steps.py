@@ -63,6 +63,10 @@ class Group:
     keys: tuple[str, ...] = ()
     made: Any = field(default=None, compare=False, repr=False)
 
+    def is_dict(self) -> bool:
+        """Whether its items are found by their keys."""
+        return self.kind in ("dict", "OrderedDict") or self.kind.startswith(".")
+
 
 Description: TypeAlias = Ref | Attribute | Literal | Property | Length | Group | Unknown
 T = TypeVar("T", Ref, Attribute, Unknown)
@@ -74,7 +78,7 @@ class Step:
 
     Attributes:
         kind: "function" (of torch), "method" or "attribute" (of a tensor), "module", "shape", "number"
-            (arithmetic), "decision" (a comparison of numbers, as it came out).
+            (arithmetic), "decision" (a comparison of numbers, or a truth value, as it came out).
         target: the name of the function or operator, or the module's path.
         args: its positional arguments; a method's first is the tensor.
         kwargs: its keyword arguments.
@@ -259,6 +263,14 @@ def grouped(value: Any) -> tuple[str, tuple[Any, ...], tuple[str, ...]] | None:
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         return kind.__name__, tuple(value), tuple(kind._fields)
     return None
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors in a Python structure, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    group = grouped(value)
+    return [tensor for item in group[1] for tensor in tensors_in(item)] if group else []
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What replacing some values changes in a trace: found where it changes, where `Trace.propagate` looks at all of it."""
+"""What replacing values changes in a trace, found where it changes; `Trace.propagate` looks at all of it."""
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping

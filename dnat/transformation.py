@@ -181,7 +181,7 @@ class Run:
         if checkpoint is None or checkpoint["commitment"] is None:
             return self._relaxed(self.plan)
         commitment = Commitment.from_table(checkpoint["commitment"])
-        compact = discretization(given.original, commitment.choices, given.example).network
+        compact = discretization(given.original, commitment.choices, given.example, given.program).network
         return RunState(self._trainer(compact, Progress()), commitment=commitment)
 
     def _relaxed(self, plan: Plan) -> RunState:

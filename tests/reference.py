@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import dnat
-from dnat.edges import problems
+from dnat.edges import NONE, problems
+from dnat.tracing import State, Trace
 
 
 class Residual(nn.Module):
@@ -218,6 +219,53 @@ def legal_sets(edges: tuple[dnat.Edge, ...]) -> list[dict[str, str]]:
     sets = itertools.product(*(edge.choices for edge in edges))
     by_edge = (dict(zip(edges, choices, strict=True)) for choices in sets)
     return [{e.key: c for e, c in choices.items()} for choices in by_edge if not problems(choices)]
+
+
+def losses_by_hand(trace: Trace, zero: set[int], same: dict[int, int]) -> list[str]:
+    """Where replacements cannot be made exactly (`tracing.losses`), by two passes over all that a network does."""
+    before, after = trace.propagate(), trace.propagate(zero, same)
+    lost = [was is State.DATA and now is not State.DATA for was, now in zip(before, after, strict=True)]
+    where = ["output" for i in trace.outputs if lost[i]]
+    for number, op in enumerate(trace.operations):
+        gone = [i for i in op.inputs if lost[i]]
+        if gone and all(lost[i] or before[i] is not State.DATA for i in op.inputs):
+            readers = [reader for reader in trace.operations if set(op.outputs) & set(reader.inputs)]
+            ends = not readers or any(reader.behaviour != "add" for reader in readers)
+            if op.behaviour in ("add", "gather") and len(op.inputs) > 1 and ends:
+                where.append(f"every input of {number}")
+        elif gone:
+            wide = all(
+                trace.values[i].shape == trace.values[op.outputs[0]].shape for i in op.inputs if not lost[i]
+            )
+            exact = op.behaviour in ("gather", "multiply") or (op.behaviour == "add" and wide)
+            if not exact or any(after[i] is not State.ZERO for i in gone):
+                where.append(f"data with a constant in {number}")
+    return where
+
+
+def nones_by_hand(edges: list[dnat.Edge]) -> dict[str, str]:
+    """{edge: the other whose none does the same and more}, by whole passes for all pairs of nones."""
+    effects = {}
+    for edge in edges:
+        if NONE in edge.choices:
+            outs = [{out for _, out in edge.values(trace)} for trace in edge.program.traces]
+            passes = [(t.propagate(o), t.needed(o)[1]) for t, o in zip(edge.program.traces, outs, strict=True)]
+            effects[edge.key] = [(o, states, live) for o, (states, live) in zip(outs, passes, strict=True)]
+
+    def covers(outer: str, inner: str) -> bool:
+        return all(
+            all(states[out] is State.ZERO for out in outs) and live_outer <= live
+            for (outs, _, live_outer), (_, states, live) in zip(effects[outer], effects[inner], strict=True)
+        )
+
+    keys = list(effects)
+    once = {}
+    for key in keys:
+        others = (o for o in keys if o != key and covers(o, key))
+        first = next((o for o in others if not covers(key, o) or keys.index(o) < keys.index(key)), None)
+        if first is not None:
+            once[key] = first
+    return once
 
 
 def relaxed_by_hand(

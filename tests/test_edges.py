@@ -1,4 +1,5 @@
 import os
+import random
 import re
 import subprocess
 import sys
@@ -6,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference import SMALL, images, small
+from reference import SMALL, images, losses_by_hand, nones_by_hand, small
 from torch import nn
 
 import dnat
-from dnat.edges import problems
+from dnat.edges import legal_edges, nones_once, problems, replacements
+from dnat.tracing import losses
 
 
 def edges_of(name):
@@ -214,3 +216,38 @@ def test_timms_norm_without_an_activation_is_a_norm(timm):
     network = dnat.build("timm:repvgg_a0", num_classes=5)
     edges = dnat.find_edges(dnat.trace(network, images(2, 32)))
     assert any(e.key.endswith("conv_kxk.conv>" + e.entry.removesuffix(".conv") + ".bn") for e in edges)
+
+
+@pytest.mark.parametrize("name", [*SMALL, "cells", "bottlenecks"])
+def test_what_is_legal_is_what_whole_passes_say(name):
+    networks = {
+        "cells": lambda: dnat.build("darts_v2", layers=2, channels=4),
+        "bottlenecks": lambda: dnat.build("torchvision:densenet121", num_classes=3),
+    }
+    network = networks[name]() if name in networks else small(name)
+    program, draw = dnat.trace(network, images(2, 32 if name in networks else 8)), random.Random(name)
+    edges = legal_edges(program)
+    once = nones_once(edges)
+    expected = nones_by_hand(edges)
+    for edge, after in zip(edges, once, strict=True):
+        assert after.choices == tuple(c for c in edge.choices if c != "none" or edge.key not in expected)
+        if edge.key in expected:
+            assert after.refused[-1] == ("none", f"the same as none at {expected[edge.key]}")
+    sets = [{edge: "none"} for edge in draw.sample(edges, min(len(edges), 40))]
+    for share in (0.1, 0.3, 0.7) * 10:
+        changing = [edge for edge in edges if draw.random() < share]
+        sets.append({edge: draw.choice(("identity", "none")) for edge in changing})
+    for choices in sets:
+        for trace in program.traces:
+            assert_same_losses(trace, *replacements(trace, choices))
+
+
+def assert_same_losses(trace, zero, same):
+    """The reasons of `losses` are those of whole passes, one by one and in their order."""
+    reasons, where = losses(trace, zero, same), losses_by_hand(trace, zero, same)
+    assert len(reasons) == len(where)
+    for reason, place in zip(reasons, where, strict=True):
+        words = {"output": "an output would", "every": "every input of", "data": "would join data"}
+        assert words[place.split()[0]] in reason
+        if place != "output":
+            assert reason.startswith(trace.where(trace.operations[int(place.split()[-1])]))

@@ -1,4 +1,5 @@
 import copy
+import random
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from reference import SMALL, images, small
 from torch import nn
 
 import dnat
-from dnat.tracing import State
+from dnat.tracing import State, change_of, changed, losses
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -52,9 +53,9 @@ def test_zero_is_followed_through_a_network():
     trace = dnat.trace(small("residual"), images()).traces[0]
     out = {c.path: c.outputs[0] for c in trace.calls if c.path}
     assert trace.propagate()[trace.outputs[0]] is State.DATA
-    assert not trace.problems({out["conv2"]})  # the sum loses an operand
-    assert trace.problems({out["norm1"]})  # conv2 has a bias: a constant would be left
-    assert trace.problems({out["stem_norm"]})  # nothing would be left
+    assert not losses(trace, {out["conv2"]})  # the sum loses an operand
+    assert losses(trace, {out["norm1"]})  # conv2 has a bias: a constant would be left
+    assert losses(trace, {out["stem_norm"]})  # nothing would be left
 
 
 def test_calls_with_keywords_dicts_and_several_examples():
@@ -112,3 +113,43 @@ def test_no_hook_stays_behind():
     dnat.trace(network, torch.rand(2, 3))
     assert not torch.nn.modules.module._has_any_global_hook()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+
+
+def _replacements(trace, draw):
+    """Values that become zero, and values that become an earlier one, at random: legal or not."""
+    values = range(len(trace.values))
+    zero = draw.sample(values, draw.choice([0, 1, 1, 2, 5]))
+    later = {*draw.sample(values[1:], draw.choice([0, 0, 1, 3])), *(v for v in trace.nulls if draw.random() < 0.3)}
+    return set(zero), {value: draw.randrange(value) for value in sorted(later)}
+
+
+@pytest.mark.parametrize("name", [*SMALL, "cells"])
+def test_a_change_is_what_whole_passes_differ_in(name):
+    network = dnat.build("darts_v2", layers=2, channels=4) if name == "cells" else small(name)
+    draw = random.Random(name)
+    for trace in dnat.trace(network, images()).traces:
+        assert trace.states == trace.propagate()
+        values, operations = trace.needed()
+        sets = [_replacements(trace, draw) for _ in range(100)]
+        for zero, same in [*sets, *(({value}, {}) for value in range(len(trace.values)))]:
+            states, (read, live) = trace.propagate(zero, same), trace.needed(zero, same)
+            change = change_of(trace, zero, same)
+            different = {
+                i: after
+                for i, (before, after) in enumerate(zip(trace.states, states, strict=True))
+                if before is not after
+            }
+            assert change.states == different == changed(trace, zero, same)
+            assert change.values == {i: i in read for i in read ^ values}
+            assert (change.dead, change.revived) == (operations - live, live - operations)
+            last = draw.randrange(len(states))
+            assert changed(trace, zero, same, last=last) == {i: s for i, s in different.items() if i <= last}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_call_holds_the_operations_with_it_in_their_scope(name):
+    for trace in dnat.trace(small(name), images()).traces:
+        for call in range(len(trace.calls)):
+            inside = [i for i, op in enumerate(trace.operations) if call in op.scope]
+            assert [*trace.within(call)] == inside
+            assert trace.live_within[call] == len(trace.needed()[1].intersection(inside))

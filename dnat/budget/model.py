@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..edges import ORIGINAL, crosses, problems
+from ..edges import ORIGINAL, crossings, problems
 from ..errors import UsageError
 from .needs import Bill
 from .prices import Costs, Groups, by_edge
@@ -85,10 +85,12 @@ class Model:
         self.groups, self.scores, self.costs, self.limit, self.floor = groups, scores, costs, limit, floor
         self.program = IntegerProgram(exact=bool(floor) or worth > 0)
         self.choices: dict[tuple[str, str], int] = {}
+        self.variables: dict[str, list[int]] = {}
         for group, score in scores.items():
             others = [c for c in score if c != ORIGINAL]
             for choice in others:
                 self.choices[group, choice] = self.program.binary(score[choice] - score[ORIGINAL])
+            self.variables[group] = [self.choices[group, c] for c in others]
             if len(others) > 1:
                 self.program.require([(self.choices[group, c], -1.0) for c in others], -1.0)
         self._keep_apart()
@@ -104,16 +106,11 @@ class Model:
 
     def _keep_apart(self) -> None:
         """A width does not shrink where something else takes the place of what makes or reads its channels."""
-        pairs = {
-            (group, other, choice)
-            for group, members in self.groups.items()
-            for edge in members
-            if edge.place
-            for other, choice in self.choices
-            if any(crosses(edge, e, choice) for e in self.groups[other])
-        }
-        for group, other, choice in sorted(pairs):
-            widths = [(v, -1.0) for (g, _), v in self.choices.items() if g == group]
+        group_of = {edge: group for group, members in self.groups.items() for edge in members}
+        made = [(edge, choice) for group, choice in self.choices for edge in self.groups[group]]
+        crossed = crossings([edge for edge in group_of if edge.place], made)
+        for group, other, choice in sorted({(group_of[w], group_of[e], choice) for w, e, choice in crossed}):
+            widths = [(v, -1.0) for v in self.variables[group]]
             self.program.require([*widths, (self.choices[other, choice], -1.0)], -1.0)
 
     def solve(self) -> dict[str, str] | None:
@@ -138,7 +135,7 @@ class Model:
         count = 0
         for group, choice in pairs:
             if choice == ORIGINAL:
-                terms.extend((v, 1.0) for (g, _), v in self.choices.items() if g == group)
+                terms.extend((v, 1.0) for v in self.variables[group])
             else:
                 terms.append((self.choices[group, choice], -1.0))
                 count += 1

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..edges import NONE, ORIGINAL, Edge
-from ..tracing import State
+from ..tracing import State, changed
 from .prices import Costs, Groups
 from .solver import ALWAYS, IntegerProgram
 
@@ -48,9 +48,8 @@ class Needs:
             passes = (c for c in edge.passes if (group, c) in self.choices)
             self.starts[start].extend((edge, choice, out) for choice in passes)
         if (group, NONE) in self.choices:
-            before, after = trace.propagate(), trace.propagate({out for _, out in pairs})
-            for value, state in enumerate(after):
-                if state is State.ZERO and before[value] is not State.ZERO:
+            for value, state in sorted(changed(trace, {out for _, out in pairs}).items()):
+                if state is State.ZERO:
                     self.cuts[value][self.choices[group, NONE]] = None
 
     def _walk(self) -> dict[int, int | None]:

@@ -1,12 +1,12 @@
 """What each set of choices costs: which operations are needed, and what of each remains in narrower widths."""
 
-import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..edges import ORIGINAL, Edge, replacements
 from ..errors import UsageError
+from ..tracing import change_of
 
 FULL = 0.97
 """The share of a limit that is to be used where any legal set has a cost between that and the limit."""
@@ -51,9 +51,12 @@ class Costs:
         # Another operation has multiply-adds of its own, and so has a reduction that stands in for an identity.
         self.added = {(e, c): e.added(c) for e in self.edges for c in e.modules if self.counted and e.added(c)}
         self.parts = remaining_shares(self.edges, self.weights) if parts is None else parts
+        self._places: defaultdict[int, list[int]] = defaultdict(list)
+        for number, owner in enumerate(self.owners):
+            self._places[owner].append(number)
         self.total = sum(self.weights)
         """The cost of the untouched network."""
-        self.unread = self.total - sum(self.weights[i] for i in self._of(self.trace.live()))
+        self.unread = self.total - sum(self.weights[i] for i in self._of(self.trace.live))
         """What operations cost that nothing reads; it is paid whatever is chosen."""
 
     @property
@@ -63,24 +66,34 @@ class Costs:
 
     def of(self, choices: Mapping[Edge, str]) -> float:
         """The cost when these choices are made; edges that are missing stay original."""
-        values, operations = self.trace.needed(*replacements(self.trace, choices))
-        added = (
-            weight
-            for (edge, choice), weight in self.added.items()
-            if choices.get(edge) == choice and any(out in values for _, out in edge.values(self.trace))
+        change = change_of(self.trace, *replacements(self.trace, choices))
+        (values, operations), dead, revived = self.trace.untouched, change.dead, change.revived
+        shares: defaultdict[int, float] = defaultdict(lambda: 1.0)
+        for pair in choices.items():
+            for number, share in self.parts.get(pair, {}).items():
+                shares[number] *= share
+        cost = (
+            self.total
+            - sum(self.weights[i] for i in self._of(dead))
+            + sum(self.weights[i] for i in self._of(revived))
         )
-        narrowed = [self.parts[edge, choice] for edge, choice in choices.items() if (edge, choice) in self.parts]
-        numbers = self._of(operations)
-        remaining = (self.weights[i] * math.prod(p.get(i, 1.0) for p in narrowed) for i in numbers)
-        return self.unread + sum(remaining) + sum(added)
+        for number, share in shares.items():
+            owner = self.owners[number]
+            if owner in revived or (owner in operations and owner not in dead):
+                cost -= self.weights[number] * (1 - share)
+        for edge, choice in choices.items():
+            outs = (out for _, out in edge.values(self.trace)) if (edge, choice) in self.added else ()
+            if any(change.values.get(out, out in values) for out in outs):
+                cost += self.added[edge, choice]
+        return cost
 
-    def _of(self, operations: Collection[int]) -> list[int]:
+    def _of(self, operations: Iterable[int]) -> list[int]:
         """The places of the weights that some operations have."""
-        return [number for number, owner in enumerate(self.owners) if owner in operations]
+        return [number for owner in operations for number in self._places.get(owner, ())]
 
     def removed(self, choices: Mapping[Edge, str]) -> frozenset[int]:
         """The operations that these choices make unnecessary."""
-        return self.trace.live() - self.trace.live(*replacements(self.trace, choices))
+        return change_of(self.trace, *replacements(self.trace, choices)).dead
 
     def shares(self, members: Iterable[Edge], choice: str) -> dict[int, float]:
         """The share of each operation that remains where the widths of a group become a choice."""

@@ -103,8 +103,15 @@ def _places(trace: Trace, labelling: Labelling, labels_of: Mapping[int, set[int]
     for value, labels in labels_of.items():
         for root in set(classes.roots(labels)):
             holders[root].add(value)
+    ranks = [
+        {key: rank for rank, key in enumerate(every)}
+        for every in (roots, labelling.makers.items(), labelling.readers.items())
+    ]
     for keys, members in groups.items():
-        place = _place(trace, labelling, keys, members, roots, set().union(*(holders[root] for root in members)))
+        own, makers, readers = (sorted(keys & ranked.keys(), key=ranked.__getitem__) for ranked in ranks)
+        cuts = {key: roots[key] for key in own}
+        values = set().union(*(holders[root] for root in members))
+        place = _place(trace, labelling, cuts, members, [n for n, _ in makers], [n for n, _ in readers], values)
         if place is not None:
             yield place
 
@@ -112,23 +119,23 @@ def _places(trace: Trace, labelling: Labelling, labels_of: Mapping[int, set[int]
 def _place(
     trace: Trace,
     labelling: Labelling,
-    keys: frozenset[tuple[str, int]],
-    members: Sequence[int],
     roots: Mapping[tuple[str, int], Sequence[int]],
+    members: Sequence[int],
+    makers: Sequence[str],
+    readers: Sequence[str],
     values: set[int],
 ) -> Place | None:
     number = {root: i for i, root in enumerate(members)}
-    cuts = tuple((*key, tuple(number[r] for r in roots[key])) for key in labelling.cuts if key in keys)
+    cuts = tuple((*key, tuple(number[r] for r in row)) for key, row in roots.items())
     # Who reads what it makes itself, or has more of one class than of another, is no layer with a width.
     uneven = any(len(set(np.bincount(row, minlength=len(members)).tolist())) > 1 for _, _, row in cuts)
     again = len({name for name, _, _ in cuts}) < len(cuts)
-    makers = tuple(name for name, dim in labelling.makers.items() if (name, dim) in keys)
-    readers = tuple(name for name, dim in labelling.readers.items() if (name, dim) in keys)
     if len(members) < 2 or uneven or again or not makers or not readers:
         return None
-    operations = {i for i, op in enumerate(trace.operations) if not values.isdisjoint((*op.inputs, *op.outputs))}
+    operations = {number for value in values for number in trace.users[value]}
+    operations.update(p for p in (trace.values[value].producer for value in values) if p is not None)
     axes = tuple(labelling.axes[name] for name in readers)
-    return Place(len(members), cuts, makers, readers, axes, frozenset(operations), frozenset(values))
+    return Place(len(members), cuts, tuple(makers), tuple(readers), axes, frozenset(operations), frozenset(values))
 
 
 def _partly(rows: Iterable[Sequence[int]], alike: Mapping[int, frozenset[tuple[str, int]]]) -> set[int]:

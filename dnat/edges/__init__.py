@@ -25,6 +25,7 @@ from .edge import Edge as Edge
 from .edge import EdgeSet as EdgeSet
 from .edge import common_choices as common_choices
 from .edge import crosses as crosses
+from .edge import crossings as crossings
 from .edge import in_order as in_order
 from .edge import kept_of as kept_of
 from .edge import problems as problems

@@ -1,13 +1,14 @@
 """An edge, and what sets of choices do to a network's values: what is legal together."""
 
 import math
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..channels import Place
 from ..naming import unknown
-from ..tracing import Program, State, Trace
+from ..tracing import Program, State, Trace, changed, losses
 
 Kind = Literal["unit", "block", "branch", "operation", "skip", "width", "other"]
 ORIGINAL, IDENTITY, NONE = "original", "identity", "none"
@@ -195,6 +196,16 @@ def kept_of(classes: int, choice: str) -> int:
     return max(1, round(classes * step / STEPS))
 
 
+def prefixes(path: str) -> list[str]:
+    """The paths of the modules around a module, outermost first, and its own; without the network's, "".
+
+    >>> prefixes("layer1.0.conv1")
+    ['layer1', 'layer1.0', 'layer1.0.conv1']
+    """
+    names = path.split(".") if path else []
+    return [".".join(names[:depth]) for depth in range(1, len(names) + 1)]
+
+
 def in_order(edges: Iterable[Edge]) -> tuple[Edge, ...]:
     """Edges in order of execution, an outer one before those inside it; what is not called comes last."""
     edges = EdgeSet(edges)
@@ -223,11 +234,11 @@ def replacements(trace: Trace, choices: Mapping[Edge, str]) -> tuple[set[int], d
 
 
 def problems(choices: Mapping[Edge, str]) -> list[str]:
-    """Why a set of choices cannot be made together, over all traces; empty if it can (`Trace.problems`)."""
+    """Why a set of choices cannot be made together, over all traces; empty if it can (`tracing.losses`)."""
     reasons: dict[str, None] = {}
     for trace in EdgeSet(choices).program.traces if choices else ():
         zero, same = replacements(trace, choices)
-        reasons.update(dict.fromkeys(trace.problems(zero, same)))
+        reasons.update(dict.fromkeys(losses(trace, zero, same)))
         reasons.update(dict.fromkeys(_reductions_of_nothing(trace, choices, zero, same)))
     reasons.update(dict.fromkeys(_crossings(choices)))
     return list(reasons)
@@ -240,10 +251,10 @@ def _reductions_of_nothing(
     own = [(edge, choice) for edge, choice in choices.items() if _has_weights(edge, choice)]
     if not own:
         return
-    states = trace.propagate(zero, same)
+    states = changed(trace, zero, same)
     for edge, choice in own:
         for start, out in edge.values(trace):
-            if out in same and states[start] is not State.DATA:
+            if out in same and states.get(start, trace.states[start]) is not State.DATA:
                 what = "reduction" if choice == IDENTITY else choice
                 yield f"{edge.key}: its {what} would be given nothing"
 
@@ -251,10 +262,23 @@ def _reductions_of_nothing(
 def _crossings(choices: Mapping[Edge, str]) -> Iterator[str]:
     """Narrowed channels of which something else takes the place of a layer that makes or reads them."""
     narrowed = [edge for edge, choice in choices.items() if edge.place and choice != ORIGINAL]
-    for edge in narrowed:
-        for other, choice in choices.items():
-            if crosses(edge, other, choice):
-                yield f"{edge.key}: {choice} at {other.key} takes the place of what makes or reads its channels"
+    for edge, other, choice in crossings(narrowed, choices.items()):
+        yield f"{edge.key}: {choice} at {other.key} takes the place of what makes or reads its channels"
+
+
+def crossings(widths: Iterable[Edge], choices: Iterable[tuple[Edge, str]]) -> list[tuple[Edge, Edge, str]]:
+    """Each width and each choice that crosses it, in the order of both; see `crosses`."""
+    holders: defaultdict[int, list[tuple[int, Edge]]] = defaultdict(list)
+    for number, width in enumerate(widths):
+        for value in width.place.values if width.place else ():
+            holders[value].append((number, width))
+    pairs: dict[tuple[int, int], tuple[Edge, Edge, str]] = {}
+    for place, (edge, choice) in enumerate(choices if holders else ()):
+        for value in {v for pair in edge.values(edge.program.traces[0]) for v in pair}:
+            for number, width in holders.get(value, ()):
+                if (number, place) not in pairs and crosses(width, edge, choice):
+                    pairs[number, place] = width, edge, choice
+    return [pairs[key] for key in sorted(pairs)]
 
 
 def crosses(width: Edge, edge: Edge, choice: str) -> bool:

@@ -11,8 +11,8 @@ from ..errors import UsageError
 from ..moves import Table, cost_of, read_transitions, transitions
 from ..naming import unknown
 from ..operations import OPERATIONS
-from ..tracing import Program, State, Trace
-from .edge import IDENTITY, NONE, ORIGINAL, Edge, in_order, problems
+from ..tracing import Program, State, Trace, change_of
+from .edge import IDENTITY, NONE, ORIGINAL, Edge, in_order, prefixes, problems
 from .places import candidate_edges
 from .widths import ENDING, width_edges
 
@@ -95,16 +95,16 @@ def _distinct(edges: Iterable[Edge]) -> list[Edge]:
 def _without_wrappers(edges: Iterable[Edge]) -> list[Edge]:
     """Without blocks around a single unit (and its activation) that may become no more than the unit may."""
     edges = list(edges)
-    units = {edge.entry: set(edge.choices) for edge in edges if edge.kind == "unit"}
+    inside: defaultdict[str, list[Edge]] = defaultdict(list)
+    for edge in {edge.entry: edge for edge in edges if edge.kind == "unit"}.values():
+        for path in prefixes(edge.entry)[:-1]:
+            inside[path].append(edge)
 
-    def inside(edge: Edge) -> list[set[str]]:
-        return [c for entry, c in units.items() if entry.startswith(edge.entry + ".")]
+    def wraps(edge: Edge) -> bool:
+        units = inside.get(edge.entry, ())
+        return len(units) == 1 and set(edge.choices) <= set(units[0].choices)
 
-    return [
-        e
-        for e in edges
-        if e.kind not in ("block", "branch") or len(inside(e)) != 1 or not set(e.choices) <= inside(e)[0]
-    ]
+    return [e for e in edges if e.kind not in ("block", "branch") or not wraps(e)]
 
 
 def _with_choices(edge: Edge) -> Edge:
@@ -191,9 +191,8 @@ def _why_not_trained(edge: Edge) -> str:
 def _why_not_missed(edge: Edge) -> str:
     """Why the edge's output could not be missed; empty if it depends on the input and is read."""
     for trace in edge.program.traces:
-        states = trace.propagate()
         for _, out in edge.values(trace):
-            if states[out] is not State.DATA:
+            if trace.states[out] is not State.DATA:
                 return "its output does not depend on the network's input"
             if not (trace.users[out] or out in trace.outputs):
                 return "its output is not used"
@@ -203,26 +202,29 @@ def _why_not_missed(edge: Edge) -> str:
 def nones_once(edges: Iterable[Edge]) -> list[Edge]:
     """Takes none from edges where another edge's none does the same and more."""
     edges = list(edges)
-    changes = {e.key: [_change(e, trace) for trace in e.program.traces] for e in edges if NONE in e.choices}
+    changes = {p: [_change(e, t) for t in e.program.traces] for p, e in enumerate(edges) if NONE in e.choices}
+    ends: defaultdict[int, list[int]] = defaultdict(list)
+    for place, (first, *_) in changes.items():
+        for out in first[0]:
+            ends[out].append(place)
     once = []
     for place, edge in enumerate(edges):
-        for other_place, other in enumerate(edges):
-            if edge is other or edge.key not in changes or other.key not in changes:
-                continue
-            covered = _covers(changes[other.key], changes[edge.key])
-            mutual = covered and _covers(changes[edge.key], changes[other.key])
-            if covered and not (mutual and place < other_place):
-                edge = edge.without(NONE, f"the same as none at {other.key}")
+        zeros = changes[place][0][1] if place in changes else ()
+        for other in sorted({other for value in zeros for other in ends.get(value, ())} - {place}):
+            covered = _covers(changes[other], changes[place])
+            mutual = covered and _covers(changes[place], changes[other])
+            if covered and not (mutual and place < other):
+                edge = edge.without(NONE, f"the same as none at {edges[other].key}")
                 break
         once.append(edge)
     return once
 
 
 def _change(edge: Edge, trace: Trace) -> tuple[set[int], set[int], frozenset[int]]:
-    """What none at an edge does: the edge's outputs, the values that become zero, the operations that remain."""
+    """What none at an edge does: the edge's outputs, the values that become zero, the operations that go."""
     outs = {out for _, out in edge.values(trace)}
-    states = trace.propagate(outs)
-    return outs, {i for i, state in enumerate(states) if state is State.ZERO}, trace.live(outs)
+    change = change_of(trace, outs)
+    return outs, {i for i, state in change.states.items() if state is State.ZERO}, change.dead
 
 
 def _covers(
@@ -230,7 +232,7 @@ def _covers(
 ) -> bool:
     """Whether one none makes the other's output zero, and lets nothing live that the other would remove."""
     pairs = zip(outer, inner, strict=True)
-    return all(outs <= zeros and live_outer <= live for (outs, _, live_outer), (_, zeros, live) in pairs)
+    return all(outs <= zeros and dead <= dead_outer for (outs, _, dead_outer), (_, zeros, dead) in pairs)
 
 
 def groups_of(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
@@ -248,9 +250,7 @@ def groups_of(program: Program, edges: Iterable[Edge]) -> dict[str, str]:
             groups[edge.key] = place
             continue
         entry = edge.key.removesuffix(ENDING) if edge.place else edge.entry
-        parts = entry.split(".")
-        for depth in range(1, len(parts) + 1):
-            path = ".".join(parts[:depth])
+        for path in prefixes(entry):
             block = program.modules.get(path)
             inside = edge.exit == path or edge.exit.startswith(path + ".")
             if block is None or not inside or counts[block.name, block.structure] < 2:

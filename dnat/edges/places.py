@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from ..tracing import Call, Operation, Program, State, Trace
-from .edge import IDENTITY, NONE, ORIGINAL, Edge, Kind, in_order
+from ..tracing import Call, Operation, Program, State, Trace, changed
+from .edge import IDENTITY, NONE, ORIGINAL, Edge, Kind, in_order, prefixes
 
 
 def candidate_edges(program: Program) -> tuple[Edge, ...]:
@@ -75,7 +75,8 @@ def _is_norm(program: Program, trace: Trace, call: int) -> bool:
         return False
     if any(trace.operations[i].madds for i in trace.within(call)):
         return False
-    return trace.propagate(norm.inputs)[norm.outputs[0]] is not State.ZERO
+    states = changed(trace, norm.inputs, last=norm.outputs[0])
+    return states.get(norm.outputs[0], trace.states[norm.outputs[0]]) is not State.ZERO
 
 
 def _modules(program: Program) -> list[Edge]:
@@ -99,7 +100,7 @@ def _modules(program: Program) -> list[Edge]:
             continue
         # Does an input get through where nothing is multiplied? Then there is a shortcut.
         _, out = edge.values(first)[0]
-        if any(_reaches(first, value, out, heavy) for value in first.calls[call].inputs):
+        if _reaches(first, first.calls[call].inputs, out, heavy):
             continue
         edges.append(edge)
     return edges
@@ -121,14 +122,14 @@ def _is_read(trace: Trace, call: int, value: int) -> bool:
     return value in trace.outputs or any(call not in trace.operations[user].scope for user in trace.users[value])
 
 
-def _reaches(trace: Trace, start: int, end: int, without: Collection[int]) -> bool:
-    seen, reached = set(), [end]
+def _reaches(trace: Trace, starts: Collection[int], end: int, without: Collection[int]) -> bool:
+    seen, reached, first = set(), [end], min(starts, default=end)
     while reached:
         value = reached.pop()
-        if value == start:
+        if value in starts:
             return True
         producer = trace.values[value].producer
-        if value in seen or value in without or producer is None:
+        if value in seen or value in without or value < first or producer is None:
             continue
         seen.add(value)
         # A product of the input and a gate (squeeze and excitation) is no shortcut around the gate.
@@ -204,7 +205,7 @@ def everything_else(program: Program, edges: Collection[Edge]) -> list[Edge]:
     listed = {i for path in paths for i in first.calls_of(path)}
     rest = []
     for path, info in program.modules.items():
-        inside = any(path == p or path.startswith(f"{p}.") for p in paths if p)
+        inside = not paths.isdisjoint(prefixes(path))
         if info.weights and info.kind not in ("composite", "container") and not inside:
             rest.append(_unchangeable(program, path))
     listed |= {i for edge in rest for i in first.calls_of(edge.entry)}

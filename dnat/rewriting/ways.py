@@ -1,10 +1,11 @@
 """Where a network must be rewritten for none at an edge: the modules from the edge's end to the additions."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ..edges import ORIGINAL, Edge, replacements
-from ..tracing import Program, State
+from ..tracing import Program, State, change_of
 
 
 @dataclass(frozen=True)
@@ -29,26 +30,30 @@ def way_of(edge: Edge, choices: Mapping[Edge, str]) -> Way:
     opened: set[str] = set()
     for trace in edge.program.traces:
         zero, same = replacements(trace, choices)
-        reached = [out for _, out in edge.values(trace)]
+        outs = {out for _, out in edge.values(trace)}
         # What this none alone makes useless, and what it does together with the other choices.
-        needed = trace.live(zero | set(reached), same)
-        without = trace.live(*replacements(trace, {**choices, edge: ORIGINAL}))
-        gone = (trace.live() - trace.live(reached)) | (without - needed)
-        states = trace.propagate(zero | set(reached), same)
+        change = change_of(trace, zero | outs, same)
+        without = change_of(trace, *replacements(trace, {**choices, edge: ORIGINAL}))
+        gone = change_of(trace, outs).dead | (change.dead - without.dead) | (without.revived - change.revived)
+        lost = Counter(call for number in change.dead for call in trace.operations[number].scope)
+        lost.subtract(call for number in change.revived for call in trace.operations[number].scope)
         around = [c for c in (trace.calls[c].parent for c in trace.calls_of(edge.exit)) if c is not None]
         zeros.update(trace.calls[c].path for c in around)
+        reached = list(outs)
         for value in reached:
             for user in trace.users[value]:
                 op = trace.operations[user]
                 zeros.add(trace.calls[op.scope[-1]].path if op.scope else "")
-                if any(states[v] is not State.ZERO for v in op.outputs):
+                behind = [v for v in op.outputs if change.states.get(v, trace.states[v]) is State.ZERO]
+                if len(behind) < len(op.outputs):
                     around.extend(op.scope)
-                reached.extend(v for v in op.outputs if states[v] is State.ZERO and v not in reached)
+                reached.extend(v for v in behind if v not in outs)
+                outs.update(behind)
         for number in gone:
             op = trace.operations[number]
             if op.madds:
                 dead.add(trace.calls[op.scope[-1]].path if op.scope else "")
-                around.extend(c for c in op.scope if not trace.within(c).isdisjoint(needed))
+                around.extend(c for c in op.scope if trace.live_within[c] > lost[c])
         while around:
             call = around.pop()
             opened.add(trace.calls[call].path)
@@ -66,9 +71,8 @@ def enclosing(program: Program, paths: Iterable[str]) -> str:
         if len(set(names)) > 1:
             break
         common.append(names[0])
-    called = {call.path for trace in program.traces for call in trace.calls}
     # A ModuleList has no forward of its own to trace.
-    while ".".join(common) not in called:
+    while not any(".".join(common) in trace.calls_by_path for trace in program.traces):
         common.pop()
     return ".".join(common)
 

@@ -199,9 +199,11 @@ class Judge:
         parts = []
         for trace in self.relaxed.edges.program.traces:
             inside = {
-                path: trace.within(calls[0]) for path, calls in trace.calls_by_path.items() if len(calls) == 1
+                path: frozenset(trace.within(calls[0]))
+                for path, calls in trace.calls_by_path.items()
+                if len(calls) == 1
             }
-            parts.append((trace, {path: ops for path, ops in inside.items() if ops}, trace.live()))
+            parts.append((trace, {path: ops for path, ops in inside.items() if ops}, trace.live))
         return parts
 
 

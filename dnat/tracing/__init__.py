@@ -7,6 +7,10 @@ records is plain data.
 
 from .behaviour import GATHERING as GATHERING
 from .behaviour import behaviour as behaviour
+from .changes import Change as Change
+from .changes import change_of as change_of
+from .changes import changed as changed
+from .changes import losses as losses
 from .examples import Example as Example
 from .examples import add_bits as add_bits
 from .examples import batch_size as batch_size

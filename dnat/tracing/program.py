@@ -4,7 +4,8 @@ Three states are propagated through a trace for that (`Trace.propagate`): zero (
 not depend on the input) and data (depends on the input).
 """
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -135,13 +136,53 @@ class Trace:
             calls.setdefault(call.path, []).append(i)
         return calls
 
+    @cached_property
+    def states(self) -> list[State]:
+        """The state of every value when nothing is replaced."""
+        return self.propagate()
+
+    @cached_property
+    def untouched(self) -> tuple[frozenset[int], frozenset[int]]:
+        """The values and operations that an output needs when nothing is replaced."""
+        return self.needed()
+
+    @property
+    def live(self) -> frozenset[int]:
+        """Of those the operations."""
+        return self.untouched[1]
+
+    @cached_property
+    def live_within(self) -> Counter[int]:
+        """How many of those ran inside each call."""
+        return Counter(call for number in self.live for call in self.operations[number].scope)
+
+    @cached_property
+    def _within(self) -> dict[int, range]:
+        ranges: dict[int, range] = {}
+        for i, op in enumerate(self.operations):
+            for call in op.scope:
+                ranges[call] = range(ranges[call].start if call in ranges else i, i + 1)
+        return ranges
+
+    @cached_property
+    def demand(self) -> tuple[Counter[int], Counter[int]]:
+        """How many readers each value has that an output needs, the outputs themselves counting as one, and how
+        many needed values each operation makes; see `needed`."""
+        values, operations = Counter(set(self.outputs)), Counter[int]()
+        for value in self.untouched[0]:
+            producer = self.values[value].producer
+            if producer is not None and self.states[value] is not State.ZERO:
+                operations[producer] += 1
+                values.update(set(self.operations[producer].inputs))
+        return values, operations
+
     def calls_of(self, path: str) -> list[int]:
         """The calls of the module at a path, in order."""
         return self.calls_by_path.get(path, [])
 
-    def within(self, call: int) -> frozenset[int]:
-        """The operations that ran inside a call."""
-        return frozenset(i for i, op in enumerate(self.operations) if call in op.scope)
+    def within(self, call: int) -> range:
+        """The operations that ran inside a call: nothing else runs before it ends."""
+        return self._within.get(call, range(0))
 
     def propagate(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> list[State]:
         """The state of every value when some values are replaced.
@@ -153,21 +194,26 @@ class Trace:
         Returns:
             One state a value. Weights count as constants. Null edges give zero unless `same` connects them.
         """
-        same = same or {}
         states = [State.DATA] * len(self.values)
-        for i, value in enumerate(self.values):
-            if value.producer is not None:
-                states[i] = self._result(self.operations[value.producer], states)
-            if i in same:
-                states[i] = states[same[i]]
-            elif i in self.nulls:
-                states[i] = State.ZERO
-            if i in zero:
-                states[i] = State.ZERO
+        for i in range(len(states)):
+            states[i] = self.state_of(i, zero, same or {}, states.__getitem__)
         return states
 
-    def _result(self, operation: Operation, states: list[State]) -> State:
-        inputs = [states[i] for i in operation.inputs]
+    def state_of(
+        self, value: int, zero: Collection[int], same: Mapping[int, int], state: Callable[[int], State]
+    ) -> State:
+        """The state of a value, by those of the values before it."""
+        if value in zero:
+            return State.ZERO
+        if value in same:
+            return state(same[value])
+        producer = self.values[value].producer
+        if value in self.nulls:
+            return State.ZERO
+        if producer is None:
+            return State.DATA
+        operation = self.operations[producer]
+        inputs = [state(i) for i in operation.inputs]
         if not inputs:
             return State.CONSTANT
         if operation.behaviour == "multiply" and State.ZERO in inputs:
@@ -175,10 +221,6 @@ class Trace:
         if max(inputs) is State.ZERO and operation.behaviour in ("add", "gather", "homogeneous"):
             return State.ZERO
         return State.DATA if State.DATA in inputs else State.CONSTANT
-
-    def live(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> frozenset[int]:
-        """The operations that an output still needs when some values are replaced; see `needed`."""
-        return self.needed(zero, same)[1]
 
     def needed(
         self, zero: Collection[int] = (), same: Mapping[int, int] | None = None
@@ -206,40 +248,6 @@ class Trace:
             waiting.extend(set(sources) - values)
             values.update(sources)
         return frozenset(values), frozenset(operations)
-
-    def problems(self, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> list[str]:
-        """Why a set of replacements cannot be made exactly; empty if it can.
-
-        A zero may only ever meet data in an addition, where dropping it changes nothing, or stand beside it; no
-        addition and no gathering may lose all its operands; every output must still depend on the input.
-        """
-        before, after = self.propagate(), self.propagate(zero, same)
-        reasons = []
-        for i in self.outputs:
-            if before[i] is State.DATA and after[i] is not State.DATA:
-                reasons.append("an output would no longer depend on the input")
-        for op in self.operations:
-            lost = [i for i in op.inputs if before[i] is State.DATA and after[i] is not State.DATA]
-            if not lost:
-                continue
-            if len(lost) == sum(before[i] is State.DATA for i in op.inputs):
-                if self._is_node(op):
-                    reasons.append(f"{self.where(op)}: every input of {op.name.strip('_')} would be lost")
-                continue
-            zeros = all(after[i] is State.ZERO for i in lost)
-            rest = [i for i in op.inputs if i not in lost]
-            fits = all(self.values[i].shape == self.values[op.outputs[0]].shape for i in rest)
-            allowed = op.behaviour in ("gather", "multiply") or (op.behaviour == "add" and fits)
-            if not (zeros and allowed):
-                reasons.append(f"{self.where(op)}: {op.name.strip('_')} would join data with a constant")
-        return reasons
-
-    def _is_node(self, operation: Operation) -> bool:
-        """Whether an operation gathers several values and is the last of its sum (`a + b + c` is one node)."""
-        if operation.behaviour not in ("add", "gather") or len(operation.inputs) < 2:
-            return False
-        users = [self.operations[u] for v in operation.outputs for u in self.users[v]]
-        return not users or any(user.behaviour != "add" for user in users)
 
     def where(self, operation: Operation) -> str:
         """The path of the innermost module in which an operation ran."""

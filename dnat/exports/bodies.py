@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from ..rewriting.bodies import CannotRewriteError, inlined, numbered, relative, within
-from ..tracing import Trace
+from ..tracing import Trace, has_hooks
 from ..tracing.functions import function_of
 from ..tracing.steps import (
     Body,
@@ -24,7 +24,7 @@ from ..tracing.steps import (
     parts,
     refs,
 )
-from .construction import HOOKS, is_leaf, is_sequence
+from .construction import is_leaf, is_sequence
 
 
 class RefusedError(Exception):
@@ -63,10 +63,11 @@ class Modules:
             RefusedError: one has hooks.
         """
         modules = dict(network.named_modules())
-        for path, module in modules.items():
-            if any(getattr(module, name, None) for name in HOOKS):
-                raise RefusedError(f"{path or 'the network'} has hooks")
         leaves = frozenset(path for path, module in modules.items() if path and is_leaf(module))
+        for path, module in modules.items():
+            # What a hook does after a forward is recorded with it, but not what it does to a layer of torch's.
+            if module._forward_pre_hooks or (path in leaves and has_hooks(module)):
+                raise RefusedError(f"{path or 'the network'} has hooks")
         return cls(network, leaves, frozenset(path for path, m in modules.items() if is_sequence(m)))
 
     def open(self, paths: set[str]) -> None:

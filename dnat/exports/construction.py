@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from ..tracing.literals import NotConstructibleError, text
 
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 _SKIPPED = {"device", "dtype", "size_average", "reduce", "min_value", "max_value", "_weight", "_freeze", "init"}

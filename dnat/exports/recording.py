@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..errors import UserCodeError
 from ..tracing import Trace, copied, doubled, enlarged, fixed_randomness, recorded
-from ..tracing.steps import Attribute, Body, Ref, Step, parts, resolved_lengths, tensors_in
+from ..tracing.steps import Attribute, Body, Ref, Step, parts, resolved_lengths
 from .bodies import Modules, RefusedError
 
 
@@ -51,8 +51,7 @@ def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         RefusedError: its forward cannot be written as a file of its own; the reason is the message.
     """
     small = (args, kwargs)
-    modules = Modules.of(_unhooked(network, small))
-    network = modules.network
+    modules = Modules.of(network)
     evaluated, (trained, images) = _run(network, False, small), _trained(network, small)
     opened: set[str] | None = None
     while opened != modules.opened:
@@ -72,25 +71,6 @@ def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         evaluated.objects[r] for r in parts([evaluated.calls[0].body.result], Ref) if r in evaluated.objects
     )
     return Recording(both, _constants(network, both), fixed, lost)
-
-
-def _unhooked(network: nn.Module, arguments: Any) -> nn.Module:
-    """The network, or a copy without its forward hooks where these change nothing, as those that only look on."""
-    hooked = [path for path, module in network.named_modules() if module._forward_hooks]
-    if not hooked:
-        return network
-    bare = copied(network)
-    for module in bare.modules():
-        module._forward_hooks.clear()
-    for training in (False, True):
-        args, kwargs = arguments if not training else doubled(arguments)
-        outputs = []
-        for each in (network, bare):
-            with fixed_randomness(), torch.no_grad():
-                outputs.append(tensors_in(copied(each).train(training)(*args, **kwargs)))
-        if not all(map(torch.equal, *outputs)):
-            raise RefusedError(f"{hooked[0] or 'the network'} has hooks")
-    return bare
 
 
 def _run(network: nn.Module, training: bool, arguments: Any) -> Trace:

@@ -6,7 +6,9 @@ Modules in it whose inside changes are opened: their steps become steps of the m
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ..tracing import Program, Trace, repeated
+from torch import nn
+
+from ..tracing import Program, Trace, has_hooks, repeated
 from ..tracing.steps import (
     Attribute,
     Body,
@@ -62,7 +64,7 @@ def _in_both_modes(program: Program, place: str, opened: Collection[str]) -> Rec
     modes = []
     for training in (True, False):
         traces = [trace for trace in program.traces if trace.training is training]
-        modes.append([_alone(t, c, place, opened) for t in traces for c in t.calls_of(place)])
+        modes.append([_alone(program.network, t, c, place, opened) for t in traces for c in t.calls_of(place)])
     if not all(modes):
         raise CannotRewriteError(f"{what} is not called in both modes")
     for recorded in modes:
@@ -80,7 +82,7 @@ def _in_both_modes(program: Program, place: str, opened: Collection[str]) -> Rec
 def _check_sizes(program: Program, place: str, opened: Collection[str], body: Body) -> None:
     """Refuse a forward that does other things where there are more images, or larger ones."""
     for trace in repeated(program):
-        others = [_alone(trace, call, place, opened).body for call in trace.calls_of(place)]
+        others = [_alone(program.network, trace, call, place, opened).body for call in trace.calls_of(place)]
         if any(other != body and _decisions(other) == _decisions(body) for other in others):
             raise CannotRewriteError(f"sizes decide what {place or 'the network'} does")
 
@@ -89,11 +91,14 @@ def _decisions(body: Body) -> list[Step]:
     return [step for step in body.steps if step.kind == "decision"]
 
 
-def _alone(trace: Trace, call: int, place: str, opened: Collection[str]) -> Recorded:
+def _alone(network: nn.Module, trace: Trace, call: int, place: str, opened: Collection[str]) -> Recorded:
     """A call's steps with values counted from 0, and paths as seen from its module."""
     for number in (call, *_inside(trace, call, opened)):
+        path = trace.calls[number].path
         if trace.calls[number].keeps:
-            raise CannotRewriteError(f"{trace.calls[number].path or 'the network'} changes its attributes")
+            raise CannotRewriteError(f"{path or 'the network'} changes its attributes")
+        if has_hooks(network.get_submodule(path)):
+            raise CannotRewriteError(f"{path or 'the network'} has hooks")
     body = changed_body(inlined(trace, call, opened), lambda d: relative(d, place))
     steps = tuple(replace(s, target=within(s.target, place)) if s.kind == "module" else s for s in body.steps)
     body, names = numbered(replace(body, steps=steps), place)

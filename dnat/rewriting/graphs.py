@@ -52,8 +52,6 @@ def check_steps(body: Body) -> None:
     for step in body.steps:
         for unknown in parts((*step.args, *(v for _, v in step.kwargs)), Unknown):
             raise CannotRewriteError(unknown.why)
-        if step.target in ("true", "false") and step.kind == "decision":
-            raise CannotRewriteError("it lets values of tensors decide")
         if not step.grad:
             raise CannotRewriteError("it switches gradients, which a graph does not")
         if TRAINING in (*step.args, *(v for _, v in step.kwargs)) and not _dropout(step):
@@ -174,6 +172,10 @@ class _Writer:
             return self._call(getattr, args[0], step.target)
         if step.kind == "number":
             return self._call(_NUMBERS[step.target], *args)
+        if step.kind == "decision" and len(args) == 1:
+            text = "the network was transformed where other masks or numbers were given, which decide what it does"
+            holds = args[0] if step.target == "true" else self._call(torch.logical_not, args[0])
+            return self._call(torch._assert, holds, text)
         if step.kind == "decision":
             text = f"the network was transformed where {step.target} held of sizes that decide what it does"
             return self._call(torch._assert, self._call(_NUMBERS[step.target], *args), text)

@@ -29,9 +29,10 @@ from .program import Operation as Operation
 from .program import Program as Program
 from .program import State as State
 from .program import Trace as Trace
-from .recorder import in_reentrant_checkpoint as in_reentrant_checkpoint
 from .running import observed as observed
 from .running import recorded as recorded
 from .running import repeated as repeated
 from .running import timed as timed
 from .running import trace as trace
+from .surroundings import has_hooks as has_hooks
+from .surroundings import in_reentrant_checkpoint as in_reentrant_checkpoint

@@ -4,17 +4,13 @@ Each forward is noted as steps, too (`Scope`). Sizes read from a tensor's shape 
 they come from, so that what depends on the batch stays an expression of it.
 """
 
-import inspect
-import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     _global_forward_hooks_with_kwargs,
@@ -34,11 +30,16 @@ from .numbers import plain
 from .program import Call, Operation, Trace, Value
 from .scope import Scope, attributes_of, held_by
 from .steps import Literal, Ref, Step, mapped
+from .surroundings import autocast, in_reentrant_checkpoint, is_layer, memory_of, random_states
 
 Arguments: TypeAlias = tuple[Any, ...]
 Watch: TypeAlias = Callable[[Callable[..., Any], str, Arguments, Mapping[str, Any], Any, Mapping[int, int]], None]
 """Is told of an operation: function, name, arguments, what it gave, and the number of each tensor's value by its
 id."""
+
+
+_OF_NUMBERS = ("isfinite", "isnan", "isinf")
+"""Functions that tell of numbers no more than whether they are numbers."""
 
 
 class Recorder(TorchFunctionMode):
@@ -85,7 +86,7 @@ class Recorder(TorchFunctionMode):
         self.held = held_by(network)
         self.state = {memory_of(t) for t in tensors_held(network)} - {-1}
         self.device = next((t.device for t in tensors_held(network)), torch.device("cpu"))
-        self.autocast = _autocast()
+        self.autocast = autocast()
         self.grad = True
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None = 1) -> Trace:
@@ -234,6 +235,9 @@ class Recorder(TorchFunctionMode):
             self.alive.append(other)
             self.views[memory_of(other)].append(other)
             self.index[id(other)] = self.index[id(value)]
+            if self.watch:
+                with torch._C.DisableTorchFunction():
+                    self.watch(torch.Tensor.contiguous, "contiguous", (value,), {}, other, self.index)
         return other
 
     def number(self, symbol: str, operands: tuple[Any, ...], value: Any) -> Any:
@@ -329,7 +333,7 @@ class Recorder(TorchFunctionMode):
     def _look_for_switches(self, scope: Scope) -> None:
         if torch.is_grad_enabled() is not self.grad and not in_reentrant_checkpoint():
             scope.refuse("it switches gradients off otherwise than by torch.no_grad (a torch.autograd.Function?)")
-        if _autocast() != self.autocast:
+        if autocast() != self.autocast:
             scope.refuse("it switches autocast on or off")
 
     def _operation(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]]:
@@ -357,7 +361,9 @@ class Recorder(TorchFunctionMode):
         self._charge()
         touched = {id(t): t for t in [*fresh, *written]}
         outputs = tuple(self._new(t, number) for t in touched.values())
-        if not self.data.isdisjoint(inputs) or any(id(t) in self.weights for t in operands):
+        if name not in _OF_NUMBERS and (
+            not self.data.isdisjoint(inputs) or any(id(t) in self.weights for t in operands)
+        ):
             self.data.update(outputs)
         self.operations[number] = replace(self.operations[number], outputs=outputs)
         for tensor in written:
@@ -381,40 +387,9 @@ class Recorder(TorchFunctionMode):
             self._note(Operation("alias_update", "homogeneous", tuple(self.stack), inputs, (value,), 0, True))
 
 
-def in_reentrant_checkpoint() -> bool:
-    """Whether a checkpoint with `use_reentrant=True` runs: at first without gradients, and again with them."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is torch.utils.checkpoint.CheckpointFunction.forward.__code__:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def memory_of(tensor: Tensor) -> int:
-    """What tells whether tensors share memory; -1 where they have none of their own."""
-    with torch._C.DisableTorchFunction():
-        return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else -1
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Whether a module is a layer of torch's own, whose forward nobody needs to see."""
-    own = type(module).__module__.startswith("torch.nn.modules.")
-    return own and (not module._modules or isinstance(module, nn.MultiheadAttention))
-
-
 def _named(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[str, Any], ...]:
     """The arguments of a call by the names of the forward's parameters."""
     try:
         return tuple(arguments_of(module.forward, args, kwargs))
     except (TypeError, ValueError):  # the call itself will say what is wrong
         return ()
-
-
-def _autocast() -> tuple[bool, bool]:
-    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-
-
-def random_states() -> tuple[Any, str]:
-    """The states of the generators of Python and numpy."""
-    return random.getstate(), str(np.random.get_state())  # noqa: NPY002

@@ -15,8 +15,9 @@ from ..errors import UsageError, UserCodeError, WrongTypeError, users_code
 from .examples import Example, doubled, enlarged, examples_of
 from .modes import copied, fixed_randomness, in_mode, kept_buffers, tensors_held
 from .program import Program, Trace
-from .recorder import Recorder, Watch, random_states
+from .recorder import Recorder, Watch
 from .structure import module_infos
+from .surroundings import random_states
 
 
 def trace(network: nn.Module, example: Example, *, batch: int | None = None) -> Program:

@@ -1,0 +1,48 @@
+"""What a forward runs in and with: checkpoints, autocast, generators, hooks, memory."""
+
+import inspect
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+
+def in_reentrant_checkpoint() -> bool:
+    """Whether a checkpoint with `use_reentrant=True` runs: at first without gradients, and again with them."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is torch.utils.checkpoint.CheckpointFunction.forward.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def memory_of(tensor: Tensor) -> int:
+    """What tells whether tensors share memory; -1 where they have none of their own."""
+    with torch._C.DisableTorchFunction():
+        return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else -1
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether other code runs before or after a module's forward."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind, None) for kind in kinds)
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module is a layer of torch's own, whose forward nobody needs to see."""
+    own = type(module).__module__.startswith("torch.nn.modules.")
+    return own and (not module._modules or isinstance(module, nn.MultiheadAttention))
+
+
+def autocast() -> tuple[bool, bool]:
+    """Whether autocast is on, on the CPU and on a GPU."""
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+
+
+def random_states() -> tuple[Any, str]:
+    """The states of the generators of Python and numpy."""
+    return random.getstate(), str(np.random.get_state())  # noqa: NPY002

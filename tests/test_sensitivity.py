@@ -293,7 +293,7 @@ def state_of(relaxed):
     )
 
 
-@pytest.mark.parametrize("most", [math.inf, 2])
+@pytest.mark.parametrize("most", [math.inf, 1])
 def test_the_network_and_all_generators_are_left_as_they_were(most, monkeypatch):
     relaxed = relaxed_of(Fragile().train())
     relaxed.network.last.eval()

@@ -38,7 +38,7 @@ def sizes(scope: Scope, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
         count = math.prod(map(plain, shape))
         if not any(n is not plain(n) for n in shape):
             return count
-        return scope.add("method", "numel", (tensor,), {}, tracked(count, scope.recorder, Ref(-1)))
+        return scope.add("method", "numel", (tensor,), {}, tracked(count, scope.notes, Ref(-1)))
     dim = args[1] if len(args) > 1 else kwargs.get("dim")
     return torch.Size(shape) if dim is None else shape[dim]
 

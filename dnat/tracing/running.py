@@ -13,9 +13,10 @@ from torch.utils._pytree import tree_leaves
 from ..counting import checked_batch, warn_of_batch, warn_of_uncounted
 from ..errors import UsageError, UserCodeError, WrongTypeError, users_code
 from .examples import Example, doubled, enlarged, examples_of
+from .flow import Watch
 from .modes import copied, fixed_randomness, in_mode, kept_buffers, tensors_held
 from .program import Program, Trace
-from .recorder import Recorder, Watch
+from .recorder import Recorder
 from .structure import module_infos
 from .surroundings import random_states
 
@@ -115,9 +116,9 @@ def timed(network: nn.Module, example: Example, repeats: int) -> tuple[tuple[str
     with in_mode(network, False):
         for _ in range(repeats + 1):
             recorder = Recorder(network)
-            recorder.clock = clock
+            recorder.flow.clock = clock
             names = tuple(op.name for op in recorder.run(args, kwargs).operations)
-            runs.append(recorder.seconds)
+            runs.append(recorder.flow.seconds)
     return names, runs[1:]
 
 
@@ -131,10 +132,10 @@ def observed(program: Program, watch: Watch) -> tuple[Tensor, ...]:
     network = program.network
     devices = sorted({t.device.index for t in tensors_held(network) if t.device.type == "cuda"})
     recorder = Recorder(network)
-    recorder.watch = watch
+    recorder.flow.watch = watch
     with fixed_randomness(devices), in_mode(network, False), kept_buffers(network.modules()):
         recorder.run(args, kwargs)
-    names = [op.name for op in recorder.operations]
+    names = [op.name for op in recorder.flow.operations]
     return tuple(recorder.results) if names == [op.name for op in program.traces[0].operations] else ()
 
 

@@ -1,14 +1,15 @@
 """The forward of one module while it runs: its values by name, and its steps so far."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from .literals import NotConstructibleError, text
-from .numbers import Int, Tracked, plain, tracked
+from .names import Names
+from .numbers import Int, Notes, Tracked, plain, tracked
 from .steps import (
     Attribute,
     Body,
@@ -24,9 +25,6 @@ from .steps import (
     mapped,
 )
 
-if TYPE_CHECKING:
-    from .recorder import Recorder
-
 OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 """What holds where a comparison does not."""
 
@@ -35,13 +33,14 @@ class Scope:
     """The forward of one module while it runs.
 
     Args:
-        recorder: of the run.
+        names: of the run.
+        notes: who notes what is done with sizes.
         module, path: whose forward it is.
         call: the number of the call.
     """
 
-    def __init__(self, recorder: "Recorder", module: nn.Module, path: str, call: int) -> None:
-        self.recorder, self.module, self.path, self.call = recorder, module, path, call
+    def __init__(self, names: Names, notes: Notes, module: nn.Module, path: str, call: int) -> None:
+        self.names, self.notes, self.module, self.path, self.call = names, notes, module, path, call
         self.refs: dict[int, Ref] = {}
         self.params: tuple[tuple[str, Description], ...] = ()
         self.steps: list[Step] = []
@@ -63,8 +62,8 @@ class Scope:
 
     def name(self, value: Any) -> Ref:
         """A new name for a tensor or an object."""
-        ref = self.recorder.new(value)
-        self.refs[id(value)] = self.recorder.owners[id(value)] = ref
+        ref = self.names.new(value)
+        self.refs[id(value)] = self.names.owners[id(value)] = ref
         return ref
 
     def enter(self, value: Any) -> Any:
@@ -73,7 +72,7 @@ class Scope:
 
     def _entered(self, value: Any) -> Any:
         if isinstance(value, Tracked):
-            return tracked(plain(value), self.recorder, self.recorder.new())
+            return tracked(plain(value), self.notes, self.names.new())
         if isinstance(value, Tensor) or isinstance(self._constant(value), Unknown):
             self.name(value)
         return value
@@ -101,7 +100,7 @@ class Scope:
         named = tuple((k, self.describe(v)) for k, v in kwargs.items())
         result = self.made(result, written)
         step = Step(kind, target, described, named, self.describe(result), torch.is_grad_enabled())
-        self.steps.append(_with(step, function=function, writes=writes))
+        self.steps.append(replace(step, function=function, writes=writes))
         return result
 
     def called(self, inner: "Scope", result: Any) -> Any:
@@ -110,7 +109,7 @@ class Scope:
         result = self.made(result)
         described = self.describe(result)
         step = Step("module", inner.path, args, tuple(kwargs.items()), described, torch.is_grad_enabled())
-        self.steps.append(_with(step, call=inner.call, given=given))
+        self.steps.append(replace(step, call=inner.call, given=given))
         return result
 
     def made(self, result: Any, written: Collection[int] = ()) -> Any:
@@ -123,10 +122,10 @@ class Scope:
         def name(value: Any) -> Any:
             if isinstance(value, Tensor):
                 if id(value) not in written and (id(value) in self.refs or self._held(value) is not None):
-                    value = self.recorder.alias(value)
+                    value = self.names.flow.alias(value)
                 self.name(value)
             elif isinstance(value, Tracked):
-                return tracked(plain(value), self.recorder, self.recorder.new())
+                return tracked(plain(value), self.notes, self.names.new())
             return value
 
         return mapped(result, name)
@@ -134,7 +133,7 @@ class Scope:
     def number(self, symbol: str, operands: tuple[Any, ...], value: int | float) -> Any:
         """Note arithmetic on tracked numbers."""
         args = tuple(self.describe(o) for o in operands)
-        result = tracked(value, self.recorder, self.recorder.new())
+        result = tracked(value, self.notes, self.names.new())
         self.steps.append(Step("number", symbol, args, (), result.ref))
         return result
 
@@ -153,7 +152,7 @@ class Scope:
             return sizes
         known = self.shapes.get(id(tensor))
         if known is None or tuple(map(plain, known)) != sizes:
-            known = tuple(tracked(n, self.recorder, self.recorder.new()) for n in sizes)
+            known = tuple(tracked(n, self.notes, self.names.new()) for n in sizes)
             self.shapes[id(tensor)] = known
             result = Group("tuple", tuple(n.ref for n in known))
             self.steps.append(Step("shape", "shape", (self.describe(tensor),), (), result))
@@ -177,13 +176,13 @@ class Scope:
         held = self._held(value)
         if held is not None:
             return held
-        owned = self.recorder.owners.get(id(value))
+        owned = self.names.owners.get(id(value))
         if owned is not None:
             return owned
         return Unknown("it uses a tensor that neither torch's Python functions made nor a registered module holds")
 
     def _held(self, value: Tensor) -> Description | None:
-        return self.recorder.held.get(id(value))
+        return self.names.held.get(id(value))
 
     def _is_held(self, value: Tensor) -> bool:
         return id(value) not in self.refs and self._held(value) is not None
@@ -195,61 +194,10 @@ class Scope:
             if isinstance(value, of_kind):
                 if (kind, value) in self.reads:
                     return Property(self.reads[kind, value], kind)
-                if kind == "device" and self.refs and value == self.recorder.device:
+                if kind == "device" and self.refs and value == self.names.device:
                     return Property(next(iter(self.refs.values())), kind)
         try:
             return Literal(text(value), value)
         except NotConstructibleError:
-            known = self.refs.get(id(value)) or self.recorder.owners.get(id(value))
+            known = self.refs.get(id(value)) or self.names.owners.get(id(value))
             return known or Unknown(f"it hands a {type(value).__name__} on")
-
-
-def _with(step: Step, **values: Any) -> Step:
-    for name, value in values.items():
-        object.__setattr__(step, name, value)
-    return step
-
-
-def held_by(network: nn.Module) -> dict[int, Description]:
-    """{id: description} of the tensors that the modules of a network hold."""
-    held: dict[int, Description] = {}
-    for path, module in network.named_modules():
-        prefix = f"{path}." if path else ""
-        for key, value in _tensors(module):
-            held.setdefault(id(value), Attribute(prefix + key))
-    for module in network.modules():
-        for key, value in vars(module).items():
-            if not key.startswith("_") and isinstance(value, list | tuple | dict):
-                for leaf in tree_leaves(value):
-                    if isinstance(leaf, Tensor):
-                        held.setdefault(id(leaf), _spelled(leaf, f"{type(module).__name__}.{key}"))
-    return held
-
-
-def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers and plain tensors that are direct attributes of a module."""
-    for values in (module._parameters, module._buffers, vars(module)):
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                yield key, value
-
-
-def _spelled(tensor: Tensor, where: str) -> Description:
-    if tensor.numel() > 16 or tensor.requires_grad:
-        return Unknown(f"it keeps tensors in {where}: register them as buffers")
-    value = tensor.tolist()
-    return Literal(f"torch.tensor({text(value)}, dtype={tensor.dtype})", tensor)
-
-
-def attributes_of(modules: Iterable[nn.Module]) -> dict[nn.Module, list[tuple[str, Any]]]:
-    """What stands in modules' attributes: plain values, and which tensors and objects these are."""
-    plain_kinds = (bool, int, float, str, type(None))
-    return {
-        module: [
-            (name, value if isinstance(value, plain_kinds) else id(value))
-            for values in (vars(module), module._buffers)
-            for name, value in values.items()
-            if not name.startswith("_") and name != "training"
-        ]
-        for module in modules
-    }

@@ -224,15 +224,15 @@ def _passed(network: nn.Module, reference: RelaxedNetwork, edge: Edge, choice: s
     if choice in edge.modules:
         added = copied(reference.network.get_submodule(f"{edge.entry}.{module_name(choice)}"))
         if isinstance(added, nn.Identity):
-            return exchanged(network, edge.entry, added)
+            return exchanged(network, edge.program, edge.entry, added)
         # Under its own name inside a Sequential, so that the weights keep the names they were trained under.
         parts = OrderedDict({module_name(choice): added})
         drop_path = submodule(network, f"{edge.entry}.drop_path")
         if drop_path is not None:
             parts["drop_path"] = drop_path
         if edge.entry != edge.exit:  # it has a norm of its own
-            network = exchanged(network, edge.exit, nn.Identity())
-        return exchanged(network, edge.entry, nn.Sequential(parts))
+            network = exchanged(network, edge.program, edge.exit, nn.Identity())
+        return exchanged(network, edge.program, edge.entry, nn.Sequential(parts))
     return identified(network, edge)
 
 

@@ -21,6 +21,7 @@ import hashlib, importlib.util, sys
 for name in ("dnat", "torchvision", "timm"):
     sys.modules[name] = None  # importing it fails
 import torch
+from torch.utils._pytree import tree_leaves
 
 form, path, cases, results, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))

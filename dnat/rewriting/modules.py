@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..edges import Edge
 from ..operations import copying_identity, forgiving_identity
+from ..tracing import Program
 
 
 def submodule(network: nn.Module, path: str) -> nn.Module | None:
@@ -17,24 +18,21 @@ def submodule(network: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def replaced(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
+def replaced(network: nn.Module, program: Program, path: str, module: nn.Module) -> nn.Module:
     """The network with another module at a path and at every other name of the same module."""
     if not path:
         return module
-    old = submodule(network, path)
-    if old is None:
-        return network  # gone with a block around it
-    for name, other in list(network.named_modules(remove_duplicate=False)):
-        if other is old:
+    for name in (path, *program.modules[path].aliases):
+        if submodule(network, name) is not None:  # else it is gone with a block around it
             parent, _, child = name.rpartition(".")
             setattr(network.get_submodule(parent), child, module)
     return network
 
 
-def exchanged(network: nn.Module, path: str, module: nn.Module) -> nn.Module:
+def exchanged(network: nn.Module, program: Program, path: str, module: nn.Module) -> nn.Module:
     """The network with a module that is in the mode of the one whose place it takes."""
     old = submodule(network, path)
-    return network if old is None else replaced(network, path, module.train(old.training))
+    return network if old is None else replaced(network, program, path, module.train(old.training))
 
 
 def identified(network: nn.Module, edge: Edge) -> nn.Module:
@@ -42,10 +40,11 @@ def identified(network: nn.Module, edge: Edge) -> nn.Module:
     last: nn.Module = forgiving_identity(copies=edge.copies)
     if edge.lone:
         last = copying_identity() if edge.copies else nn.Identity()
-    network = exchanged(network, edge.exit, last)
+    network = exchanged(network, edge.program, edge.exit, last)
     if edge.entry == edge.exit:
         return network
-    return exchanged(network, edge.entry, nn.Identity() if edge.lone else forgiving_identity())
+    first = nn.Identity() if edge.lone else forgiving_identity()
+    return exchanged(network, edge.program, edge.entry, first)
 
 
 def close(

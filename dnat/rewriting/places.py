@@ -88,7 +88,7 @@ def _dropped(network: nn.Module, area: Area, passed: set[str], undone: dict[str,
         ends = [edge.exit for edge in kept]
         try:
             body = without_branches(program, area.place, area.opened, ends, passed)
-            return replaced(network, area.place, graph_module(root, body))
+            return replaced(network, program, area.place, graph_module(root, body))
         except CannotRewriteError as error:
             edge = kept.pop()
             if edge.kind != "skip":  # a null edge that cannot be taken out just goes on adding nothing

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from ..edges import IDENTITY, NONE, Edge
+from ..edges.edge import prefixes
 from ..tracing import Program, copied, fixed_randomness, in_mode
 from .bodies import CannotRewriteError
 from .branches import without_branches
@@ -40,9 +41,10 @@ def _obstacles(program: Program, edges: Sequence[Edge]) -> dict[Edge, str]:
     rest = [edge for edge in edges if IDENTITY not in edge.modules]  # a reduction is a module of its own
     while rest:
         paths = {edge.entry for edge in rest}
-        outer = [e for e in rest if not any(e.entry.startswith(f"{path}.") for path in paths)]
+        outer = [e for e in rest if paths.isdisjoint(prefixes(e.entry)[:-1])]
         reasons |= _obstacles_together(program, outer)
-        rest = [edge for edge in rest if edge not in outer]
+        inner = set(rest) - set(outer)
+        rest = [edge for edge in rest if edge in inner]
     return {edge: reasons.get(edge, "") for edge in edges}
 
 

@@ -28,7 +28,7 @@ from .numbers import plain
 from .program import Call, Operation, Trace
 from .scope import Scope
 from .steps import Literal, Step, mapped
-from .surroundings import autocast, in_reentrant_checkpoint, is_layer, memory_of, random_states
+from .surroundings import autocast, in_reentrant_checkpoint, is_layer, memory_of, random_states, switched
 
 
 class Recorder(TorchFunctionMode):
@@ -81,7 +81,7 @@ class Recorder(TorchFunctionMode):
             operations=tuple(
                 replace(o, madds=m) for o, m in zip(self.flow.operations, self.flow.madds, strict=True)
             ),
-            calls=tuple(self._call(call, changing) for call in self.calls),
+            calls=tuple(Call(**call, keeps=call["path"] in changing) for call in self.calls),
             named=tuple(self.names.values),
             memory=tuple(self.names.memory),
             objects=self.names.objects,
@@ -91,10 +91,6 @@ class Recorder(TorchFunctionMode):
             nulls=frozenset(self.nulls),
             uncounted=tuple(self.flow.counter.uncounted),
         )
-
-    @staticmethod
-    def _call(values: dict[str, Any], changing: set[str]) -> Call:
-        return Call(**values, keeps=values["path"] in changing)
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -218,7 +214,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         plain_args, plain_kwargs = mapped(args, plain), {k: mapped(v, plain) for k, v in kwargs.items()}
         result, changed = self.flow.call(func, plain_args, plain_kwargs, tuple(self.stack))
-        self._look_for_switches(scope)
+        scope.refuse(switched(self.grad, self.autocast))
         written = {id(t) for t in changed}
         held = any(memory_of(t) in self.names.state for t in changed)
         writes = "state" if held else "value" if changed else ""
@@ -237,12 +233,6 @@ class Recorder(TorchFunctionMode):
             return scope.add(kind, target, args, kwargs, result, written=written, writes=writes)
         target = public_name(full, func)
         return scope.add("function", target, args, kwargs, result, function=func, written=written, writes=writes)
-
-    def _look_for_switches(self, scope: Scope) -> None:
-        if torch.is_grad_enabled() is not self.grad and not in_reentrant_checkpoint():
-            scope.refuse("it switches gradients off otherwise than by torch.no_grad (a torch.autograd.Function?)")
-        if autocast() != self.autocast:
-            scope.refuse("it switches autocast on or off")
 
 
 def _named(module: nn.Module, args: Any, kwargs: Any) -> tuple[tuple[str, Any], ...]:

@@ -46,3 +46,10 @@ def autocast() -> tuple[bool, bool]:
 def random_states() -> tuple[Any, str]:
     """The states of the generators of Python and numpy."""
     return random.getstate(), str(np.random.get_state())  # noqa: NPY002
+
+
+def switched(grad: bool, mixed: tuple[bool, bool]) -> str:
+    """What a forward switched in a way that no step tells; empty if nothing."""
+    if torch.is_grad_enabled() is not grad and not in_reentrant_checkpoint():
+        return "it switches gradients off otherwise than by torch.no_grad (a torch.autograd.Function?)"
+    return "" if autocast() == mixed else "it switches autocast on or off"

@@ -19,7 +19,6 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .errors import UsageError
@@ -328,7 +327,7 @@ def _wraps(kind: type) -> bool:
 
 
 def _is_nested(args: Sequence[Any]) -> bool:
-    return any(t.is_nested for t in tree_leaves(args) if isinstance(t, Tensor))
+    return any(a.is_nested if isinstance(a, Tensor) else isinstance(a, list | tuple) and _is_nested(a) for a in args)
 
 
 def _may_multiply(name: str) -> bool:

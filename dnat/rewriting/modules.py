@@ -37,9 +37,10 @@ def exchanged(network: nn.Module, program: Program, path: str, module: nn.Module
 
 def identified(network: nn.Module, edge: Edge) -> nn.Module:
     """The network with an identity in an edge's place."""
-    last: nn.Module = forgiving_identity(copies=edge.copies)
     if edge.lone:
         last = copying_identity() if edge.copies else nn.Identity()
+    else:
+        last = forgiving_identity(copies=edge.copies)
     network = exchanged(network, edge.program, edge.exit, last)
     if edge.entry == edge.exit:
         return network

@@ -7,11 +7,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from ..counting import Counter
 from .behaviour import behaviour
-from .examples import tensors_of
+from .examples import tensor_leaves, tensors_of
 from .modes import tensors_held
 from .program import Operation, Value
 from .surroundings import memory_of
@@ -65,6 +64,10 @@ class Flow:
                 self.data.add(inputs[-1])
         return tuple(inputs)
 
+    def counted(self) -> tuple[Operation, ...]:
+        """The operations, each with its multiply-adds."""
+        return tuple(replace(o, madds=m) for o, m in zip(self.operations, self.madds, strict=True))
+
     def users(self) -> tuple[tuple[int, ...], ...]:
         """The operations that read each value."""
         users: list[list[int]] = [[] for _ in self.values]
@@ -101,7 +104,7 @@ class Flow:
 
     def call(self, func: Any, args: Any, kwargs: Any, scope: tuple[int, ...]) -> tuple[Any, list[Tensor]]:
         """Call a function and note it as an operation; gives what it gives, and what it wrote into."""
-        operands = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        operands = tensor_leaves((args, kwargs))
         inputs = self.numbers(operands)
         is_value = lambda a: isinstance(a, Tensor) and id(a) in self.index  # noqa: E731
         name = getattr(func, "__name__", str(func))

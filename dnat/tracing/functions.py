@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from .numbers import Tracked, plain, tracked
 from .scope import Scope
@@ -55,11 +53,6 @@ def without_tensor(scope: Scope, name: str, args: tuple[Any, ...], result: Any) 
         scope.refuse(f"it lets values of tensors decide or leave torch ({name.removeprefix('torch.')})")
 
 
-def is_tensor_in(result: Any) -> bool:
-    """Whether something holds a tensor."""
-    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))
-
-
 def public_name(name: str, func: Any) -> str:
     """The name under which a file that imports torch finds a function; as it is where there is none."""
     if name.startswith("torch.functional."):
@@ -80,11 +73,18 @@ def function_of(name: str) -> Any:
         return None
 
 
+@functools.cache
+def _signature(function: Callable[..., Any], method: bool) -> inspect.Signature:
+    """The signature of a function, or of a method without its first parameter."""
+    signature = inspect.signature(function)
+    return signature.replace(parameters=list(signature.parameters.values())[1:]) if method else signature
+
+
 def arguments_of(
     forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> list[tuple[str, Any]]:
     """The arguments of a call by name, as they stand in the signature."""
-    signature = inspect.signature(forward)
+    signature = _signature(getattr(forward, "__func__", forward), hasattr(forward, "__func__"))
     arguments: list[tuple[str, Any]] = []
     for name, value in signature.bind(*args, **kwargs).arguments.items():
         kind = signature.parameters[name].kind

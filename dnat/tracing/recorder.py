@@ -17,12 +17,11 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 from torch.overrides import TorchFunctionMode, resolve_name
-from torch.utils._pytree import tree_leaves
 
 from ..operations import NullEdge
-from .examples import tensors_of
+from .examples import tensor_leaves, tensors_of
 from .flow import Flow
-from .functions import SHAPES, arguments_of, is_tensor_in, public_name, sizes, without_tensor
+from .functions import SHAPES, arguments_of, public_name, sizes, without_tensor
 from .names import Names, attributes_of
 from .numbers import plain
 from .program import Call, Operation, Trace
@@ -59,7 +58,7 @@ class Recorder(TorchFunctionMode):
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None = 1) -> Trace:
         """Run the network and note what it does; `batch` images, or as many as can be told (None)."""
-        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = tensor_leaves((args, kwargs))
         inputs = self.flow.begin(tensors)
         # Counting takes a detour for each operation, so that nothing is counted while time is taken.
         # Gradients are on, to see where the network itself switches them off.
@@ -78,9 +77,7 @@ class Recorder(TorchFunctionMode):
             training=self.network.training,
             batch=batch or 1,
             values=tuple(self.flow.values),
-            operations=tuple(
-                replace(o, madds=m) for o, m in zip(self.flow.operations, self.flow.madds, strict=True)
-            ),
+            operations=self.flow.counted(),
             calls=tuple(Call(**call, keeps=call["path"] in changing) for call in self.calls),
             named=tuple(self.names.values),
             memory=tuple(self.names.memory),
@@ -154,8 +151,7 @@ class Recorder(TorchFunctionMode):
         call = self.calls[self.stack.pop()]
         assert call["path"] == self.paths[module]
         call["outputs"] = self.flow.numbers(tensors_of(output))
-        leaves = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
-        call["opens"] = len(leaves) == len(call["outputs"]) == len(tensors_of(output))
+        call["opens"] = len(tensor_leaves(output)) == len(call["outputs"]) == len(tensors_of(output))
         call["plain"] &= isinstance(output, Tensor) and len(call["inputs"]) == len(call["outputs"]) == 1
         if isinstance(module, NullEdge):
             self.nulls.update(call["outputs"])
@@ -218,7 +214,7 @@ class Recorder(TorchFunctionMode):
         written = {id(t) for t in changed}
         held = any(memory_of(t) in self.names.state for t in changed)
         writes = "state" if held else "value" if changed else ""
-        if not is_tensor_in(result):
+        if not tensor_leaves(result):
             if short == "__setitem__":
                 return scope.add("method", short, args, kwargs, None, writes=writes)
             if short == "__bool__" and self.flow.index.get(id(args[0]), -1) not in self.flow.data:

@@ -3,5 +3,7 @@
 
 from .cells import draw_genotype
 from .changes import Change, cell_edges
-from .networks import OperationRow, draw_network, rows_from_json, rows_to_json
+from .graphs import Graph, Node, graph_of, graphs_of
+from .networks import draw_network
 from .plans import check_picture, draw_plan
+from .rows import OperationRow, rows_from_json, rows_to_json

@@ -1,31 +1,42 @@
-"""Before/after pictures of a network: its operations in order, the changed ones marked.
+"""Before/after pictures of a network: its graph with what changes marked, and the graph of what is left.
 
-A picture is drawn from plain rows, so that a finished run can be drawn again from architecture.json.
+A picture is drawn from plain rows and graphs, so that a finished run can be drawn again from architecture.json.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ...costs import Cost
-from ...edges import ENDING, Tally, narrowed, remaining_share
+from ...edges import Tally, narrowed, remaining_share
 from ...networks.genotypes import OPERATIONS
 from ..formatting import count
 from .changes import short_name
-from .parts import STYLES, blank_page, check_formats, rounded, save, text
+from .flow import HEADING, Flow, Frame, flow, parts_of, sections_of
+from .graphs import Graph, Node
+from .modules import block_of, condensed, modules_of, runs_of
+from .parts import STYLES, blank_page, check_formats, rounded, save, text, text_width, wrap
+from .rows import OperationRow
 
-WIDTH = 12.4
-"""Width of the picture in inches; one unit of its coordinates is an inch."""
+WIDTH = 7.08
+"""Width of the picture in inches, 180 mm: a page's. One unit of its coordinates is an inch."""
 
-_BOX, _HEIGHT, _GAP, _PAD = 0.92, 0.46, 0.16, 0.12
-_LANE = 0.22
+_MARGIN, _APART = 0.08, 0.3
+_LARGE, _SMALL = 6.6, 6.0
+_HIGH, _FLAT, _ROUND, _MOST = 0.27, 0.15, 0.15, 1.0
+"""Height of an operation, of a mark, of a join; the greatest width of an operation."""
+
+_WIDE = ("operation", "module")
+_LEAST, _HEAVIEST = (0.965, 0.975, 0.985), (0.60, 0.74, 0.87)
+"""Fill for no multiply-adds, and for the most that an operation of the network has."""
+
+_WIRE, _GONE = "#70767c", "#d9a3ab"
 _LEGEND = {
-    "original": "kept",
-    "fixed": "cannot change",
     "identity": "becomes identity",
-    "none": "branch removed",
-    "removed": "gone along with it",
+    "none": "removed",
+    "removed": "goes along with it",
     "added": "skip connection added",
     "other": "becomes another operation",
     "narrowed": "narrower: so many of its channels stay",
@@ -33,104 +44,33 @@ _LEGEND = {
 
 
 @dataclass(frozen=True)
-class OperationRow:
-    """One operation of a network and what became of it.
+class _Box:
+    """How a node is drawn: its two lines of text, its state, its share of the most multiply-adds, its size."""
 
-    Attributes:
-        key: path of its entry, or "entry>exit".
-        kind: unit, block, branch, skip; fixed for an operation that has no choice; width for the channels that
-            one makes (`key` is "path:width"), which are no operation of their own.
-        operation: name ("conv_3x3").
-        shape_in, shape_out: without the batch.
-        madds: multiply-adds of one image.
-        choice: original, identity, none, another operation, or the share of a width that stays ("5/8"); of a skip
-            edge, original means that it stays absent.
-        theta: gates for none, identity and original when the choice was made.
-        removed: it is gone since everything that it fed is gone.
-        left: channels that it is given and that it gives afterwards, where some are fewer.
-    """
-
-    key: str
     kind: str
-    operation: str
-    shape_in: tuple[int, ...]
-    shape_out: tuple[int, ...]
-    madds: int
-    choice: str = "original"
-    theta: tuple[float, float, float] | None = None
-    removed: bool = False
-    left: tuple[int, int] | None = None
-
-    @property
-    def state(self) -> str:
-        """How the row looks after the transformation."""
-        if self.kind == "skip":
-            return "added" if self.choice == "identity" else "absent"
-        if self.kind == "width":
-            return "original" if self.choice == "original" else "narrowed"
-        if self.removed:
-            return "removed"
-        if self.choice not in ("original", "identity", "none"):
-            return "other"
-        return "fixed" if self.kind == "fixed" else self.choice
-
-    @property
-    def channels(self) -> tuple[int, int]:
-        """Channels that it is given and that it gives: a linear layer has them last."""
-        place = -1 if self.operation == "linear" else 0
-        return self.shape_in[place], self.shape_out[place]
-
-    @property
-    def entry(self) -> str:
-        """The path of the operation's first module, or of that which makes the channels."""
-        return self.key.partition(">")[0].removesuffix(ENDING)
-
-
-def rows_to_json(rows: Iterable[OperationRow]) -> list[dict[str, Any]]:
-    """Rows as JSON can hold them."""
-    return [asdict(row) for row in rows]
-
-
-def rows_from_json(tables: Iterable[dict[str, Any]]) -> list[OperationRow]:
-    """The inverse of `rows_to_json`."""
-    tuples = ("shape_in", "shape_out", "theta", "left")
-    fields: Iterable[dict[str, Any]] = (
-        {k: tuple(v) if k in tuples and v else v for k, v in table.items()} for table in tables
-    )
-    return [OperationRow(**row) for row in fields]
+    lines: tuple[str, ...]
+    state: str
+    share: float
+    width: float
+    height: float
+    kept: float = 1.0
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Rows that are drawn in one frame: operations side by side, whole branches above, skip edges below.
-
-    Widths are drawn into the operations that make their channels: {key of an operation: the width}.
-    """
+class _Panel:
+    """One of the two graphs, placed."""
 
     name: str
-    units: tuple[OperationRow, ...]
-    wholes: tuple[OperationRow, ...]
-    skips: tuple[OperationRow, ...]
-    widths: Mapping[str, OperationRow]
-
-    @property
-    def slots(self) -> int:
-        return max(len(self.units), 1)
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether it is one operation that needs no frame."""
-        return len(self.units) == 1 and self.units[0].entry == self.name
-
-    @property
-    def width(self) -> float:
-        return self.slots * _BOX + (self.slots - 1) * _GAP + 2 * _PAD
+    graph: Graph
+    boxes: tuple[_Box, ...]
+    flow: Flow
 
 
 def draw_network(
     rows: Sequence[OperationRow],
     path: str | Path,
     *,
+    graphs: tuple[Graph, Graph],
     title: str,
     before: Cost,
     after: Cost,
@@ -141,41 +81,197 @@ def draw_network(
     Args:
         rows: its operations in order of execution.
         path: where to write, without a suffix.
+        graphs: before and after, as `graph_of` makes them.
         title: the first line of the picture.
         before, after: what the network costs.
         formats: png, svg or pdf.
 
     Returns:
-        The files that were written. The same rows give the same SVG, byte for byte.
+        The files that were written. The same rows and graphs give the same SVG, byte for byte. In it, operations
+        before have ids like `edge:KEY:STATE`, those after `after:KEY`; what is drawn for several, the first's.
 
     Raises:
         ValueError: an unknown format.
     """
     check_formats(formats)
-    lines = _lines(_blocks(rows))
-    panel = sum(_line_height(line) for line in lines) + 0.35
-    height = 1.15 + 2 * panel + 0.45
-    axes = blank_page(WIDTH, height)
-    _draw_header(axes, rows, title, before, after)
-    _draw_panel(axes, lines, 1.15, "before", changed=False)
-    _draw_panel(axes, lines, 1.15 + panel, "after", changed=True)
-    _draw_legend(axes, rows, height - 0.25)
-    return save(axes, path, formats)
+    return save(_page(rows, graphs, title, before, after), path, formats)
 
 
-def _blocks(rows: Sequence[OperationRow]) -> list[_Block]:
-    narrowed = _narrowed(rows)
-    of_block: dict[str, list[OperationRow]] = {}
-    for row in rows:
-        if row.kind != "width":
-            of_block.setdefault(_block_of(row.entry), []).append(row)
-    blocks = []
-    for name, members in of_block.items():
-        wholes = tuple(r for r in members if r.kind in ("block", "branch"))
-        skips = tuple(r for r in members if r.kind == "skip")
-        units = tuple(r for r in members if r not in wholes and r not in skips)
-        blocks.append(_Block(name, units, wholes, skips, narrowed))
-    return blocks
+def _page(rows: Sequence[OperationRow], graphs: tuple[Graph, Graph], title: str, before: Cost, after: Cost) -> Any:
+    unchanged = graphs[0] == graphs[1] and all(row.state in ("original", "fixed", "absent") for row in rows)
+    names = ("",) if unchanged else ("before", "after")
+    room = WIDTH - 2 * _MARGIN
+    makers = [_maker(name, graph, rows, graphs) for name, graph in zip(names, graphs, strict=False)]
+    panels, half = [make(room) for make in makers], (room - _APART) / 2
+    halves = [make(half) for make in makers] if len(makers) > 1 else []
+    beside = bool(halves) and all(panel.flow.width <= half for panel in halves)
+    beside = beside and max(p.flow.height for p in halves) <= sum(p.flow.height for p in panels)
+    panels = halves if beside else panels
+    heights = [panel.flow.height + 0.32 for panel in panels]
+    width = max(WIDTH, 2 * _MARGIN + max(panel.flow.width for panel in panels))
+    lines = _header(rows, title, before, after, width - 2 * _MARGIN)
+    top = 0.12 + sum(size * 1.5 / 72 for _, size, _ in lines)
+    legend = _legend(panels, rows, width - 2 * _MARGIN)
+    tall = max(heights) if beside else sum(heights)
+    axes = blank_page(width, top + tall + 0.2 * len(legend) + 0.14)
+    y = 0.06
+    for words, size, weight in lines:
+        text(axes, _MARGIN, y + size * 0.75 / 72, words, size=size, weight=weight, align="left")
+        y += size * 1.5 / 72
+    x, y = _MARGIN, top
+    for panel, height in zip(panels, heights, strict=True):
+        _draw_panel(axes, panel, x, y)
+        x, y = (x + (room + _APART) / 2, y) if beside else (x, y + height)
+    for i, line in enumerate(legend):
+        _draw_legend(axes, line, top + tall + 0.2 * i + 0.14)
+    return axes
+
+
+def _header(
+    rows: Sequence[OperationRow], title: str, before: Cost, after: Cost, width: float
+) -> list[tuple[str, float, str]]:
+    words = _changes_text([row for row in rows if row.kind != "fixed"])
+    cost = ",  ".join(
+        f"{name} {count(a)} → {count(b)} ({(b - a) / a:+.1%})" if a else f"{name} 0"
+        for name, a, b in (
+            ("parameters", before.params, after.params),
+            ("multiply-adds", before.madds, after.madds),
+        )
+    )
+    styles = ((title, 10.0, "bold"), (cost, 7.5, "normal"), (words, 7.5, "normal"))
+    return [(line, size, weight) for all_, size, weight in styles for line in wrap(all_, width, size, weight)]
+
+
+def _maker(
+    name: str, graph: Graph, rows: Sequence[OperationRow], graphs: tuple[Graph, Graph]
+) -> Callable[[float], _Panel]:
+    """What makes a panel of a width."""
+    runs, modules = runs_of(graph), modules_of(graphs[0])
+    block = {node: block_of(graph, part, modules) for part in parts_of(graph) for node in part.nodes}
+    block |= {node: module for run, module in runs.items() for node in run}
+    known, narrow = {row.key: row for row in rows}, _narrowed(rows)
+    most = _most(graphs[0])
+
+    def box(node: Node, within: str, apart: bool = False) -> _Box:
+        row, width = known.get(node.key), narrow.get(node.key)
+        state = _state(node, row, rows, width, before=name == "before")
+        lines = _lines(node, row, within, state, width, before=name == "before", sizes=not apart)
+        kept = remaining_share(width.operation, width.choice) if width and state == "narrowed" else 1.0
+        share = 0.0 if apart or not most else min(node.madds / most, 1.0)
+        return _Box(node.kind, lines, state, share, *_size(node, lines), kept)
+
+    inside = {node for run in runs for node in run}
+    boxes = [box(node, block[i], i in inside) for i, node in enumerate(graph.nodes)]
+    whole, came, apart = condensed(graph, runs, boxes.__getitem__)
+    boxes = [boxes[i] if i >= 0 else box(node, "") for node, i in zip(whole.nodes, came, strict=True)]
+    apart_ = [i in inside for i in came]
+    widest = [
+        max((b.width for b, a in zip(boxes, apart_, strict=True) if b.kind in _WIDE and a == own), default=0.6)
+        for own in (False, True)
+    ]
+    boxes = [replace(b, width=widest[a]) if b.kind in _WIDE else b for b, a in zip(boxes, apart_, strict=True)]
+    parts = parts_of(whole)
+    blocks = [block_of(whole, part, {*modules, *apart}) for part in parts]
+    long = any(text_width(name, _SMALL) > min(widest) / 2 for name in blocks)
+    sections = sections_of(
+        parts,
+        blocks,
+        lambda node: (boxes[node].width, boxes[node].height),
+        lambda node: boxes[node],
+        HEADING + 0.1 * long,
+    )
+    sections = [replace(s, times=len(apart.get(s.first, "1"))) if s.first in apart else s for s in sections]
+    return lambda width: _Panel(name, whole, tuple(boxes), flow(sections, width))
+
+
+def _most(graph: Graph) -> int:
+    """The most multiply-adds that one box has."""
+    runs = runs_of(graph)
+    inside = {node for run in runs for node in run}
+    alone = [node.madds for i, node in enumerate(graph.nodes) if i not in inside]
+    return max([*alone, *(sum(graph.nodes[i].madds for i in run) for run in runs)], default=0)
+
+
+def _state(
+    node: Node, row: OperationRow | None, rows: Iterable[OperationRow], width: OperationRow | None, *, before: bool
+) -> str:
+    """How a node looks."""
+    if row and row.state == "added":
+        return "added"
+    if before and node.fate != "stays":
+        around = [r.state for r in rows if _is_inside(node, r)]
+        if "identity" in around and "none" not in around:
+            return "identity"
+        gone = "none" if "none" in around or (row and row.state == "none") else "removed"
+        return gone if node.fate == "goes" else "identity" if row else "absent"
+    if width:
+        return "narrowed"
+    return "other" if row and row.state == "other" else "original"
+
+
+def _is_inside(node: Node, whole: OperationRow) -> bool:
+    return whole.kind in ("block", "branch") and f"{node.path}.".startswith(f"{whole.entry}.")
+
+
+def _lines(
+    node: Node,
+    row: OperationRow | None,
+    block: str,
+    state: str,
+    width: OperationRow | None,
+    *,
+    before: bool,
+    sizes: bool,
+) -> tuple[str, ...]:
+    """What is written in a node: what it computes; its name, and its channels or what becomes of it."""
+    if node.kind == "module":
+        return tuple(_cut(line, _MOST - 0.1) for line in node.label.split("\n"))
+    if node.kind != "operation":
+        return (_words(node.label),)
+    own = node.path.removeprefix(f"{block}.") if block and node.path != block else node.path.rpartition(".")[2]
+    own = own if block else node.path
+    became = {"identity": "identity", "none": "removed", "removed": "removed"}.get(state, "")
+    if state == "narrowed" and width:
+        became = _channels_left(width)
+    if state == "other" and row and before:
+        became = f"→ {_words(row.choice)}"
+    if not became and sizes:
+        ends = (row.left or row.channels) if row and not before else row.channels if row else node.shape[:1]
+        became = "→".join(map(str, ends))
+    size = f" @{node.shape[-1]}" if len(node.shape) == 3 and row and row.operation != "linear" and sizes else ""
+    became = (f" {became}" if "→ " in became else f": {became}") if became else ""
+    return f"{_words(node.label)}{size}", _cut(own, _MOST - 0.1 - text_width(became, _SMALL)) + became
+
+
+def _words(label: str) -> str:
+    """An operation's name as it is read."""
+    if label in OPERATIONS:
+        return short_name(label)
+    if label.startswith(("conv", "dw", "gc")):
+        return label.replace("_", " ").replace("x", "×")
+    return "attention" if label == "scaled_dot_product_attention" else label
+
+
+def _cut(words: str, room: float) -> str:
+    """A name's end, as much as there is room for."""
+    if text_width(words, _SMALL) <= room:
+        return words
+    while len(words) > 3 and text_width(f"…{words}", _SMALL) > room:
+        words = words[1:]
+    return f"…{words.lstrip('.')}"
+
+
+def _size(node: Node, lines: Sequence[str]) -> tuple[float, float]:
+    if node.kind == "join" and len(node.label) == 1:
+        return _ROUND, _ROUND
+    sizes = (_LARGE, _SMALL) if node.kind in _WIDE else (_SMALL,)
+    wide = max(text_width(line, size) for line, size in zip(lines, sizes, strict=True)) + 0.1
+    return min(wide, _MOST), _HIGH if node.kind in _WIDE else _FLAT
+
+
+def _channels_left(width: OperationRow) -> str:
+    left = narrowed(width.operation, width.choice).partition(" ")[0]
+    return f"→ {left} of {width.operation.removesuffix(' channels').replace(' x ', '×')}"
 
 
 def _narrowed(rows: Sequence[OperationRow]) -> dict[str, OperationRow]:
@@ -194,56 +290,6 @@ def _narrowed(rows: Sequence[OperationRow]) -> dict[str, OperationRow]:
     return found
 
 
-def _block_of(entry: str) -> str:
-    """The path up to its first number that is not its end: layer1.0.conv1 is drawn in layer1.0."""
-    parts = entry.split(".")
-    for i, part in enumerate(parts[:-1]):
-        if part.isdigit():
-            return ".".join(parts[: i + 1])
-    return ".".join(parts[:-1]) or entry
-
-
-def _lines(blocks: Iterable[_Block]) -> list[list[_Block]]:
-    """Blocks in lines, as words are; a block that is wider than a line is cut in pieces."""
-    most = int((WIDTH - 0.8 - 2 * _PAD + _GAP) // (_BOX + _GAP))
-    pieces = []
-    for block in blocks:
-        first = replace(block, units=block.units[:most])
-        rest = [block.units[i : i + most] for i in range(most, len(block.units), most)]
-        pieces += [first, *(replace(block, units=units, wholes=(), skips=()) for units in rest)]
-    lines: list[list[_Block]] = [[]]
-    used = 0.0
-    for block in pieces:
-        if lines[-1] and used + block.width > WIDTH - 0.8:
-            lines.append([])
-            used = 0.0
-        lines[-1].append(block)
-        used += block.width + 0.3
-    return lines
-
-
-def _line_height(line: Sequence[_Block]) -> float:
-    return 0.62 + _HEIGHT + _LANE * (max(len(b.wholes) for b in line) + max(_skip_lanes(b) for b in line))
-
-
-def _skip_lanes(block: _Block) -> int:
-    return -(-len(block.skips) // block.slots)
-
-
-def _draw_header(axes: Any, rows: Sequence[OperationRow], title: str, before: Cost, after: Cost) -> None:
-    words = _changes_text([row for row in rows if row.kind != "fixed"])
-    cost = "      ".join(
-        f"{name} {count(a)} → {count(b)} ({(b - a) / a:+.1%})" if a else f"{name} 0"
-        for name, a, b in (
-            ("parameters", before.params, after.params),
-            ("multiply-adds", before.madds, after.madds),
-        )
-    )
-    text(axes, 0.4, 0.35, title, size=14, weight="bold", align="left")
-    text(axes, 0.4, 0.65, cost, size=10, align="left")
-    text(axes, 0.4, 0.9, words, size=10, align="left", colour="#444444")
-
-
 def _changes_text(edges: Sequence[OperationRow]) -> str:
     """How many edges changed, and to what."""
     tally = Tally.of((row.kind, row.choice) for row in edges)
@@ -259,134 +305,154 @@ def _changes_text(edges: Sequence[OperationRow]) -> str:
     return of_operations * bool(tally.operations) + f"{tally.narrowed} of {tally.widths} widths narrowed"
 
 
-def _draw_panel(axes: Any, lines: Sequence[Sequence[_Block]], top: float, name: str, *, changed: bool) -> None:
-    text(axes, 0.4, top + 0.12, name, size=11, weight="bold", align="left")
-    y = top + 0.35
-    for i, line in enumerate(lines):
-        x = 0.4
-        wholes = max(len(block.wholes) for block in line)
-        for j, block in enumerate(line):
-            _draw_block(axes, block, x, y, wholes, changed=changed)
-            last = j == len(line) - 1
-            if not (last and i == len(lines) - 1):
-                middle = y + 0.3 + _LANE * wholes + _HEIGHT / 2
-                start = x + block.width - (_PAD if block.is_alone else 0)
-                end = x + block.width + (0.22 if last else 0.3 + (_PAD if line[j + 1].is_alone else 0))
-                _draw_arrow(axes, start, middle, end)
-            x += block.width + 0.3
-        y += _line_height(line)
+def _draw_panel(axes: Any, panel: _Panel, x: float, top: float) -> None:
+    if panel.name:
+        text(axes, x, top + 0.1, panel.name, size=8.5, weight="bold", align="left")
+    y = top + 0.28
+    for frame in panel.flow.frames:
+        _draw_frame(axes, frame, x, y)
+    for joint in panel.flow.joints:
+        _draw_wire(axes, joint, x, y, _WIRE, "-")
+    for wire in panel.flow.wires:
+        gone = any(panel.boxes[n].state in ("none", "removed") for n in wire.arrow)
+        line = _draw_wire(axes, wire.points, x, y, _GONE if gone else _WIRE, (0, (2, 1.5)) if gone else "-")
+        line.set_gid(f"wire:{panel.name}:{wire.arrow[0]}-{wire.arrow[1]}")
+        _draw_head(axes, x + wire.points[-1][0], y + wire.points[-1][1], _GONE if gone else _WIRE)
+    drawn: set[str] = set()
+    for node, (across, down) in panel.flow.nodes.items():
+        box, own = panel.boxes[node], panel.graph.nodes[node]
+        gid = f"after:{own.key}" if panel.name == "after" else f"edge:{own.key}:{box.state}"
+        gid = gid if own.key else ""
+        _draw_node(
+            axes,
+            box,
+            x + across,
+            y + down,
+            *((gid, f"kept:{panel.name}:{own.key}") if gid and gid not in drawn else ()),
+        )
+        drawn.add(gid)
 
 
-def _draw_block(axes: Any, block: _Block, x: float, y: float, wholes: int, *, changed: bool) -> None:
-    top = y + 0.3 + _LANE * wholes
-    lanes = _LANE * _skip_lanes(block)
-    if not block.is_alone:
-        frame = (x, y + 0.2, block.width, 0.2 + _LANE * wholes + _HEIGHT + lanes)
-        rounded(axes, *frame, "#cfd6dd", "none", "-", 0.8)
-        text(axes, x + 0.05, y + 0.1, block.name, size=7.5, align="left", colour="#555555", limit=block.width * 2)
-    for i, row in enumerate(block.wholes):
-        lane = (x + _PAD, y + 0.25 + _LANE * i, block.width - 2 * _PAD, _LANE - 0.05)
-        state = row.state if changed else "original"
-        _draw_operation(axes, lane, row, state, f"{row.kind} {_last_name(row)}", changed)
-    gone = changed and any(row.state in ("identity", "none") for row in block.wholes)
-    for i, row in enumerate(block.units):
-        left = x + _PAD + i * (_BOX + _GAP)
-        state = row.state if changed else ("fixed" if row.kind == "fixed" else "original")
-        if gone and any(_is_inside(row, w) for w in block.wholes):
-            state = "removed"
-        width = block.widths.get(row.key) if changed and state in ("original", "fixed") else None
-        _draw_operation(axes, (left, top, _BOX, _HEIGHT), row, state, _operation_text(row), changed, width)
-        if i + 1 < len(block.units):
-            _draw_arrow(axes, left + _BOX, top + _HEIGHT / 2, left + _BOX + _GAP)
-    for i, row in enumerate(block.skips):
-        column, lane_number = i % block.slots, i // block.slots
-        left = x + _PAD + column * (_BOX + _GAP)
-        place = (left, top + _HEIGHT + 0.06 + _LANE * lane_number, _BOX, _LANE - 0.07)
-        state = row.state if changed else "absent"
-        _draw_operation(axes, place, row, state, ("+ " if state == "added" else "") + _last_name(row), changed)
+def _draw_frame(axes: Any, frame: Frame, x: float, y: float) -> None:
+    rounded(axes, x + frame.x, y + frame.y, frame.width, frame.height, "#cfd6dd", "#fcfcfd", "-", 0.6).set_zorder(
+        0
+    )
+    section = frame.section
+    left, line = x + frame.x + 0.02, y + frame.y - 0.06
+    room = frame.middle - frame.x - 0.06
+    names = _in_lines(section.first, room)
+    for i, name in enumerate(names):
+        place = line - 0.1 * (len(names) - 1 - i)
+        text(axes, left, place, _cut(name, room), size=_SMALL, align="left", colour="#555555")
+    if section.times > 1:
+        words, place = f"× {section.times}", x + frame.middle + 0.05
+        text(axes, place, line, words, size=7.0, weight="bold", align="left")
+        place += text_width(words, 7.0, "bold") + 0.04
+        room = x + frame.x + frame.width - place - text_width("to ", _SMALL)
+        if section.last != section.first:
+            last = section.last if text_width(section.last, _SMALL) <= room else section.last.rpartition(".")[2]
+            text(axes, place, line, f"to {last}", size=_SMALL, align="left", colour="#555555")
 
 
-def _is_inside(row: OperationRow, whole: OperationRow) -> bool:
-    return whole.choice != "original" and row.entry.startswith(whole.entry + ".")
+def _in_lines(name: str, room: float) -> list[str]:
+    """A path in two lines where one has no room for it."""
+    if text_width(name, _SMALL) <= room or "." not in name:
+        return [name]
+    names = name.split(".")
+    cuts = [".".join(names[:i]) for i in range(1, len(names))]
+    first = max((cut for cut in cuts if text_width(cut, _SMALL) <= room), key=len, default=cuts[0])
+    return [first, name[len(first) :]]
 
 
-def _draw_operation(
-    axes: Any,
-    place: tuple[float, float, float, float],
-    row: OperationRow,
-    state: str,
-    label: str,
-    changed: bool,
-    width: OperationRow | None = None,
-) -> None:
-    """One operation: a box with its name, below it its channels or what became of it."""
-    x, y, wide, height = place
-    colour, fill, style, line = STYLES["narrowed" if width else state]
-    box = rounded(axes, x, y, wide, height, colour, fill, style, line)
-    box.set_gid(f"edge:{row.key}:{state}" if changed else f"before:{row.key}")
-    middle = x + wide / 2
-    strong = "#222222" if width or state not in ("absent", "removed", "fixed") else "#888888"
-    if height < _HEIGHT:
-        text(axes, middle, y + height / 2, label, size=7, colour=strong, limit=wide * 2)
+def _draw_node(axes: Any, box: _Box, x: float, y: float, gid: str = "", kept: str = "") -> None:
+    """One node around a point, with ids for its box and for the line at its foot, which shows what is kept."""
+    fill: Any
+    colour, fill, style, line = STYLES[box.state]
+    gone = box.state in ("none", "removed", "identity", "absent")
+    if box.kind in ("operation", "mark") and not gone:
+        fill = tuple(a + (b - a) * box.share**0.5 for a, b in zip(_LEAST, _HEAVIEST, strict=True))
+    if box.kind in ("input", "output"):
+        colour, fill, style, line = "#70767c", "#ffffff", "-", 0.6
+    if box.width == box.height == _ROUND:
+        from matplotlib.patches import Ellipse
+
+        patch = axes.add_patch(
+            Ellipse((x, y), _ROUND, _ROUND, edgecolor=colour, facecolor="#ffffff", linestyle=style, linewidth=line)
+        )
+    else:
+        place = (x - box.width / 2, y - box.height / 2, box.width, box.height)
+        patch = rounded(axes, *place, colour, fill, style, line)
+    patch.set_zorder(3)
+    patch.set_gid(gid or None)
+    words = {"none": "#9a7a80", "removed": "#9a7a80", "absent": "#999999"}.get(box.state, "#222222")
+    if len(box.lines) == 1:
+        text(axes, x, y, box.lines[0], size=_SMALL if box.width > _ROUND else 7, colour=words, zorder=4)
         return
-    if changed and state == "identity":
-        axes.plot([x, x + wide], [y + height * 0.78] * 2, color=colour, lw=1.6, solid_capstyle="butt")
-    if changed and state in ("none", "removed"):
-        axes.plot([x, x + wide], [y + height, y], color=colour, lw=0.9, alpha=0.35)
-    text(axes, middle, y + height * 0.3, label, size=8, colour=strong, limit=wide * 2)
-    if state == "identity" and changed:
-        return
-    words = _channels_left(width) if width else _second_line(row, state, changed)
-    text(axes, middle, y + height * 0.72, words, size=7, colour=strong, limit=wide * 2)
-    if width:
-        _draw_kept_share(axes, x, y + height, wide, width)
+    if box.state in ("none", "removed"):
+        ends = [x - box.width / 2, x + box.width / 2], [y + box.height / 2, y - box.height / 2]
+        axes.plot(*ends, color=colour, lw=0.8, alpha=0.3, zorder=3)
+    text(axes, x, y - box.height * 0.22, box.lines[0], size=_LARGE, colour=words, zorder=4)
+    text(axes, x, y + box.height * 0.22, box.lines[1], size=_SMALL, colour=words, zorder=4)
+    if box.kept < 1:
+        left, foot = x - box.width / 2, y + box.height / 2
+        ends = [left, left + box.width * box.kept], [foot] * 2
+        (line,) = axes.plot(*ends, color=colour, lw=3, solid_capstyle="butt", zorder=4)
+        line.set_gid(kept or None)
 
 
-def _draw_kept_share(axes: Any, x: float, foot: float, wide: float, width: OperationRow) -> None:
-    """At the foot of a box how much of its channels stays, as a part of its side."""
-    share = remaining_share(width.operation, width.choice)
-    lines = axes.plot([x, x + wide * share], [foot] * 2, color=STYLES["narrowed"][0], lw=4, solid_capstyle="butt")
-    lines[0].set_gid(f"edge:{width.key}:{width.state}")
+def _draw_wire(
+    axes: Any, points: Sequence[tuple[float, float]], x: float, y: float, colour: str, style: Any
+) -> Any:
+    """A line through points: straight where it goes down or across, bent where it does both."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path as Line
+
+    found, codes = [points[0]], [Line.MOVETO]
+    for (a, b), (c, d) in pairwise(points):
+        if a == c or b == d:
+            found.append((c, d))
+            codes.append(Line.LINETO)
+        else:
+            middle = (b + d) / 2
+            found += [(a, middle), (c, middle), (c, d)]
+            codes += [Line.CURVE4] * 3
+    line = Line([(x + a, y + b) for a, b in found], codes)
+    return axes.add_patch(
+        PathPatch(line, facecolor="none", edgecolor=colour, linewidth=0.8, linestyle=style, zorder=2)
+    )
 
 
-def _channels_left(width: OperationRow) -> str:
-    left = narrowed(width.operation, width.choice).partition(" ")[0]
-    return f"→ {left} of {width.operation.removesuffix(' channels').replace(' x ', '×')}"
+def _draw_head(axes: Any, x: float, y: float, colour: str) -> None:
+    from matplotlib.patches import Polygon
+
+    corners = [(x, y), (x - 0.022, y - 0.05), (x + 0.022, y - 0.05)]
+    axes.add_patch(Polygon(corners, facecolor=colour, edgecolor="none", zorder=2))
 
 
-def _second_line(row: OperationRow, state: str, changed: bool) -> str:
-    if changed and state in ("none", "removed"):
-        return state
-    if changed and state == "other":
-        return f"→ {short_name(row.choice)}"
-    before, after = (changed and row.left) or row.channels
-    images = len(row.shape_out) == 3 and row.operation != "linear"
-    return f"{before} → {after}" + (f" @{row.shape_out[-1]}" if images else "")
+def _legend(
+    panels: Sequence[_Panel], rows: Sequence[OperationRow], width: float
+) -> list[list[tuple[float, str, str]]]:
+    """Lines of (place, state, words)."""
+    states = {box.state for panel in panels for box in panel.boxes}
+    most = _most(panels[0].graph)
+    items = [(state, words) for state, words in _LEGEND.items() if state in states]
+    items.append(("original", f"kept; the darker, the more multiply-adds (up to {count(most)})"))
+    items.append(("", "+ sum  ‖ concatenation  × product; activations and reshapes are not shown"))
+    lines: list[list[tuple[float, str, str]]] = [[]]
+    x = 0.0
+    for state, words in items:
+        needs = text_width(words, 7.0) + (0.36 if state else 0.0) + 0.2
+        if lines[-1] and x + needs > width:
+            lines.append([])
+            x = 0.0
+        lines[-1].append((x, state, words))
+        x += needs
+    return lines
 
 
-def _operation_text(row: OperationRow) -> str:
-    if row.kind == "operation" and row.operation in OPERATIONS:
-        return short_name(row.operation)
-    if row.operation.startswith(("conv", "dw", "gc")):
-        return row.operation.replace("_", " ").replace("x", "×")
-    return row.operation
-
-
-def _last_name(row: OperationRow) -> str:
-    return row.entry.rpartition(".")[2]
-
-
-def _draw_legend(axes: Any, rows: Sequence[OperationRow], y: float) -> None:
-    states = {row.state for row in rows}
-    x = 0.4
-    for state, words in _LEGEND.items():
-        if state in states or state == "original":
-            colour, fill, style, line = STYLES[state]
-            rounded(axes, x, y - 0.08, 0.3, 0.16, colour, fill, style, line)
-            text(axes, x + 0.38, y, words, size=8, align="left")
-            x += 0.62 + 0.075 * len(words)
-
-
-def _draw_arrow(axes: Any, x: float, y: float, end: float) -> None:
-    style = {"arrowstyle": "-|>", "color": "#777777", "lw": 0.8, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 6}
-    axes.annotate("", xy=(end, y), xytext=(x, y), arrowprops=style)
+def _draw_legend(axes: Any, line: Sequence[tuple[float, str, str]], y: float) -> None:
+    for x, state, words in line:
+        if state:
+            colour, fill, style, width = STYLES[state]
+            rounded(axes, _MARGIN + x, y - 0.06, 0.26, 0.12, colour, fill, style, width)
+        text(axes, _MARGIN + x + (0.32 if state else 0.0), y, words, size=7.0, align="left")

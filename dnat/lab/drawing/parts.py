@@ -94,12 +94,11 @@ def text(
     align: str = "center",
     colour: str = "#222222",
     weight: str = "normal",
-    limit: float | None = None,
+    zorder: float = 3,
 ) -> None:
-    """Text at a place; cut to what fits into `limit` half-inches, and never read as mathematics."""
-    most = int(limit * 36 / (size * 0.58)) if limit else len(words)
-    words = words if len(words) <= most else words[: max(most - 1, 1)] + "…"
-    axes.text(x, y, words, fontsize=size, ha=align, va="center", color=colour, weight=weight, parse_math=False)
+    """Text at a place, never read as mathematics."""
+    style = {"fontsize": size, "ha": align, "va": "center", "color": colour, "weight": weight, "zorder": zorder}
+    axes.text(x, y, words, parse_math=False, **style)
 
 
 def text_width(words: str, size: float, weight: str = "normal") -> float:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,26 +13,35 @@ from torch import nn
 from ...costs import Cost
 from ...data import Source
 from ...edges import ORIGINAL, Edge, Space, in_order, units
+from ...errors import UsageError
 from ...networks import GENOTYPES, Genotype, definition, genotype_of
 from ...networks.genotypes import published, transformed
 from ...planning import find_edges
 from ...results import Commitment, EdgeReport, Transformation
 from ...rundir import RunFiles, read_job
 from ...settings import Job
-from ...tracing import trace
+from ...tracing import Program, trace
 from .. import drawing
 
 _SHARED = ("kind", "operation", "shape_in", "shape_out", "madds", "choice")
 
 
 def architecture_of(network: nn.Module, data: Source, job: Job, result: Transformation) -> dict[str, Any]:
-    """A run's choices, its genotypes, and the picture's rows, in which an edge has only what its report lacks."""
+    """A run's choices, its genotypes, and the picture's rows, in which an edge has only what its report lacks, and
+    graphs."""
     commitment = result.commitment.table() if result.commitment else None
-    known = _of_reports(commitment)
-    rows = drawing.rows_to_json(picture_rows(network, data, result.commitment, job.config.relaxation.moves))
+    known, example = _of_reports(commitment), data.example(2)
+    program = trace(network, example)
+    everything = _operations(program, job.config.relaxation.moves)
+    rows = drawing.rows_to_json(_rows(everything, result.commitment))
+    graphs = drawing.graphs_of(program, everything, result.choices)
+    if not result.commitment:  # trained alone, or another network
+        other = trace(result.network, example)
+        graphs = graphs[0], drawing.graph_of(other, _operations(other, job.config.relaxation.moves))
     own = [{k: v for k, v in row.items() if k == "key" or (k, v) not in known.get(row["key"], ())} for row in rows]
     genotypes = [asdict(genotype) for genotype in genotypes_of(network, job, result)]
-    return {"commitment": commitment, "rows": own, "genotypes": genotypes}
+    drawn = [asdict(graph) for graph in graphs]
+    return {"commitment": commitment, "rows": own, "graphs": drawn, "genotypes": genotypes}
 
 
 def rows_of(architecture: Mapping[str, Any]) -> list[drawing.OperationRow]:
@@ -51,20 +60,27 @@ def picture_rows(
     network: nn.Module, data: Source, commitment: Commitment | None, space: Space = "dnat"
 ) -> list[drawing.OperationRow]:
     """Every operation of a network, in order, and what became of it, for the picture."""
-    program = trace(network, data.example(2))
+    return _rows(_operations(trace(network, data.example(2)), space), commitment)
+
+
+def _operations(program: Program, space: Space) -> tuple[Edge, ...]:
+    """Every edge of a network in a space, and every operation that is none, in order."""
     edges = {e.key: e for e in find_edges(program, space)}
     cells = tuple(f"{e.entry}." for e in edges.values() if e.kind == "operation")
     others = (e for e in units(program) if not e.entry.startswith(cells))
-    everything = {e.key: e for e in others} | edges
+    return in_order(({e.key: e for e in others} | edges).values())
+
+
+def _rows(everything: Sequence[Edge], commitment: Commitment | None) -> list[drawing.OperationRow]:
     reports = {e.key: e for e in commitment.edges} if commitment else {}
     removed = set(commitment.removed) if commitment else set()
-    left = _left({edge: _choice(reports, edge) for edge in edges.values() if edge.place})
+    left = _left({edge: _choice(reports, edge) for edge in everything if edge.place})
 
     def row(edge: Edge) -> drawing.OperationRow:
         report, choice = reports.get(edge.key), _choice(reports, edge)
         found = drawing.OperationRow(
             key=edge.key,
-            kind=edge.kind if edge.key in edges else "fixed",
+            kind=edge.kind if len(edge.choices) > 1 else "fixed",
             operation=edge.operation,
             shape_in=edge.shape_in,
             shape_out=edge.shape_out,
@@ -78,7 +94,7 @@ def picture_rows(
         before, after = (round(n * share) for n, share in zip(found.channels, left[edge.entry], strict=True))
         return replace(found, left=(before, after))
 
-    return [row(edge) for edge in in_order(everything.values())]
+    return [row(edge) for edge in everything]
 
 
 def _choice(reports: Mapping[str, EdgeReport], edge: Edge) -> str:
@@ -135,21 +151,27 @@ def draw(
     """Draw a run's before/after picture into a folder; with a genotype also its cells."""
     title = f"{job.network} on {job.data}, {job.method}"
     rows = rows_of(architecture)
+    if "graphs" not in architecture:
+        raise UsageError(
+            f"{folder} is of an older version, which did not keep the network's graph: it cannot be drawn"
+        )
+    first, last = map(drawing.Graph.from_json, architecture["graphs"])
+    costs = {"before": before, "after": after}
     files = drawing.draw_network(
-        rows, folder / "architecture", title=title, before=before, after=after, formats=formats
+        rows, folder / "architecture", graphs=(first, last), title=title, **costs, formats=formats
     )
     found = [Genotype.from_json(json.dumps(g)) for g in architecture.get("genotypes", ())]
     if found:
-        first, last = found
-        costs = f"{before}  →  {after}"
-        if _same_inputs(first, last):
+        old, new = found
+        words = f"{before}  →  {after}"
+        if _same_inputs(old, new):
             files += drawing.draw_genotype(
-                first, folder / "cells", after=last, title=title, subtitle=costs, formats=formats
+                old, folder / "cells", after=new, title=title, subtitle=words, formats=formats
             )
         else:  # NAO's: the two have different edges, so that they are two pictures
-            for name, when, genotype in (("cells-before", "before", first), ("cells", "after", last)):
+            for name, when, genotype in (("cells-before", "before", old), ("cells", "after", new)):
                 files += drawing.draw_genotype(
-                    genotype, folder / name, title=f"{title}, {when}", subtitle=costs, formats=formats
+                    genotype, folder / name, title=f"{title}, {when}", subtitle=words, formats=formats
                 )
     return files
 

@@ -55,6 +55,7 @@ def transform(
     records: Records | None = None,
     tracker: Tracker | None = None,
     stop: Stop | None = None,
+    progress: bool | None = None,
 ) -> Transformation:
     """Train a network, transform it, and train it on, in one run.
 
@@ -68,8 +69,9 @@ def transform(
         task: the loss and the metrics; by default classification. See `dnat.tasks`.
         records: a run directory to write to. If it holds a checkpoint, the run goes on from there and ends with
             the same bits as if it had never stopped.
-        tracker: is told of progress.
+        tracker: is told of progress; see `dnat.Tracker`.
         stop: asked after each batch; when it says yes, the run saves and raises `Interrupted`.
+        progress: whether to show a line of it; by default on a terminal and in a notebook.
 
     Raises:
         ValueError: a network or data that cannot be used, before anything is trained.
@@ -77,9 +79,8 @@ def transform(
         Interrupted: `stop` said yes; call again with the same records to go on.
     """
     listeners = Listeners.of(records, tracker, stop)
-    with session(network, data, config, task) as given:
-        plan = planned(given, records)
-        run = Run(given, listeners, plan)
+    with session(network, data, config, task) as given, listeners.showing(progress) as listeners:
+        run = Run(given, listeners, planned(given, records))
         if run.architecture is not None:
             run.train(until=given.config.training.architecture_epochs)
             run.commit()
@@ -96,6 +97,7 @@ def train(
     records: Records | None = None,
     tracker: Tracker | None = None,
     stop: Stop | None = None,
+    progress: bool | None = None,
     teacher: nn.Module | None = None,
 ) -> Transformation:
     """Train the untouched network for `epochs`, with the images and the recipe that `transform` uses.
@@ -103,11 +105,11 @@ def train(
     Arguments, result and errors are those of `transform`.
 
     Args:
-        network, data, config, task, records, tracker, stop: see `transform`.
+        network, data, config, task, records, tracker, stop, progress: see `transform`.
         teacher: the network whose answers `distillation` weighs; by default the network as it was given.
     """
     listeners = Listeners.of(records, tracker, stop)
-    with session(network, data, config, task) as given:
+    with session(network, data, config, task) as given, listeners.showing(progress) as listeners:
         run = Run(given, listeners, teacher=teacher)
         run.train(until=given.config.training.epochs)
         return run.result()

@@ -7,6 +7,7 @@ import shutil
 import statistics
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -78,9 +79,12 @@ def test_there_is_a_row_for_each_trial_with_what_its_record_has(sweep):
 
 def test_settings_have_a_column_where_they_differ(sweep):
     alone = tabulate([sweep])
-    assert not {"lr", "epochs", "network.width", "device"} & {*alone.columns}
+    job = json.loads((sweep / "resnet8-original-seed0" / "record.json").read_text())["job"]
+    own = {"network", "data", "method", "preset", "seed", "latency_batch"}
+    assert {*alone.columns} & {*job, "network.width"} == own
     both = tabulate([sweep, sweep.parent / "slow"])
     assert {*both.columns} - {*alone.columns} == {"lr"}
+    assert [row["latency_batch"] for row in alone.records()] == [1, 1, None, 1, 1, None]  # as measured
     rates = {row["run"]: row["lr"] for row in both.records()}
     assert rates.pop("slow") == 0.05
     assert 0.05 not in rates.values()
@@ -130,6 +134,30 @@ def test_the_frame_and_parquet_hold_the_table(sweep, tmp_path):
     )
     assert ran.exit_code == 0
     pandas.testing.assert_frame_equal(pandas.read_parquet(file), frame)
+
+
+def test_the_code_of_the_guide_runs(sweep, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pandas")
+    guide = (Path(__file__).parent.parent / "docs" / "results.md").read_text()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "sweep").symlink_to(sweep)
+    monkeypatch.chdir(tmp_path)
+    exec(re.findall(r"```python\n(.*?)```", guide, re.S)[0], {})
+    printed = capsys.readouterr().out
+    assert "dnat-full 0.5" in printed
+    for name in tabulate([sweep]).columns:
+        assert f"`{name}`" in guide
+
+
+def test_metrics_that_do_not_count_have_columns_too(sweep, tmp_path):
+    shutil.copytree(sweep.parent / "slow", tmp_path / "other")
+    record = truth(tmp_path / "other")
+    record["metrics"] = {"mae": "min", "r2": "max"}
+    record["results"] |= {"test_mae": 0.5, "test_mae_before": 2.0, "test_r2": 0.25, "test_r2_before": -1.0}
+    (tmp_path / "other" / "record.json").write_text(json.dumps(record))
+    (row,) = tabulate([tmp_path / "other"]).records()
+    assert (row["metric"], row["test_before"], row["test_after"]) == ("mae", 2.0, 0.5)
+    assert (row["test_r2_before"], row["test_r2"]) == (-1.0, 0.25)
 
 
 def test_columns_of_texts_and_numbers_become_texts():

@@ -13,11 +13,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
+from rich.console import Console
 
 import dnat
 from dnat import tracking
 from dnat.integrations import trackers
 from dnat.lab.cli import cli
+from dnat.lab.terminal import TerminalTracker
 from dnat.tracking import CsvTracker, ProgressLine, Tracker, Trackers
 from dnat.training import Interrupted, Progress
 
@@ -138,6 +140,7 @@ def test_the_line_never_breaks(monkeypatch):
         (False, True, Tracker(), False),
         (True, False, Tracker(), True),
         (None, True, Trackers(Tracker(), ProgressLine(io.StringIO())), False),  # another one is shown
+        (None, True, Trackers(TerminalTracker(Console(file=io.StringIO()), 2)), False),  # by the command
     ],
 )
 def test_when_the_line_is_drawn(monkeypatch, progress, terminal, tracker, drawn):

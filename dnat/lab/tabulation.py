@@ -122,23 +122,24 @@ def tabulate(paths: Iterable[str | Path]) -> Table:
     notes: list[str] = []
     runs, _ = collect(paths, notes)
     jobs = {path: _settings(_job(path, run)) for path, run in runs.items()}
-    names = sorted({name for job in jobs.values() for name in job} - {*_NAMED} - WHERE)
+    names = sorted({name for job in jobs.values() for name in job} - {*_NAMED, *_MEASURED} - WHERE)
     differing = [name for name in names if len({json.dumps(job.get(name)) for job in jobs.values() if job}) > 1]
-    rows = [_row(path, run, jobs[path]) for path, run in runs.items()]
+    shown = (*_NAMED, *differing)
+    rows = [_row(path, run) | {name: jobs[path].get(name) for name in shown} for path, run in runs.items()]
     rows.sort(key=_order)
     usual = ("run", "status", "reason", *_NAMED[:3], "label", *_NAMED[3:], *differing, *_MEASURED)
-    others = (name for row in rows for name in row if name.startswith("test_"))
+    others = (name for row in rows for name in row if name.startswith("test_"))  # metrics that do not count
     columns = tuple(dict.fromkeys((*usual, *others, "directory")))
     return Table(columns, tuple(tuple(row.get(c) for c in columns) for row in rows), tuple(notes))
 
 
-def _row(path: Path, run: Run | Unfinished, job: Mapping[str, Any]) -> dict[str, Any]:
-    """All that is known of a trial, by name."""
+def _row(path: Path, run: Run | Unfinished) -> dict[str, Any]:
+    """All that is known of a trial but its settings, by name."""
     if isinstance(run, Run):
         told = {"status": "done", **_measured(run.record)}
     else:
         told = {"status": run.state, "reason": run.reason or None}
-    return {**job, **told, "run": run.name, "label": _label(_job(path, run)), "directory": str(path)}
+    return {**told, "run": run.name, "label": _label(_job(path, run)), "directory": str(path)}
 
 
 _MEASURED = (
@@ -208,8 +209,8 @@ def _settings(job: Mapping[str, Any]) -> dict[str, Any]:
 def _order(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """By data set, network, method and seed, as reports have them; what has no settings comes last."""
     method = row["label"] or ""
-    places = [natural_order(str(row.get(name, ""))) for name in ("data", "network")]
-    return not method, *places, method_order(method, "original"), row.get("seed", 0), row["run"]
+    places = [natural_order(str(row[name] or "")) for name in ("data", "network")]
+    return not method, *places, method_order(method, "original"), row["seed"] or 0, row["run"]
 
 
 def _alike(values: Sequence[Any]) -> Sequence[Any]:

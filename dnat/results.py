@@ -262,15 +262,14 @@ class Transformation:
         a, b = self.latency_before.seconds, self.latency_after.seconds
         return [*lines, (where, f"{1e3 * a:.2f} ms", f"{1e3 * b:.2f} ms", _share(a, b))]
 
-    def _went(self) -> str:
-        """What changed, in a line; the edges that did, where they are few."""
+    def _went(self) -> tuple[str, list[str]]:
+        """How much changed; and each edge that did, where they are few."""
         if not self.commitment:
-            return "trained as it is" if self.genotype is None else "another genotype"
+            return "trained as it is" if self.genotype is None else "another genotype", []
         edges = self.commitment.edges
         changed = [f"{e.key} {e.choice}" for e in edges if e.choice != ORIGINAL]
-        listed = f": {', '.join(changed[:_FEW])}" if changed else ""
-        more = f" and {len(changed) - _FEW} more" if len(changed) > _FEW else ""
-        return f"{Tally.of((e.kind, e.choice) for e in edges)}{listed}{more}"
+        more = [f"and {len(changed) - _FEW} more"] if len(changed) > _FEW else []
+        return str(Tally.of((e.kind, e.choice) for e in edges)), changed[:_FEW] + more
 
     def __repr__(self) -> str:
         rows = [("", "before", "after", "change"), *self._lines()]
@@ -280,7 +279,8 @@ class Transformation:
             for row in rows
         ]
         dead = ["dead: it gives every example the same answer"] if self.dead else []
-        return "\n".join([*lines, self._went(), *dead])
+        went, edges = self._went()
+        return "\n".join([*lines, went, *(f"  {edge}" for edge in edges), *dead])
 
     def _repr_html_(self) -> str:
         """The table for a notebook, with a picture of what each edge's choice leaves of its multiply-adds."""
@@ -293,7 +293,9 @@ class Transformation:
         )
         dead = "<p>Dead: it gives every example the same answer.</p>" if self.dead else ""
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return f"{table}<p>{html.escape(self._went())}</p>{_bars(self.commitment)}{dead}"
+        went, edges = self._went()
+        told = html.escape(f"{went}{': ' * bool(edges)}{', '.join(edges)}")
+        return f"{table}<p>{told}</p>{_bars(self.commitment)}{dead}"
 
 
 _FEW = 6

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from dnat.errors import UsageError
 from dnat.lab import results
 from dnat.lab.cli import cli
 from dnat.lab.report import gather
@@ -166,12 +167,14 @@ def test_columns_of_texts_and_numbers_become_texts():
     assert _alike([True, 1]) == ["True", "1"]
 
 
-@pytest.mark.parametrize("library", ["pandas", "pyarrow"])
-def test_a_missing_library_is_said(sweep, tmp_path, monkeypatch, library):
-    monkeypatch.setitem(sys.modules, library, None)
-    words = ["results", str(sweep), "--parquet", "--out", str(tmp_path / "x.parquet")]
-    ran = CliRunner().invoke(cli, words)
-    assert re.search(rf"needs {library}: pip install 'dnat\[tables\]'", str(ran.exception))
+def test_missing_libraries_are_said(sweep, tmp_path, monkeypatch):
+    for library in ("pandas", "pyarrow"):
+        monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UsageError, match=r"needs pandas: pip install 'dnat\[tables\]'"):
+        results(sweep)
+    ran = CliRunner().invoke(cli, ["results", str(sweep), "--parquet", "--out", str(tmp_path / "x.parquet")])
+    assert re.search(r"needs pyarrow: pip install 'dnat\[tables\]'", str(ran.exception))
+    assert not (tmp_path / "x.parquet").exists()
     for form in ("--csv", "--json", "--latex"):
         assert CliRunner().invoke(cli, ["results", str(sweep), form]).exit_code == 0
 

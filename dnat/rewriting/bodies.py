@@ -32,12 +32,19 @@ class CannotRewriteError(Exception):
 
 @dataclass(frozen=True)
 class Recorded:
-    """A forward's steps, with paths as seen from its module; `shapes` are those of its tensors on the first
-    example, and `memory` tells which of them share theirs."""
+    """A forward's steps, with paths as seen from its module.
+
+    Attributes:
+        body: the steps.
+        shapes: of its tensors, on the first example.
+        memory: tells which of them share theirs.
+        unread: what it gives beside others, and nobody reads.
+    """
 
     body: Body
     shapes: Mapping[Ref, tuple[int, ...]]
     memory: Mapping[Ref, int]
+    unread: frozenset[Ref]
 
 
 def body_of(program: Program, place: str, opened: Collection[str]) -> Recorded:
@@ -76,7 +83,8 @@ def _in_both_modes(program: Program, place: str, opened: Collection[str]) -> Rec
         raise CannotRewriteError(f"{what} does other things in train than in eval mode")
     if any(step.is_number() or step.kind == "decision" for step in both.steps):
         _check_sizes(program, place, opened, evaluation.body)
-    return replace(evaluation, body=both)
+    unread = frozenset.intersection(*(one.unread for recorded in modes for one in recorded))
+    return replace(evaluation, body=both, unread=unread)
 
 
 def _check_sizes(program: Program, place: str, opened: Collection[str], body: Body) -> None:
@@ -104,7 +112,18 @@ def _alone(network: nn.Module, trace: Trace, call: int, place: str, opened: Coll
     body, names = numbered(replace(body, steps=steps), place)
     values = {new: trace.named[old.index] for old, new in names.items()}
     shapes = {ref: trace.values[value].shape for ref, value in values.items() if value >= 0}
-    return Recorded(body, shapes, {new: trace.memory[old.index] for old, new in names.items()})
+    unread = {
+        ref for ref in parts([body.result], Ref) if body.result != ref and not _is_read(trace, call, values[ref])
+    }
+    memory = {new: trace.memory[old.index] for old, new in names.items()}
+    return Recorded(body, shapes, memory, frozenset(unread))
+
+
+def _is_read(trace: Trace, call: int, value: int) -> bool:
+    """Whether something beyond a call reads a value; of what is no tensor that is not known."""
+    if value < 0 or value in trace.outputs:
+        return True
+    return any(call not in trace.operations[user].scope for user in trace.users[value])
 
 
 def _inside(trace: Trace, call: int, opened: Collection[str]) -> Iterator[int]:

@@ -300,3 +300,26 @@ def test_a_mask_that_decides_is_guarded():
     made(*example)
     with pytest.raises(AssertionError, match="other masks"):
         made(ids(), torch.zeros(2, 7, dtype=torch.bool))
+
+
+def test_what_is_given_twice_may_be_two_things_another_time():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.branch = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x, y):
+            return self.one(x) + self.two(y) + self.branch(y)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both, self.head = Both(), nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            return self.head(self.both(x, x))
+
+    network = Outer()
+    made = dnat.discretize(network, {"both.branch": "none"}, torch.randn(2, 3, 8, 8))
+    x, y = torch.randn(2, 2, 3, 8, 8)
+    assert torch.equal(made.both(x, y), network.both.one(x) + network.both.two(y))

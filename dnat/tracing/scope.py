@@ -24,6 +24,7 @@ from .steps import (
     grouped,
     mapped,
 )
+from .surroundings import is_layer
 
 OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 """What holds where a comparison does not."""
@@ -73,6 +74,8 @@ class Scope:
     def _entered(self, value: Any) -> Any:
         if isinstance(value, Tracked):
             return tracked(plain(value), self.notes, self.names.new())
+        if isinstance(value, Tensor) and id(value) in self.refs and not is_layer(self.module):
+            value = self.names.flow.alias(value)  # given twice, and perhaps two things another time
         if isinstance(value, Tensor) or isinstance(self._constant(value), Unknown):
             self.name(value)
         return value

@@ -823,3 +823,20 @@ class ComparesItself(Base):
 
 def test_py_keeps_apart_what_is_made_of_one_thing(tmp_path):
     check_py(ComparesItself(), images(), tmp_path)
+
+
+def test_py_writes_out_what_a_cache_keeps(tmp_path):
+    kept = {}
+
+    class Cached(Base):
+        def forward(self, x):
+            x = self.c(x)
+            size = x.shape[-1]
+            if size not in kept:
+                kept[size] = torch.arange(int(size), dtype=torch.float32)
+            return self.l((x * kept[size]).mean((2, 3)))
+
+    network = Cached()
+    network(images())
+    source, made = check_py(network, images(), tmp_path)
+    assert "torch.tensor([0.0, 1.0," in source

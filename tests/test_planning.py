@@ -158,6 +158,7 @@ def test_a_command_traces_and_plans_once(tmp_path, monkeypatch):
     import dnat.session
 
     done = {"trace": 0, "plan": 0}
+
     def counted(module, name, what):
         own = getattr(module, name)
 

@@ -838,5 +838,5 @@ def test_py_writes_out_what_a_cache_keeps(tmp_path):
 
     network = Cached()
     network(images())
-    source, made = check_py(network, images(), tmp_path)
+    source, _ = check_py(network, images(), tmp_path)
     assert "torch.tensor([0.0, 1.0," in source

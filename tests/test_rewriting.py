@@ -323,3 +323,39 @@ def test_what_is_given_twice_may_be_two_things_another_time():
     made = dnat.discretize(network, {"both.branch": "none"}, torch.randn(2, 3, 8, 8))
     x, y = torch.randn(2, 2, 3, 8, 8)
     assert torch.equal(made.both(x, y), network.both.one(x) + network.both.two(y))
+
+
+class Sized(nn.Module):
+    """A branch in a forward that asks for sizes."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.branch = way, nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.way(x) + self.branch(x)
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        (lambda x: x.view(len(x), -1).view(x.shape), None),
+        (lambda x: x.reshape(x.shape[0], x.shape[1], -1).view_as(x), None),
+        (lambda x: x * 1.0 if int(x.shape[0]) else x, "the batch decides"),
+        (lambda x: sum(x[i].mean() for i in range(x.shape[0])) + x, "the batch decides"),
+        (lambda x: sum(x[..., i : i + 1] for i in range(x.shape[-1])) + x, "sizes decide"),
+    ],
+)
+def test_what_sizes_decide_is_not_fixed_to_the_example(way, why):
+    network = nn.Sequential(Sized(way), nn.Conv2d(3, 5, 1))
+    example = torch.randn(2, 3, 8, 8)
+    edges = {e.key: e for e in dnat.find_edges(dnat.trace(network, example), everything=True)}
+    if why:
+        assert why in dict(edges["0.branch"].refused)["none"]
+        return
+    made = dnat.discretize(network, {"0.branch": "none"}, example)
+    relaxed = dnat.relax(network, [edges["0.branch"]])
+    relaxed.set_one_hot({"0.branch": "none"})
+    for batch, size in ((1, 8), (5, 12)):
+        x = torch.randn(batch, 3, size, size)
+        assert torch.equal(made.eval()(x), relaxed.eval()(x))

@@ -82,7 +82,8 @@ def _run(
     if job.method == "control-narrow":
         images = images_of(data)
         of_method["family"] = family(job, images.num_classes, (images.channels, *images.image_size))
-    check_method(job.method, network, data, job.config, task=job.task, **of_method)
+    checked = check_method(job.method, network, data, job.config, task=job.task, **of_method)
+    of_method |= {"checked": checked} if checked else {}
     if job.method not in SEARCHING:
         of_method["task"] = job.task
     trained: list[Progress] = []

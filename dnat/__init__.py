@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .tasks import Task as Task
     from .tracing import Program as Program
     from .tracing import trace as trace
+    from .tracking import Tracker as Tracker
     from .training import evaluate as evaluate
     from .transformation import train as train
     from .transformation import transform as transform
@@ -73,6 +74,7 @@ _HOME = {
     "Architecture": "attachment",
     "Task": "tasks",
     "Records": "records",
+    "Tracker": "tracking",
     "DnatError": "errors",
 }
 __all__ = list(_HOME)

@@ -327,7 +327,9 @@ def _wraps(kind: type) -> bool:
 
 
 def _is_nested(args: Sequence[Any]) -> bool:
-    return any(a.is_nested if isinstance(a, Tensor) else isinstance(a, list | tuple) and _is_nested(a) for a in args)
+    return any(
+        a.is_nested if isinstance(a, Tensor) else isinstance(a, list | tuple) and _is_nested(a) for a in args
+    )
 
 
 def _may_multiply(name: str) -> bool:

@@ -4,8 +4,9 @@ The bits that are not in weights are here, too: the state of torch's own generat
 """
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from .checkpoints import Checkpoints
 from .distributed import anyone, from_first
 from .errors import UsageError, WrongTypeError
-from .tracking import Tracker
+from .tracking import Tracker, shown
 from .training import Evaluation, Interrupted, Progress
 
 SAVE_SECONDS = 30.0
@@ -48,7 +49,7 @@ class Listeners:
             kind = type(self.records).__name__
             raise WrongTypeError(f"records must be a dnat.Records, not {kind}: dnat.Records.open(directory, job)")
         if not isinstance(self.tracker, Tracker):
-            raise WrongTypeError(f"tracker must be a dnat.tracking.Tracker, not {type(self.tracker).__name__}")
+            raise WrongTypeError(f"tracker must be a dnat.Tracker, not {type(self.tracker).__name__}")
         if self.stop is not None and not callable(self.stop):
             raise WrongTypeError(f"stop must be a function, not {type(self.stop).__name__}")
 
@@ -56,6 +57,12 @@ class Listeners:
     def of(cls, records: Checkpoints | None, tracker: Tracker | None, stop: Stop | None) -> "Listeners":
         """Those that were given."""
         return cls(records, Tracker() if tracker is None else tracker, stop)
+
+    @contextmanager
+    def showing(self, progress: bool | None) -> Iterator["Listeners"]:
+        """Within, those with a line of progress beside them, where one is wanted; see `tracking.shown`."""
+        with shown(self.tracker, progress) as tracker:
+            yield replace(self, tracker=tracker)
 
 
 class Loop:

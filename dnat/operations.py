@@ -124,8 +124,8 @@ class CellOperation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What the operation computes."""
         out = self.op(x)
-        if out is x:
-            out = x.view(x.shape)  # another tensor over the same memory: so the edge's two ends are told apart
+        if isinstance(self.op, nn.Identity):
+            out = out.view_as(out)  # another tensor over the same memory: so the edge's two ends are told apart
         return out if self.drop_path is None else self.drop_path(out)
 
     def identity(self) -> nn.Module:

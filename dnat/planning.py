@@ -44,7 +44,7 @@ def find_edges(
 
     Nested edges are found too (a branch and the units in it). In a network of genotype cells the edges are those
     of its genotype alone. Where the none of one edge would do what that of another does (in a series, or in one
-    another), it is offered once: by the last, and by the outer. Each none is tried on a copy of the network.
+    another), it is offered once: by the last, and by the outer. Each none is looked for in the recorded steps.
 
     Args:
         program: from `dnat.trace`.

@@ -1,5 +1,6 @@
 """What a run comes to: what became of each edge, the moment of the choices, and the trained network."""
 
+import html
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 from .budget import Costs
 from .costs import Cost, Latency
 from .discretization import Discretization
-from .edges import ORIGINAL
+from .edges import ORIGINAL, Tally
 from .networks import Genotype
 from .planning import Plan
 from .selection import Decision
@@ -177,9 +178,9 @@ def fixed_of(plan: Plan) -> tuple[FixedReport, ...]:
     return tuple(FixedReport(e.key, e.kind, e.operation, e.madds, e.refused) for e in plan.fixed)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Transformation:
-    """The result of a run.
+    """The result of a run; printed, or shown by a notebook, it is a small table.
 
     Attributes:
         network: the trained, plain network, on the device of the run, in eval mode.
@@ -216,6 +217,16 @@ class Transformation:
         """{edge key: choice}; empty where the network was only trained."""
         return self.commitment.choices if self.commitment else {}
 
+    def record(self) -> dict[str, Any]:
+        """What record.json has of it, beside what was to be done: results, seconds, latency, metrics."""
+        return {
+            "results": self.results(),
+            "seconds": {stage: round(taken, 3) for stage, taken in self.seconds.items()},
+            "latency": {"before": asdict(self.latency_before), "after": asdict(self.latency_after)},
+            "metrics": dict(self.directions),
+            "watched": self.watched,
+        }
+
     def results(self) -> dict[str, Any]:
         """Everything that the same seed must give again, bit for bit: no time, no place."""
         last = self.history[-1] if self.history else {}
@@ -236,3 +247,87 @@ class Transformation:
             "choices": self.choices,
             "weights_sha256": weights_digest(self.network),
         }
+
+    def _lines(self) -> list[tuple[str, str, str, str]]:
+        """The table: (what, before, after, change), the task's metrics first."""
+        old, new = self.before.table(), self.test.table()
+        names = [*self.test.metrics, "loss"]
+        lines = [(f"test {n}", f"{old[n]:.4g}", f"{new[n]:.4g}", f"{new[n] - old[n]:+.4g}") for n in names]
+        for name, after, before in (
+            ("multiply-adds", self.cost_after.madds, self.cost_before.madds),
+            ("parameters", self.cost_after.params, self.cost_before.params),
+        ):
+            lines.append((name, f"{before:,}", f"{after:,}", _share(before, after)))
+        where = f"time for {self.latency_before.batch} on {self.latency_before.device}"
+        a, b = self.latency_before.seconds, self.latency_after.seconds
+        return [*lines, (where, f"{1e3 * a:.2f} ms", f"{1e3 * b:.2f} ms", _share(a, b))]
+
+    def _went(self) -> tuple[str, list[str]]:
+        """How much changed; and each edge that did, where they are few."""
+        if not self.commitment:
+            return "trained as it is" if self.genotype is None else "another genotype", []
+        edges = self.commitment.edges
+        changed = [f"{e.key} {e.choice}" for e in edges if e.choice != ORIGINAL]
+        more = [f"and {len(changed) - _FEW} more"] if len(changed) > _FEW else []
+        return str(Tally.of((e.kind, e.choice) for e in edges)), changed[:_FEW] + more
+
+    def __repr__(self) -> str:
+        rows = [("", "before", "after", "change"), *self._lines()]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+            for row in rows
+        ]
+        dead = ["dead: it gives every example the same answer"] if self.dead else []
+        went, edges = self._went()
+        return "\n".join([*lines, went, *(f"  {edge}" for edge in edges), *dead])
+
+    def _repr_html_(self) -> str:
+        """The table for a notebook, with a picture of what each edge's choice leaves of its multiply-adds."""
+        head = "".join(f"<th>{name}</th>" for name in ("", "before", "after", "change"))
+        body = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(row[0])}</th>"
+            + "".join(f"<td style='text-align:right'>{html.escape(cell)}</td>" for cell in row[1:])
+            + "</tr>"
+            for row in self._lines()
+        )
+        dead = "<p>Dead: it gives every example the same answer.</p>" if self.dead else ""
+        table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        went, edges = self._went()
+        told = html.escape(f"{went}{': ' * bool(edges)}{', '.join(edges)}")
+        return f"{table}<p>{told}</p>{_bars(self.commitment)}{dead}"
+
+
+_FEW = 6
+"""So many edges are named in a table; `Commitment` prints all."""
+
+
+def _share(before: float, after: float) -> str:
+    """The change in percent; nothing where there was nothing."""
+    return f"{100 * (after - before) / before:+.1f} %" if before else ""
+
+
+def _bars(commitment: Commitment | None) -> str:
+    """A drawing in SVG: a bar for each edge that has multiply-adds, as high as they are, empty where it changed.
+
+    It is no picture of the network, whose branches and sums it does not show: those `dnat draw` draws.
+    """
+    edges = [e for e in commitment.edges if e.madds and e.kind != "width"] if commitment else []
+    if not edges:
+        return ""
+    most = max(e.madds for e in edges)
+    bars = []
+    for place, e in enumerate(edges):
+        height = max(60 * e.madds / most, 2)
+        style = "fill:currentColor" if e.choice == ORIGINAL else "fill:none;stroke-dasharray:2"
+        title = html.escape(f"{e.key}: {e.operation}, {e.madds:,} multiply-adds, {e.choice}")
+        bars.append(
+            f"<rect x='{12 * place + 1}' y='{62 - height:.1f}' width='9' height='{height:.1f}' "
+            f"style='{style};stroke:currentColor'><title>{title}</title></rect>"
+        )
+    told = "multiply-adds of the edges, in their order; dashed: changed"
+    size = 12 * len(edges)
+    return (
+        f"<svg role='img' aria-label='{told}' viewBox='0 0 {size} 64' width='{size}' height='64' "
+        f"style='max-width:100%'>{''.join(bars)}</svg><p><small>{told}</small></p>"
+    )

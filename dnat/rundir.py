@@ -11,7 +11,8 @@ control.json, control.safetensors                  of a control before the train
 latencies.json             measured seconds of each operation, where a latency budget counts
 sensitivity.json           what each choice does to the answers, where they decide
 architecture.json, network.safetensors, pictures
-wandb.json                 what Weights & Biases has of the run
+wandb.json, mlflow.json    the run's id there, and what Weights & Biases has of it
+metrics.csv, events        of other trackers: the rows as a table, and TensorBoard's files
 record.json                written last: its presence means that the run is done
 """
 
@@ -39,6 +40,9 @@ SENSITIVITY = "sensitivity.json"
 ARCHITECTURE = "architecture.json"
 NETWORK = "network.safetensors"
 WANDB = "wandb.json"
+MLFLOW = "mlflow.json"
+TABLE = "metrics.csv"
+EVENTS = "events"
 RECORD = "record.json"
 
 

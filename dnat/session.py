@@ -16,7 +16,7 @@ from .distributed import world
 from .errors import UsageError, WrongTypeError, users_code
 from .networks import build, fitting
 from .networks.weights import state_of
-from .planning import make_plan
+from .planning import Plan, make_plan
 from .seeds import Stream, torch_seed
 from .settings import Config
 from .tasks import Classification, Segmentation, Task, task_of
@@ -51,11 +51,25 @@ class Session:
     digest: str
 
 
+@dataclass(frozen=True)
+class Checked:
+    """What was found out when a run was checked: what the network does, and what may change in it."""
+
+    program: Program
+    plan: Plan | None = None
+
+
 @contextmanager
 def session(
-    network: nn.Module | str, data: Source | str, config: Config | None, task: Task | str | None = None
+    network: nn.Module | str,
+    data: Source | str,
+    config: Config | None,
+    task: Task | str | None = None,
+    checked: Checked | None = None,
 ) -> Iterator[Session]:
     """Within, a run of a network on its data computes the same bits at the same seed; see `reproducible`.
+
+    What was found out by `check` of the same arguments is not found out again.
 
     Raises:
         ValueError, TypeError: a network, data or settings that cannot be used, before anything is trained.
@@ -71,7 +85,7 @@ def session(
         if images_last(original, config.machine, device):
             original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         example = data.example(2)
-        program = trace(original, example, batch=count_of(example))
+        program = checked.program if checked else trace(original, example, batch=count_of(example))
         check_training(original, data, config, example, task)
         yield Session(original, data, held_out, watched, task, config, example, program, weights_digest(original))
 
@@ -140,16 +154,20 @@ def named(network: nn.Module | str, data: Source | str, config: Config | None) -
 
 def check(
     network: nn.Module, data: Source, config: Config, *, transforming: bool, task: Task | str | None = None
-) -> None:
+) -> Checked:
     """Find out what can be known to fail, before anything is trained or written.
+
+    Returns:
+        What was found out, so that the run need not do so again.
 
     Raises:
         ValueError, TypeError: see `transform`.
     """
     # As it will be trained: a budget of time is that of this device, with these threads.
     with session(network, data, config, task) as given:
-        if transforming:
-            make_plan(given.original, given.program, given.example, given.config)
+        if not transforming:
+            return Checked(given.program)
+        return Checked(given.program, make_plan(given.original, given.program, given.example, given.config))
 
 
 def check_training(

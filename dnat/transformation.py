@@ -27,7 +27,7 @@ from .records import Records
 from .results import Commitment, Transformation
 from .rundir import LATENCIES, SENSITIVITY
 from .sensitivity import retake_statistics
-from .session import Session, session
+from .session import Checked, Session, session
 from .settings import Config
 from .state import RunState, newest
 from .tasks import Task
@@ -55,6 +55,8 @@ def transform(
     records: Records | None = None,
     tracker: Tracker | None = None,
     stop: Stop | None = None,
+    progress: bool | None = None,
+    checked: Checked | None = None,
 ) -> Transformation:
     """Train a network, transform it, and train it on, in one run.
 
@@ -66,20 +68,19 @@ def transform(
         data: from `dnat.load`, `Data.from_tensors` or `dnat.from_loaders`, or a name for `dnat.load`.
         config: the method's settings; `Config()` by default.
         task: the loss and the metrics; by default classification. See `dnat.tasks`.
-        records: a run directory to write to. If it holds a checkpoint, the run goes on from there and ends with
-            the same bits as if it had never stopped.
-        tracker: is told of progress.
+        records: a run directory to write to; a run that was stopped there goes on, and ends with the same bits.
+        tracker: is told of progress; see `dnat.Tracker`.
         stop: asked after each batch; when it says yes, the run saves and raises `Interrupted`.
+        progress: whether to show a line of it; by default on a terminal and in a notebook.
+        checked: what `session.check` gave for the same arguments.
 
     Raises:
         ValueError: a network or data that cannot be used, before anything is trained.
         NonFiniteError: the loss is not finite any more; the last checkpoint is good.
-        Interrupted: `stop` said yes; call again with the same records to go on.
     """
     listeners = Listeners.of(records, tracker, stop)
-    with session(network, data, config, task) as given:
-        plan = planned(given, records)
-        run = Run(given, listeners, plan)
+    with session(network, data, config, task, checked) as given, listeners.showing(progress) as listeners:
+        run = Run(given, listeners, planned(given, records, checked.plan if checked else None))
         if run.architecture is not None:
             run.train(until=given.config.training.architecture_epochs)
             run.commit()
@@ -87,7 +88,7 @@ def transform(
         return run.result()
 
 
-def train(
+def train(  # noqa: PLR0913 (those of `transform`, and the teacher)
     network: nn.Module | str,
     data: Source | str,
     config: Config | None = None,
@@ -96,28 +97,37 @@ def train(
     records: Records | None = None,
     tracker: Tracker | None = None,
     stop: Stop | None = None,
+    progress: bool | None = None,
     teacher: nn.Module | None = None,
+    checked: Checked | None = None,
 ) -> Transformation:
     """Train the untouched network for `epochs`, with the images and the recipe that `transform` uses.
 
     Arguments, result and errors are those of `transform`.
 
     Args:
-        network, data, config, task, records, tracker, stop: see `transform`.
+        network, data, config, task, records, tracker, stop, progress, checked: see `transform`.
         teacher: the network whose answers `distillation` weighs; by default the network as it was given.
     """
     listeners = Listeners.of(records, tracker, stop)
-    with session(network, data, config, task) as given:
+    with session(network, data, config, task, checked) as given, listeners.showing(progress) as listeners:
         run = Run(given, listeners, teacher=teacher)
         run.train(until=given.config.training.epochs)
         return run.result()
 
 
-def planned(given: Session, records: Records | None) -> Plan:
-    """What may change, within what; times of operations are measured once in a run and kept with it."""
+def planned(given: Session, records: Records | None, plan: Plan | None = None) -> Plan:
+    """What may change, within what; times of operations are measured once in a run and kept with it.
+
+    Args:
+        given: what the run works with.
+        records: where times are kept.
+        plan: where it is known already; not that of a run that has times of its own.
+    """
     known = from_first(lambda: records.read_json(LATENCIES) if records else None)
-    times = Times(**known) if known else None
-    plan = make_plan(given.original, given.program, given.example, given.config, times)
+    if known or plan is None:
+        times = Times(**known) if known else None
+        plan = make_plan(given.original, given.program, given.example, given.config, times)
     if records and plan.times and not known:
         records.write_json(LATENCIES, asdict(plan.times))
     return plan

@@ -39,6 +39,7 @@ def test_the_code_of_the_readme_runs(tmp_path):
     result = run_code(code, tmp_path)
     assert result.returncode == 0, result.stderr
     assert "MAdds" in result.stdout
+    assert "multiply-adds" in result.stdout
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -61,7 +62,7 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
     """The three jobs, as they stand there."""
     monkeypatch.chdir(tmp_path)
     lines = "".join(re.findall(r"```sh\n(.*?)```", README, re.S)).splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         program, *words = shlex.split(line)
         assert program == "dnat"
@@ -147,6 +148,17 @@ def test_the_code_of_the_guide_to_baselines_runs(tmp_path):
     result = run_code(code, tmp_path)
     assert result.returncode == 0, result.stderr
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["nat", "random", "nao"]
+
+
+def test_the_code_of_the_guide_to_results_runs(tmp_path, monkeypatch):
+    """But for the table of runs, for which `test_tabulation` has some."""
+    pytest.importorskip("tensorboard")
+    _, *blocks = re.findall(r"```python\n(.*?)```", GUIDES["results.md"], re.S)
+    result = run_code("\n".join(blocks), tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.match(r"1 \d\.\d+\n2 \d\.\d+\n +before +after", result.stdout)
+    assert len((tmp_path / "numbers.csv").read_text().splitlines()) == 3
+    assert list((tmp_path / "events").iterdir())
 
 
 def test_the_guide_to_baselines_names_all_methods():

@@ -806,3 +806,37 @@ def test_the_fresh_process_has_no_dnat(tmp_path):
     (tmp_path / "net.py").write_text("import dnat\n")
     with pytest.raises(RuntimeError, match="import of dnat halted"):
         verification.read_again("py", tmp_path / "net.py")
+
+
+class ComparesItself(Base):
+    """Gives two things that are made of one tensor that is given three times."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        x = self.c(x).flatten(2).transpose(1, 2)
+        y, weights = self.attention(x, x, x)
+        return self.l(y.mean(1)), weights
+
+
+def test_py_keeps_apart_what_is_made_of_one_thing(tmp_path):
+    check_py(ComparesItself(), images(), tmp_path)
+
+
+def test_py_writes_out_what_a_cache_keeps(tmp_path):
+    kept = {}
+
+    class Cached(Base):
+        def forward(self, x):
+            x = self.c(x)
+            size = x.shape[-1]
+            if size not in kept:
+                kept[size] = torch.arange(int(size), dtype=torch.float32)
+            return self.l((x * kept[size]).mean((2, 3)))
+
+    network = Cached()
+    network(images())
+    source, _ = check_py(network, images(), tmp_path)
+    assert "torch.tensor([0.0, 1.0," in source

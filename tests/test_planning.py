@@ -151,3 +151,25 @@ def test_a_run_that_may_change_some_edges_comes_back_from_its_files(tmp_path):
     network, _, example = restore(tmp_path / "run")
     assert dnat.cost(network, example).madds == record["results"]["cost_after"]["madds"]
     assert redraw(tmp_path / "run", ("svg",))
+
+
+def test_a_command_traces_and_plans_once(tmp_path, monkeypatch):
+    import dnat.planning
+    import dnat.session
+
+    done = {"trace": 0, "plan": 0}
+
+    def counted(module, name, what):
+        own = getattr(module, name)
+
+        def call(*args, **kwargs):
+            done[what] += 1
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, call)
+
+    counted(dnat.session, "trace", "trace")
+    counted(dnat.planning, "find_edges", "plan")
+    config = dnat.Config(epochs=2, architecture_epochs=1, batch_size=64, threads=1)
+    run(Job(network="resnet8", data="digits", train_limit=64, test_limit=64, config=config), tmp_path)
+    assert done == {"trace": 1, "plan": 1}

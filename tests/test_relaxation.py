@@ -256,3 +256,33 @@ def test_a_theta_of_the_networks_own_is_not_lost():
     relaxed.load_state_dict({k: v + 1 for k, v in state.items()})
     assert relaxed.network.theta.tolist() == [8.0] * 3
     assert relaxed.architecture.theta.tolist() == [[1.0, 1.0, 2.0]]
+
+
+def test_a_norm_behind_a_block_that_is_an_edge_itself():
+    """As Swin V2 has it: the block's last layer and the norm behind the block are a unit."""
+
+    class Post(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4), nn.Dropout(0.0))
+            self.norm = nn.LayerNorm(4)
+
+        def forward(self, x):
+            return x + self.norm(self.mlp(x))
+
+    network = nn.Sequential(nn.Linear(3, 4), Post(), Post(), nn.Linear(4, 2)).eval()
+    x = torch.randn(5, 3)
+    edges = dnat.find_edges(dnat.trace(network, x))
+    keys = {e.key: e.choices for e in edges}
+    assert "identity" in keys["1.mlp"]
+    assert "none" in keys["1.mlp.2>1.norm"]
+    relaxed = dnat.relax(network, edges).eval()
+    assert torch.equal(relaxed(x), network(x))
+    for choices in (
+        {"1.mlp": "identity"},
+        {"1.mlp.2>1.norm": "none"},
+        {"1.mlp": "identity", "2.mlp.2>2.norm": "none"},
+    ):
+        relaxed.set_one_hot({e.key: choices.get(e.key, "original") for e in edges})
+        made = dnat.discretize(network, choices, x).eval()
+        assert torch.allclose(relaxed(x), made(x), atol=1e-6), choices

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import dnat
+from dnat.budget import Costs
 
 
 def wrapped(forward):
@@ -205,3 +206,156 @@ def test_an_identity_inside_of_another_is_tried_by_itself():
         "1.two": ("original", "identity"),
     }
     assert "other code needs what it has" in dict(edges["1.one"].refused)["identity"]
+
+
+class Telling(nn.Module):
+    """A block that gives its attention weights, too, which nobody reads."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.mlp = nn.Linear(width, width)
+
+    def forward(self, x):
+        weights = torch.softmax(self.query(x) @ self.key(x).transpose(1, 2), -1)
+        return x + self.out(weights @ self.value(x)) + self.mlp(x), weights
+
+
+class Told(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.blocks = nn.Embedding(30, 8), nn.ModuleList(Telling() for _ in range(2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = self.embedding(x)
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.head(x.mean(1))
+
+
+def test_what_is_given_and_never_read_goes_with_what_it_was_made_for():
+    network = Told()
+    edges = dnat.find_edges(dnat.trace(network, ids()))
+    costs = Costs(edges)
+    before = dnat.cost(network, ids()).madds
+    for edge in edges:
+        if "none" in edge.choices:
+            made = dnat.discretize(network, {edge.key: "none"}, ids())
+            assert before - dnat.cost(made, ids()).madds == costs.total - costs.of({edge: "none"}), edge.key
+    # It stays where it costs nothing beside.
+    made = dnat.discretize(network, {"blocks.0.mlp": "none"}, ids())
+    assert made.blocks[0](torch.randn(2, 7, 8))[1].shape == (2, 7, 7)
+    made = dnat.discretize(network, {"blocks.0.out": "none"}, ids())
+    assert made.blocks[0](torch.randn(2, 7, 8))[1] is None
+
+
+def hooked(hook):
+    network = nn.Sequential(Twice(), nn.Flatten(), nn.Linear(3 * 64, 5))
+    network[0].register_forward_hook(hook)
+    return network
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        x = x + self.one(x)
+        return x + self.two(x)
+
+
+@pytest.mark.parametrize("hook", [lambda m, args, out: None, lambda m, args, out: 2 * out])
+def test_a_module_with_hooks_is_left_as_it_is(hook):
+    edges = dnat.find_edges(dnat.trace(hooked(hook), torch.randn(2, 3, 8, 8)), everything=True)
+    assert {e.key: dict(e.refused).get("none") for e in edges if e.key.startswith("0.")} == {
+        "0.one": "0 has hooks",
+        "0.two": "0 has hooks",
+    }
+
+
+def test_a_mask_that_decides_is_guarded():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x, mask):
+            if not mask.all():
+                x = x * mask[..., None]
+            return x + self.down(torch.relu(self.up(x)))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.masked, self.head = nn.Embedding(30, 8), Masked(), nn.Linear(8, 3)
+
+        def forward(self, x, mask):
+            return self.head(self.masked(self.embedding(x), mask))
+
+    example = (ids(), torch.ones(2, 7, dtype=torch.bool))
+    made = dnat.discretize(Model(), {"masked.down": "none"}, example)
+    assert not list(made.masked.children())
+    made(*example)
+    with pytest.raises(AssertionError, match="other masks"):
+        made(ids(), torch.zeros(2, 7, dtype=torch.bool))
+
+
+def test_what_is_given_twice_may_be_two_things_another_time():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.branch = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x, y):
+            return self.one(x) + self.two(y) + self.branch(y)
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.both, self.head = Both(), nn.Conv2d(3, 5, 1)
+
+        def forward(self, x):
+            return self.head(self.both(x, x))
+
+    network = Outer()
+    made = dnat.discretize(network, {"both.branch": "none"}, torch.randn(2, 3, 8, 8))
+    x, y = torch.randn(2, 2, 3, 8, 8)
+    assert torch.equal(made.both(x, y), network.both.one(x) + network.both.two(y))
+
+
+class Sized(nn.Module):
+    """A branch in a forward that asks for sizes."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.branch = way, nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        return self.way(x) + self.branch(x)
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        (lambda x: x.view(len(x), -1).view(x.shape), None),
+        (lambda x: x.reshape(x.shape[0], x.shape[1], -1).view_as(x), None),
+        (lambda x: x * 1.0 if int(x.shape[0]) else x, "the batch decides"),
+        (lambda x: sum(x[i].mean() for i in range(x.shape[0])) + x, "the batch decides"),
+        (lambda x: sum(x[..., i : i + 1] for i in range(x.shape[-1])) + x, "sizes decide"),
+    ],
+)
+def test_what_sizes_decide_is_not_fixed_to_the_example(way, why):
+    network = nn.Sequential(Sized(way), nn.Conv2d(3, 5, 1))
+    example = torch.randn(2, 3, 8, 8)
+    edges = {e.key: e for e in dnat.find_edges(dnat.trace(network, example), everything=True)}
+    if why:
+        assert why in dict(edges["0.branch"].refused)["none"]
+        return
+    made = dnat.discretize(network, {"0.branch": "none"}, example)
+    relaxed = dnat.relax(network, [edges["0.branch"]])
+    relaxed.set_one_hot({"0.branch": "none"})
+    for batch, size in ((1, 8), (5, 12)):
+        x = torch.randn(batch, 3, size, size)
+        assert torch.equal(made.eval()(x), relaxed.eval()(x))

@@ -24,7 +24,7 @@ ORDER = (
 )
 LAB = (
     "__init__ formatting fields metrics labels baselines methods ground_truth drawing runs prediction summary "
-    "sweep report online terminal cli"
+    "sweep report tabulation online terminal cli"
 )
 
 

@@ -7,7 +7,7 @@ from reference import SMALL, images, small
 from torch import nn
 
 import dnat
-from dnat.tracing import State, change_of, changed, losses
+from dnat.tracing import State, change_of, changed, copied, losses
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -153,3 +153,21 @@ def test_a_call_holds_the_operations_with_it_in_their_scope(name):
             inside = [i for i, op in enumerate(trace.operations) if call in op.scope]
             assert [*trace.within(call)] == inside
             assert trace.live_within[call] == len(trace.needed()[1].intersection(inside))
+
+
+def test_a_network_that_keeps_what_it_computed_can_be_copied():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.cache = nn.Parameter(torch.ones(3)), {}
+
+        def forward(self, x):
+            self.cache["double"] = 2 * self.weight
+            return x * self.cache["double"]
+
+    network = Keeping()
+    network(torch.ones(2, 3))
+    twin = copied(network)
+    assert torch.equal(twin.cache["double"], network.cache["double"])
+    assert twin.weight is not network.weight
+    assert dnat.trace(network, torch.ones(2, 3)).traces[0].operations

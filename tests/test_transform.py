@@ -593,7 +593,7 @@ def test_infinity_in_a_mask_is_no_fault():
         ({"config": {}}, "config must be a dnat.Config, not dict"),
         ({"config": "fast"}, "config must be a dnat.Config, not str"),
         ({"records": "runs/one"}, r"records must be a dnat.Records, not str: dnat.Records.open"),
-        ({"tracker": print}, "tracker must be a dnat.tracking.Tracker, not builtin_function"),
+        ({"tracker": print}, "tracker must be a dnat.Tracker, not builtin_function"),
         ({"stop": True}, "stop must be a function, not bool"),
         ({"data": (torch.zeros(4, 3, 8, 8), torch.arange(4))}, "data must be a dnat.Data or a name, not tuple"),
         ({"network": 3}, "a network must be a torch.nn.Module or a name, not int"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ..rewriting.bodies import CannotRewriteError, inlined, numbered, relative, within
+from ..rewriting.bodies import CannotRewriteError, inlined, numbered, opened_calls, relative, within
 from ..tracing import Trace, has_hooks
 from ..tracing.functions import function_of
 from ..tracing.steps import (
@@ -122,7 +122,7 @@ class _Run:
 
     def _body(self, number: int) -> Body:
         path = self.trace.calls[number].path
-        for call in self._opened(number):
+        for call in opened_calls(self.trace, number, self.modules.opened):
             if self.trace.calls[call].closed:
                 raise self._refused(call, self.trace.calls[call].closed)
         body = inlined(self.trace, number, self.modules.opened)
@@ -140,13 +140,6 @@ class _Run:
             return numbered(changed_body(body, lambda d: relative(d, path)), path)[0]
         except CannotRewriteError:
             raise OpenError({path}) from None
-
-    def _opened(self, number: int) -> Iterator[int]:
-        """A call, and those in it whose steps become its own."""
-        yield number
-        for step in self.trace.calls[number].body.steps:
-            if step.call is not None and self.trace.calls[step.call].path in self.modules.opened:
-                yield from self._opened(step.call)
 
     def _unknown(self, body: Body, *, root: bool) -> Iterator[tuple[str, Unknown]]:
         yield from (("param", u) for u in parts((d for _, d in body.params), Unknown))

@@ -139,7 +139,8 @@ class Forward:
             yield writing
             return
         expression = self.source.expression(step)
-        ending = [self.names[r] for r in step.inputs() if self.last[r] == i and r in self.names]
+        last = dict.fromkeys(r for r in step.inputs() if self.last[r] == i and r in self.names)
+        ending = [self.names[r] for r in last]
         self._end(i)
         if any(self.uses[r] for r in refs(step.result)):
             yield from self._assignment(step, expression, ending, indent)

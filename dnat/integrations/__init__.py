@@ -1,1 +1,4 @@
-"""The architecture stage within other people's trainers; each needs its library, which dnat does not."""
+"""The architecture stage within other people's trainers, and runs told to other programs.
+
+Each needs its library, which dnat does not.
+"""

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..data import Source
 from ..results import Transformation
-from ..session import check, images_of
+from ..session import Checked, check, images_of
 from ..settings import CONTROLS, Config
 from ..tasks import Task
 from ..transformation import train, transform
@@ -32,7 +32,7 @@ def check_method(
     config: Config,
     family: baselines.Family | None = None,
     task: Task | str | None = None,
-) -> None:
+) -> Checked | None:
     """Find out what can be known to fail, before anything is trained or written.
 
     Args:
@@ -40,6 +40,9 @@ def check_method(
         network, data, config: as the method takes them.
         family: for control-narrow, how the network is made with fewer channels.
         task: what the network is trained for; by default classification.
+
+    Returns:
+        What dnat and the original take as `checked`, so that it is not found out again; None for other methods.
 
     Raises:
         ValueError, TypeError: see `dnat.transform`.
@@ -49,4 +52,5 @@ def check_method(
     elif name in CONTROLS:
         baselines.check_control(name, network, data, config, family=family, task=task)
     else:
-        check(network, data, config, transforming=name == "dnat", task=task)
+        return check(network, data, config, transforming=name == "dnat", task=task)
+    return None

@@ -22,6 +22,7 @@ from ..tracing.steps import (
     changed_step,
     parts,
     renamed,
+    resolved_lengths,
     unified,
 )
 
@@ -32,12 +33,19 @@ class CannotRewriteError(Exception):
 
 @dataclass(frozen=True)
 class Recorded:
-    """A forward's steps, with paths as seen from its module; `shapes` are those of its tensors on the first
-    example, and `memory` tells which of them share theirs."""
+    """A forward's steps, with paths as seen from its module.
+
+    Attributes:
+        body: the steps.
+        shapes: of its tensors, on the first example.
+        memory: tells which of them share theirs.
+        unread: what it gives beside others, and nobody reads.
+    """
 
     body: Body
     shapes: Mapping[Ref, tuple[int, ...]]
     memory: Mapping[Ref, int]
+    unread: frozenset[Ref]
 
 
 def body_of(program: Program, place: str, opened: Collection[str]) -> Recorded:
@@ -75,16 +83,31 @@ def _in_both_modes(program: Program, place: str, opened: Collection[str]) -> Rec
     if both is None:
         raise CannotRewriteError(f"{what} does other things in train than in eval mode")
     if any(step.is_number() or step.kind == "decision" for step in both.steps):
-        _check_sizes(program, place, opened, evaluation.body)
-    return replace(evaluation, body=both)
+        both = _for_all_sizes(program, place, opened, evaluation.body, both)
+    unread = frozenset.intersection(*(one.unread for recorded in modes for one in recorded))
+    return replace(evaluation, body=both, unread=unread)
 
 
-def _check_sizes(program: Program, place: str, opened: Collection[str], body: Body) -> None:
-    """Refuse a forward that does other things where there are more images, or larger ones."""
-    for trace in repeated(program):
-        others = [_alone(program.network, trace, call, place, opened).body for call in trace.calls_of(place)]
-        if any(other != body and _decisions(other) == _decisions(body) for other in others):
-            raise CannotRewriteError(f"sizes decide what {place or 'the network'} does")
+def _for_all_sizes(program: Program, place: str, opened: Collection[str], body: Body, both: Body) -> Body:
+    """The steps in both modes, as they are whatever the batch.
+
+    Raises:
+        CannotRewriteError: other things are done for more images, or for larger ones.
+    """
+    what = place or "the network"
+    others = {
+        name: [_alone(program.network, trace, call, place, opened).body for call in trace.calls_of(place)]
+        for name, trace in repeated(program).items()
+    }
+    for more in others.get("more", ()):
+        one, other = resolved_lengths(body, more)
+        if one != other:
+            raise CannotRewriteError(f"the batch decides what {what} does")
+        both = resolved_lengths(both, more)[0]
+    for larger in others.get("larger", ()):
+        if larger != body and _decisions(larger) == _decisions(body):
+            raise CannotRewriteError(f"sizes decide what {what} does")
+    return both
 
 
 def _decisions(body: Body) -> list[Step]:
@@ -93,7 +116,7 @@ def _decisions(body: Body) -> list[Step]:
 
 def _alone(network: nn.Module, trace: Trace, call: int, place: str, opened: Collection[str]) -> Recorded:
     """A call's steps with values counted from 0, and paths as seen from its module."""
-    for number in (call, *_inside(trace, call, opened)):
+    for number in opened_calls(trace, call, opened):
         path = trace.calls[number].path
         if trace.calls[number].keeps:
             raise CannotRewriteError(f"{path or 'the network'} changes its attributes")
@@ -104,15 +127,26 @@ def _alone(network: nn.Module, trace: Trace, call: int, place: str, opened: Coll
     body, names = numbered(replace(body, steps=steps), place)
     values = {new: trace.named[old.index] for old, new in names.items()}
     shapes = {ref: trace.values[value].shape for ref, value in values.items() if value >= 0}
-    return Recorded(body, shapes, {new: trace.memory[old.index] for old, new in names.items()})
+    unread = {
+        ref for ref in parts([body.result], Ref) if body.result != ref and not _is_read(trace, call, values[ref])
+    }
+    memory = {new: trace.memory[old.index] for old, new in names.items()}
+    return Recorded(body, shapes, memory, frozenset(unread))
 
 
-def _inside(trace: Trace, call: int, opened: Collection[str]) -> Iterator[int]:
-    """The calls whose steps become those of a call."""
+def _is_read(trace: Trace, call: int, value: int) -> bool:
+    """Whether something beyond a call reads a value; of what is no tensor that is not known."""
+    if value < 0 or value in trace.outputs:
+        return True
+    return any(call not in trace.operations[user].scope for user in trace.users[value])
+
+
+def opened_calls(trace: Trace, call: int, opened: Collection[str]) -> Iterator[int]:
+    """A call, and those in it whose steps become its own."""
+    yield call
     for step in trace.calls[call].body.steps:
         if step.call is not None and trace.calls[step.call].path in opened:
-            yield step.call
-            yield from _inside(trace, step.call, opened)
+            yield from opened_calls(trace, step.call, opened)
 
 
 def inlined(trace: Trace, number: int, opened: Collection[str]) -> Body:

@@ -21,7 +21,7 @@ from ..tracing.steps import (
     renamed,
 )
 from .bodies import CannotRewriteError, Recorded, body_of, within
-from .graphs import check_steps
+from .graphs import check_steps, modules_of
 
 
 def without_branches(
@@ -42,9 +42,17 @@ def without_branches(
     # An edge within one that is dropped, too, would open that one, and its zero would not be seen as one.
     recorded = body_of(program, place, frozenset(opened) - ends)
     body = _Dropping(program, place, {within(end, place) for end in ends}, recorded, passed).body()
-    body = needed(body, recorded.memory)
+    whole = needed(body, recorded.memory)
+    # What nobody reads is given only if that takes nothing that could go with a branch.
+    lean = needed(changed_result(body, recorded.unread), recorded.memory)
+    body = lean if len(set(modules_of(lean))) < len(set(modules_of(whole))) else whole
     check_steps(body)
     return body
+
+
+def changed_result(body: Body, unread: Collection[Ref]) -> Body:
+    """A body that gives None in the place of some values."""
+    return replace(body, result=changed(body.result, renamed(dict.fromkeys(unread, Literal("None")))))
 
 
 class _Dropping:
@@ -198,24 +206,44 @@ def needed(body: Body, memory: Mapping[Ref, int]) -> Body:
 
 
 def _with_decisions(body: Body, kept: Collection[int]) -> Iterable[Step]:
-    """The kept steps, and the decisions about sizes that are known then."""
+    """The kept steps, and the decisions about what is known then: sizes, and masks that no module makes."""
     known = {ref for _, d in body.params for ref in parts([d], Ref)}
-    numbers: dict[Ref, int] = {}
+    makers = {ref: number for number, step in enumerate(body.steps) for ref in parts([step.result], Ref)}
     chosen = set(kept)
-
-    def choose(refs: Iterable[Ref]) -> None:
-        for ref in refs:
-            if ref in numbers and numbers[ref] not in chosen:
-                chosen.add(numbers[ref])
-                choose(body.steps[numbers[ref]].inputs())
-
     for number, step in enumerate(body.steps):
-        if not known.issuperset(step.inputs()):
+        of_mask = step.kind == "decision" and len(step.args) == 1
+        wanted = _made_of(body, step.inputs(), known, makers, of_mask=of_mask)
+        if wanted is None:
             continue
         if number in chosen or step.is_number():
             known.update(parts([step.result], Ref))
-            numbers.update(dict.fromkeys(parts([step.result], Ref), number))
         elif step.kind == "decision":
-            chosen.add(number)
-            choose(step.inputs())
+            chosen |= {number, *wanted}
     return (step for number, step in enumerate(body.steps) if number in chosen)
+
+
+def _made_of(
+    body: Body, refs: Iterable[Ref], known: Collection[Ref], makers: Mapping[Ref, int], *, of_mask: bool
+) -> set[int] | None:
+    """The steps that make values of what is known, without modules; None where that cannot be.
+
+    Args:
+        body, makers: the steps, and which of them makes each value.
+        refs, known: the values, and what is known.
+        of_mask: whether functions of tensors may be among the steps, and not only arithmetic on sizes.
+    """
+    wanted: set[int] = set()
+    waiting = list(refs)
+    while waiting:
+        ref = waiting.pop()
+        number = makers.get(ref)
+        if number is None or number in wanted:
+            continue
+        step = body.steps[number]
+        if not (step.is_number() or (of_mask and step.kind != "module" and not step.writes)):
+            if ref in known:
+                continue
+            return None
+        wanted.add(number)
+        waiting += step.inputs()
+    return wanted

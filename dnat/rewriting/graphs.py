@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..tracing.functions import function_of
 from ..tracing.steps import (
@@ -50,8 +50,11 @@ def check_steps(body: Body) -> None:
             eval mode.
     """
     for step in body.steps:
-        for unknown in parts((*step.args, *(v for _, v in step.kwargs)), Unknown):
+        given = (*step.args, *(v for _, v in step.kwargs))
+        for unknown in parts(given, Unknown):
             raise CannotRewriteError(unknown.why)
+        if any(isinstance(constant.value, Tensor) for constant in parts(given, Literal)):
+            raise CannotRewriteError("it uses tensors that are neither made nor registered")
         if not step.grad:
             raise CannotRewriteError("it switches gradients, which a graph does not")
         if TRAINING in (*step.args, *(v for _, v in step.kwargs)) and not _dropout(step):

@@ -35,7 +35,8 @@ def area_of(edge: Edge, choices: Mapping[Edge, str]) -> Area:
     """What none at an edge changes when these choices are made."""
     way = way_of(edge, choices)
     place = enclosing(edge.program, way.zeros | way.dead)
-    opened = {path for path in way.opened if path != place and _inside(path, place)}
+    modules = edge.program.modules  # the zeros of a null edge take their shape from its input
+    opened = {p for p in way.opened if p != place and _inside(p, place) and modules[p].kind != "null"}
     return Area(place, frozenset(opened), (edge,))
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..errors import UsageError
 
@@ -20,8 +21,20 @@ def copied(network: nn.Module) -> nn.Module:
     """
     try:
         return copy.deepcopy(network)
-    except Exception as error:
-        raise UsageError(f"{type(network).__name__} cannot be copied: {error}") from error
+    except Exception:
+        # Some keep what they computed once, and torch copies no tensor that has a gradient's history.
+        computed = {id(t): t.detach().clone() for t in _kept_tensors(network) if not t.is_leaf}
+        try:
+            return copy.deepcopy(network, computed)
+        except Exception as error:
+            raise UsageError(f"{type(network).__name__} cannot be copied: {error}") from error
+
+
+def _kept_tensors(network: nn.Module) -> Iterator[Tensor]:
+    """The tensors in modules' plain attributes."""
+    for module in network.modules():
+        values = [value for name, value in vars(module).items() if name not in ("_modules", "_parameters")]
+        yield from (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
 @contextmanager

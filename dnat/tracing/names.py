@@ -79,8 +79,13 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _spelled(tensor: Tensor, where: str) -> Description:
     if tensor.numel() > 16 or tensor.requires_grad:
         return Unknown(f"it keeps tensors in {where}: register them as buffers")
-    value = tensor.tolist()
-    return Literal(f"torch.tensor({text(value)}, dtype={tensor.dtype})", tensor)
+    return spelled(tensor)
+
+
+def spelled(tensor: Tensor) -> Literal:
+    """A tensor as a constant."""
+    with torch._C.DisableTorchFunction():
+        return Literal(f"torch.tensor({text(tensor.tolist())}, dtype={tensor.dtype})", tensor)
 
 
 def attributes_of(modules: Iterable[nn.Module]) -> dict[nn.Module, list[tuple[str, Any]]]:

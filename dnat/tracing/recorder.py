@@ -217,7 +217,8 @@ class Recorder(TorchFunctionMode):
         if not tensor_leaves(result):
             if short == "__setitem__":
                 return scope.add("method", short, args, kwargs, None, writes=writes)
-            if short == "__bool__" and self.flow.index.get(id(args[0]), -1) not in self.flow.data:
+            place = self.flow.index.get(id(args[0]), -1) if args else -1
+            if type(result) is bool and short in ("__bool__", "item") and place not in self.flow.data:
                 of = (scope.describe(args[0]),)
                 scope.steps.append(Step("decision", str(result).lower(), of, (), Literal("None")))
             else:

@@ -75,19 +75,19 @@ def trace(network: nn.Module, example: Example, *, batch: int | None = None) -> 
     return Program(tuple(traces), modules, digest, twin, tuple(arguments))
 
 
-def repeated(program: Program) -> list[Trace]:
-    """Further runs in eval mode, to see what depends on sizes: on twice the images, and on larger ones.
+def repeated(program: Program) -> dict[str, Trace]:
+    """Further runs in eval mode, to see what depends on sizes: on "more" images (twice as many), on "larger" ones.
 
     What the network does not take is left out. The runs are kept with the program.
     """
-    known: list[Trace] | None = program.analyses.get("repeated")
+    known: dict[str, Trace] | None = program.analyses.get("repeated")
     if known is None:
-        known = program.analyses["repeated"] = []
+        known = program.analyses["repeated"] = {}
         devices = sorted({t.device.index for t in tensors_held(program.network) if t.device.type == "cuda"})
         network = copied(program.network)
-        for change in (doubled, enlarged):
+        for name, change in (("more", doubled), ("larger", enlarged)):
             with fixed_randomness(devices), in_mode(network, False), suppress(UserCodeError):
-                known.append(recorded(network, *change(program.examples[0])))
+                known[name] = recorded(network, *change(program.examples[0]))
     return known
 
 

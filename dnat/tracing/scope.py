@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .literals import NotConstructibleError, text
-from .names import Names
+from .names import Names, spelled
 from .numbers import Int, Notes, Tracked, plain, tracked
 from .steps import (
     Attribute,
@@ -24,6 +24,10 @@ from .steps import (
     grouped,
     mapped,
 )
+from .surroundings import is_layer
+
+SMALL = 512
+"""Tensors that nobody holds and that have no more elements than this are written out."""
 
 OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 """What holds where a comparison does not."""
@@ -73,6 +77,8 @@ class Scope:
     def _entered(self, value: Any) -> Any:
         if isinstance(value, Tracked):
             return tracked(plain(value), self.notes, self.names.new())
+        if isinstance(value, Tensor) and id(value) in self.refs and not is_layer(self.module):
+            value = self.names.flow.alias(value)  # given twice, and perhaps two things another time
         if isinstance(value, Tensor) or isinstance(self._constant(value), Unknown):
             self.name(value)
         return value
@@ -179,6 +185,10 @@ class Scope:
         owned = self.names.owners.get(id(value))
         if owned is not None:
             return owned
+        with torch._C.DisableTorchFunction():
+            small = value.numel() <= SMALL and not value.requires_grad and type(value) is Tensor
+        if small:  # kept from an earlier run, as code with a cache does
+            return spelled(value)
         return Unknown("it uses a tensor that neither torch's Python functions made nor a registered module holds")
 
     def _held(self, value: Tensor) -> Description | None:

@@ -69,7 +69,7 @@ class Group:
 
 
 Description: TypeAlias = Ref | Attribute | Literal | Property | Length | Group | Unknown
-T = TypeVar("T", Ref, Attribute, Unknown)
+T = TypeVar("T", Ref, Attribute, Unknown, Literal)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -215,3 +216,48 @@ def _print_uploads(runs: tuple[Path, ...]) -> None:
         click.echo(command)
     if not commands:
         click.echo("nothing that was tracked offline is left to be uploaded", err=True)
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--csv", "form", flag_value="csv", default=True, help="A row for each trial, as CSV (default).")
+@click.option("--json", "form", flag_value="json", help="A row for each trial, as a JSON list.")
+@click.option("--parquet", "form", flag_value="parquet", help="A row for each trial, as a Parquet file.")
+@click.option("--latex", "form", flag_value="latex", help="The report's table of methods, for LaTeX.")
+@click.option("--baseline", default="original", show_default=True, help="Method that --latex compares with.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write (default: print it).")
+def results(runs: tuple[Path, ...], form: str, baseline: str, out: Path | None) -> None:
+    """Give what runs came to as a table to take along: CSV, JSON, Parquet or LaTeX.
+
+    RUNS are run directories, or directories of sweeps. CSV, JSON and Parquet have a row for each trial, finished
+    or not: its settings, metric, costs, times, status. LaTeX has one for each method: mean, deviation, test.
+
+    \b
+    dnat results runs/sweep > sweep.csv
+    dnat results runs/sweep runs/resnet8-* --parquet --out all.parquet
+    dnat results runs/sweep --latex --out table.tex
+    """
+    from ...rundir import atomic_write
+    from ..report import gather
+    from ..tabulation import latex, tabulate
+
+    if form == "parquet" and out is None:
+        raise UsageError("a Parquet file is nothing to print: say where it goes (--out FILE)")
+    content: str | bytes
+    notes: Iterable[str]
+    if form == "latex":
+        report = gather(runs, baseline)
+        absent = (f"{run.name} is not in the table: {run.state}" for run in report.unfinished)
+        content, notes = latex(report), (*report.summary.notes, *report.notes, *absent)
+    else:
+        table = tabulate(runs)
+        notes = table.notes
+        content = table.parquet() if form == "parquet" else table.json() if form == "json" else table.csv()
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+    if out is None:
+        click.echo(content, nl=False)
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(out, content if isinstance(content, bytes) else content.encode())
+    click.echo(out, err=True)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ...errors import UsageError
-from ...settings import Job, run_name
+from ...settings import WHERE, Job, run_name
 from .group import FIRST, cli, exit_code
 from .options import DOWNLOAD, flag, given_settings, job_options, make_job
 from .signals import stop_on_signals
@@ -27,6 +27,13 @@ _WANDB = click.option(
     show_default=True,
     help="Mirror the run to Weights & Biases: to files that can be uploaded later, or at once.",
 )
+_TRACK = click.option(
+    "--track",
+    "tracks",
+    multiple=True,
+    type=click.Choice(["csv", "tensorboard", "mlflow"]),
+    help="Also write metrics.csv or TensorBoard's files into the run directory, or log to MLflow; repeatable.",
+)
 
 
 @cli.command()
@@ -41,6 +48,7 @@ _WANDB = click.option(
 @DOWNLOAD
 @_ANEW
 @_WANDB
+@_TRACK
 def transform(
     out: Path | None,
     plan_file: Path | None,
@@ -48,6 +56,7 @@ def transform(
     download: bool,
     anew: bool,
     wandb: str,
+    tracks: tuple[str, ...],
     file: str | None,
     pairs: tuple[str, ...],
     **flags: Any,
@@ -66,7 +75,7 @@ def transform(
         flags |= _choices_of(plan_file, plan_budget, given_settings(file, pairs, flags))
     job = make_job(file, pairs, flags)
     usual = run_name(job, with_threads="threads" in given_settings(file, pairs, flags))
-    _run(job, out or Path("runs") / usual, download, anew, wandb)
+    _run(job, out or Path("runs") / usual, download, anew, wandb, tracks)
 
 
 def _choices_of(file: Path, budget: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +96,8 @@ def _choices_of(file: Path, budget: str | None, given: dict[str, Any]) -> dict[s
 @flag("data_root", more="Where it moved.")
 @_ANEW
 @_WANDB
-def resume(run: Path, data_root: str | None, anew: bool, wandb: str) -> None:
+@_TRACK
+def resume(run: Path, data_root: str | None, anew: bool, wandb: str, tracks: tuple[str, ...]) -> None:
     """Go on with a run that was stopped; the result is the same, bit for bit.
 
     With --wandb what Weights & Biases lacks of the run is brought up, also of one that is done.
@@ -98,10 +108,10 @@ def resume(run: Path, data_root: str | None, anew: bool, wandb: str) -> None:
     from ...records import read_job
 
     job = read_job(run)
-    _run(job.but(data_root=data_root) if data_root else job, run, False, anew, wandb)
+    _run(job.but(data_root=data_root) if data_root else job, run, False, anew, wandb, tracks)
 
 
-def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str) -> None:
+def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str, tracks: tuple[str, ...]) -> None:
     # Older torch refuses deterministic matrix products on CUDA without it, and only reads it at the start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from ...rundir import RunFiles
@@ -110,13 +120,13 @@ def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str) -> N
 
     screen = console()
     if not FIRST:  # one of several processes is enough to tell and to track
-        screen.quiet, wandb = True, "off"
+        screen.quiet, wandb, tracks = True, "off", ()
     screen.print(
         f"{job.method}: {job.network} on {job.data}, seed {job.config.seed}, {job.config.training.epochs} epochs",
         highlight=False,
     )
     done = RunFiles(directory).is_done()
-    tracker = _tracker(job, directory, wandb, screen)
+    tracker = _tracker(job, directory, wandb, tracks, screen)
     try:
         with stop_on_signals() as stop, _warnings_to(screen):
             record = run(
@@ -140,21 +150,36 @@ def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str) -> N
         _show(screen, directory, record)
 
 
-def _tracker(job: Job, directory: Path, wandb: str, screen: Any) -> Any:
+def _tracker(job: Job, directory: Path, wandb: str, tracks: tuple[str, ...], screen: Any) -> Any:
     from ...tracking import Trackers
     from ..terminal import TerminalTracker
 
-    terminal = TerminalTracker(screen, job.config.training.epochs)
-    if wandb == "off":
-        return terminal
-    from ..labels import label
-    from ..online.mirror import WandbTracker
+    trackers: list[Any] = [TerminalTracker(screen, job.config.training.epochs)]
+    trackers += [_made(kind, job, directory) for kind in dict.fromkeys(tracks)]
+    if wandb != "off":
+        from ..labels import label
+        from ..online.mirror import WandbTracker
 
-    def notify(text: str) -> None:
-        screen.print(text, highlight=False, markup=False)
+        def notify(text: str) -> None:
+            screen.print(text, highlight=False, markup=False)
 
-    mode: Any = wandb
-    return Trackers(terminal, WandbTracker(job, directory, mode, label=label(job.flat()), notify=notify))
+        mode: Any = wandb
+        trackers.append(WandbTracker(job, directory, mode, label=label(job.flat()), notify=notify))
+    return Trackers(*trackers)
+
+
+def _made(kind: str, job: Job, directory: Path) -> Any:
+    """The tracker that --track names."""
+    from ...integrations.trackers import MlflowTracker, TensorBoardTracker
+    from ...rundir import EVENTS, MLFLOW, TABLE
+    from ...tracking import CsvTracker
+
+    if kind == "csv":
+        return CsvTracker(directory / TABLE)
+    if kind == "tensorboard":
+        return TensorBoardTracker(directory / EVENTS)
+    settings = {key: value for key, value in job.flat().items() if key not in WHERE}
+    return MlflowTracker(directory.resolve().name, settings, directory / MLFLOW)
 
 
 def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:

@@ -169,18 +169,8 @@ def gather(paths: Iterable[str | Path], baseline: str = "original") -> Report:
         ValueError: a path that is neither (names like it are suggested), no finished run, or two runs of the
             same network, data, method and seed.
     """
-    sweeps: dict[Path, Sweep] = {}
-    found: dict[Path, Run | Unfinished] = {}
     notes: list[str] = []
-    for path in map(Path, paths):
-        if not is_sweep(path):
-            _check_run(path)
-            found.setdefault(path.resolve(), read_run(path, notes))
-            continue
-        sweeps[path.resolve()] = Sweep(path.resolve().name, SweepFiles(path).text())
-        for name, told in _trials(path, notes).items():
-            if (path / name).resolve() not in found:
-                found[(path / name).resolve()] = _of_sweep(path, name, told, notes)
+    found, sweeps = collect(paths, notes)
     runs = [run for run in found.values() if isinstance(run, Run)]
     unfinished = [run for run in found.values() if isinstance(run, Unfinished)]
     if not runs:
@@ -196,6 +186,32 @@ def gather(paths: Iterable[str | Path], baseline: str = "original") -> Report:
         sweeps=tuple(sweeps.values()),
         notes=tuple(notes),
     )
+
+
+def collect(
+    paths: Iterable[str | Path], notes: list[str]
+) -> tuple[dict[Path, Run | Unfinished], dict[Path, Sweep]]:
+    """All runs of run directories and sweep directories, finished or not, and the sweeps, by their full paths.
+
+    Args:
+        paths: of either; what is named twice counts once.
+        notes: is added what cannot be read of finished runs.
+
+    Raises:
+        ValueError: a path that is neither; names like it are suggested.
+    """
+    sweeps: dict[Path, Sweep] = {}
+    found: dict[Path, Run | Unfinished] = {}
+    for path in map(Path, paths):
+        if not is_sweep(path):
+            _check_run(path)
+            found.setdefault(path.resolve(), read_run(path, notes))
+            continue
+        sweeps[path.resolve()] = Sweep(path.resolve().name, SweepFiles(path).text())
+        for name, told in _trials(path, notes).items():
+            if (path / name).resolve() not in found:
+                found[(path / name).resolve()] = _of_sweep(path, name, told, notes)
+    return found, sweeps
 
 
 def is_sweep(path: str | Path) -> bool:

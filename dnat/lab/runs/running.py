@@ -4,7 +4,6 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,8 @@ def _run(
     if job.method == "control-narrow":
         images = images_of(data)
         of_method["family"] = family(job, images.num_classes, (images.channels, *images.image_size))
-    check_method(job.method, network, data, job.config, task=job.task, **of_method)
+    checked = check_method(job.method, network, data, job.config, task=job.task, **of_method)
+    of_method |= {"checked": checked} if checked else {}
     if job.method not in SEARCHING:
         of_method["task"] = job.task
     trained: list[Progress] = []
@@ -141,12 +141,8 @@ def _finish(
     records.write_state(NETWORK, result.network)
     draw(records.path(), architecture, job, result.cost_before, result.cost_after)
     record = {
-        "results": result.results(),
-        "seconds": {k: round(v, 3) for k, v in result.seconds.items()},
-        "latency": {"before": asdict(result.latency_before), "after": asdict(result.latency_after)},
+        **result.record(),
         "job": job.flat() | dict.fromkeys(WHERE),
-        "metrics": dict(result.directions),
-        "watched": result.watched,
         "data_fingerprint": data.fingerprint(),
         **(_of_images(data) if isinstance(data, Data) else {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),

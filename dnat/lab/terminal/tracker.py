@@ -18,6 +18,8 @@ from .console import bars
 class TerminalTracker(Tracker):
     """Shows epochs as they go by: a bar with rate and remaining time on a terminal, else a line an epoch."""
 
+    shows_progress = True
+
     def __init__(self, console: Console, total_epochs: int) -> None:
         self.console, self.total = console, total_epochs
         self.bars: Bars | None = None

@@ -93,7 +93,8 @@ def graph_module(root: nn.Module, body: Body) -> fx.GraphModule:
     for path, inner in module.named_modules():  # fx makes containers anew, with their parts as they are called
         old = before.get(path, root)
         inner.training = old.training
-        for name in [*(n for n in old._modules if n in inner._modules)] if path in before else ():
+        parts_of = [] if path not in before or isinstance(old, torch.jit.ScriptModule) else [*old._modules]
+        for name in (n for n in parts_of if n in inner._modules):
             inner._modules[name] = inner._modules.pop(name)
     return module
 

@@ -20,7 +20,8 @@ _HOMOGENEOUS = set(
     max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d lp_pool2d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d
-    boolean_dispatch view reshape flatten unflatten permute transpose contiguous to clone float half bfloat16
+    boolean_dispatch view view_as reshape reshape_as flatten
+    unflatten permute transpose contiguous to clone float half bfloat16
     double type type_as squeeze unsqueeze expand expand_as repeat repeat_interleave chunk split unbind getitem
     narrow select index_select movedim moveaxis swapaxes flip roll mean sum neg
     abs detach pixel_shuffle pixel_unshuffle channel_shuffle interpolate upsample unfold fold T mT

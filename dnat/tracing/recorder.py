@@ -204,7 +204,7 @@ class Recorder(TorchFunctionMode):
         scope = self.scopes[-1]
         if short in SHAPES or full == "torch.numel":
             return sizes(scope, short.removeprefix("torch."), args, kwargs)
-        if full == "_set_grad_enabled":
+        if full == "_set_grad_enabled" and not in_reentrant_checkpoint():
             self.grad = args[0]
         if full in ("_set_grad_enabled", "_assert", "torch.device"):
             return func(*args, **kwargs)

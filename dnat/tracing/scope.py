@@ -24,7 +24,7 @@ from .steps import (
     grouped,
     mapped,
 )
-from .surroundings import is_layer
+from .surroundings import is_layer, learning
 
 SMALL = 512
 """Tensors that nobody holds and that have no more elements than this are written out."""
@@ -105,7 +105,7 @@ class Scope:
         described = tuple(self.describe(a) for a in args)
         named = tuple((k, self.describe(v)) for k, v in kwargs.items())
         result = self.made(result, written)
-        step = Step(kind, target, described, named, self.describe(result), torch.is_grad_enabled())
+        step = Step(kind, target, described, named, self.describe(result), learning())
         self.steps.append(replace(step, function=function, writes=writes))
         return result
 
@@ -114,7 +114,7 @@ class Scope:
         args, kwargs, given = inner.given
         result = self.made(result)
         described = self.describe(result)
-        step = Step("module", inner.path, args, tuple(kwargs.items()), described, torch.is_grad_enabled())
+        step = Step("module", inner.path, args, tuple(kwargs.items()), described, learning())
         self.steps.append(replace(step, call=inner.call, given=given))
         return result
 

@@ -20,6 +20,11 @@ def in_reentrant_checkpoint() -> bool:
     return False
 
 
+def learning() -> bool:
+    """Whether gradients are computed, at once or when a checkpoint runs again."""
+    return torch.is_grad_enabled() or in_reentrant_checkpoint()
+
+
 def memory_of(tensor: Tensor) -> int:
     """What tells whether tensors share memory; -1 where they have none of their own."""
     with torch._C.DisableTorchFunction():

@@ -825,7 +825,8 @@ def test_py_keeps_apart_what_is_made_of_one_thing(tmp_path):
     check_py(ComparesItself(), images(), tmp_path)
 
 
-def test_py_writes_out_what_a_cache_keeps(tmp_path):
+def test_py_refuses_what_a_cache_keeps(tmp_path):
+    """Nothing tells whether such a tensor was made of the input."""
     kept = {}
 
     class Cached(Base):
@@ -838,5 +839,10 @@ def test_py_writes_out_what_a_cache_keeps(tmp_path):
 
     network = Cached()
     network(images())
-    source, _ = check_py(network, images(), tmp_path)
-    assert "torch.tensor([0.0, 1.0," in source
+    with pytest.raises(ValueError, match="neither torch's Python functions made nor"):
+        export(network, images(), "py", tmp_path / "x")
+
+
+def test_py_of_a_single_layer(tmp_path):
+    source, _ = check_py(nn.Linear(2, 3), torch.randn(4, 2), tmp_path)
+    assert "F.linear(" in source

@@ -79,13 +79,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _spelled(tensor: Tensor, where: str) -> Description:
     if tensor.numel() > 16 or tensor.requires_grad:
         return Unknown(f"it keeps tensors in {where}: register them as buffers")
-    return spelled(tensor)
-
-
-def spelled(tensor: Tensor) -> Literal:
-    """A tensor as a constant."""
-    with torch._C.DisableTorchFunction():
-        return Literal(f"torch.tensor({text(tensor.tolist())}, dtype={tensor.dtype})", tensor)
+    return Literal(f"torch.tensor({text(tensor.tolist())}, dtype={tensor.dtype})", tensor)
 
 
 def attributes_of(modules: Iterable[nn.Module]) -> dict[nn.Module, list[tuple[str, Any]]]:

@@ -197,7 +197,7 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.opaque:
             return func(*args, **kwargs)
-        if not self.scopes or is_layer(self.scopes[-1].module):
+        if not self.scopes or (len(self.scopes) > 1 and is_layer(self.scopes[-1].module)):
             return self.flow.call(func, args, kwargs, tuple(self.stack))[0]
         full = resolve_name(func) or getattr(func, "__name__", str(func))
         short = full.removeprefix("torch.Tensor.")

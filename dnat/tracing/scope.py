@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .literals import NotConstructibleError, text
-from .names import Names, spelled
+from .names import Names
 from .numbers import Int, Notes, Tracked, plain, tracked
 from .steps import (
     Attribute,
@@ -25,9 +25,6 @@ from .steps import (
     mapped,
 )
 from .surroundings import is_layer, learning
-
-SMALL = 512
-"""Tensors that nobody holds and that have no more elements than this are written out."""
 
 OPPOSITE = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 """What holds where a comparison does not."""
@@ -185,10 +182,6 @@ class Scope:
         owned = self.names.owners.get(id(value))
         if owned is not None:
             return owned
-        with torch._C.DisableTorchFunction():
-            small = value.numel() <= SMALL and not value.requires_grad and type(value) is Tensor
-        if small:  # kept from an earlier run, as code with a cache does
-            return spelled(value)
         return Unknown("it uses a tensor that neither torch's Python functions made nor a registered module holds")
 
     def _held(self, value: Tensor) -> Description | None:

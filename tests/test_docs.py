@@ -22,6 +22,7 @@ GUIDES = {path.name: path.read_text() for path in [ROOT / "README.md", *(ROOT / 
 OTHER_PROGRAMS = {  # flags of torchrun, sbatch, `wandb sync` and benchmarks
     *("--standalone", "--nproc-per-node", "--max-restarts", "--no-python", "--array", "--gres", "--signal"),
     *("--include-online", "--json", "--random", "--theta-seeds", "--arguments", "--rows", "--budgets"),
+    *("--torchvision", "--timm", "--transformers"),
 }
 
 OPTIONAL = {"dnat.integrations.lightning", "dnat.integrations.huggingface"}  # need their libraries

@@ -563,12 +563,7 @@ def main() -> int:
         if options.json:
             _write(options.json, done)
     reports = [done[name] for name in zoo.ENTRIES if name in done and (not options.names or name in names)]
-    print(table(reports))
-    for report in reports:
-        for failure in report.failures:
-            print(f"\n{report.name}: {failure}")
-    print(f"\n{summary(reports)}")
-    return int(any(r.failures for r in reports))
+    return zoo.told(reports, table(reports), summary(reports))
 
 
 if __name__ == "__main__":

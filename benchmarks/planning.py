@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from zoo import Block
 
 import dnat
 from dnat.planning import make_plan
@@ -22,26 +23,12 @@ NETWORKS = ("10", "100", "1000", "torchvision:densenet201")
 
 
 class Residual(nn.Module):
-    """A convolution and a classifier, and between them so many residual blocks of one convolution."""
-
-    class Block(nn.Module):
-        """A convolution, its norm, an activation, and again a convolution and its norm; beside a shortcut."""
-
-        def __init__(self, channels: int) -> None:
-            super().__init__()
-            self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-            self.norm1 = nn.BatchNorm2d(channels)
-            self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-            self.norm2 = nn.BatchNorm2d(channels)
-
-        def forward(self, x: Tensor) -> Tensor:
-            """(N, C, H, W) to the same."""
-            return x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+    """A convolution and a classifier, and between them so many residual blocks."""
 
     def __init__(self, blocks: int, channels: int = 8) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, channels, 3, padding=1)
-        self.blocks = nn.Sequential(*(self.Block(channels) for _ in range(blocks)))
+        self.blocks = nn.Sequential(*(Block(channels) for _ in range(blocks)))
         self.head = nn.Linear(channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -333,12 +333,7 @@ def main() -> int:
         with options.results.open("a") as file:
             file.write(json.dumps(dataclasses.asdict(row)) + "\n")
     listed = [rows[name] for name in names]
-    print(table(listed))
-    for row in listed:
-        for failure in row.failures:
-            print(f"\n{row.name}: {failure}")
-    print(f"\n{summary(listed)}")
-    return int(any(row.failures for row in listed))
+    return zoo.told(listed, table(listed), summary(listed))
 
 
 if __name__ == "__main__":

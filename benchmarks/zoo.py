@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from multiprocessing import connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -941,6 +941,23 @@ def write(file: Path, text: str) -> None:
     partial = file.with_suffix(".partial")
     partial.write_text(text)
     partial.replace(file)
+
+
+class Checked(Protocol):
+    """What was found out about a network."""
+
+    name: str
+    failures: list[str]
+
+
+def told(rows: Sequence[Checked], table: str, summary: str) -> int:
+    """Print what was found out, with all failures; 1 if there are any, as an exit code."""
+    print(table)
+    for row in rows:
+        for failure in row.failures:
+            print(f"\n{row.name}: {failure}")
+    print(f"\n{summary}")
+    return int(any(row.failures for row in rows))
 
 
 def guarded(failures: list[str], what: str, function: Callable[..., Any], *args: Any) -> Any:

@@ -25,7 +25,7 @@ from .naming import unknown
 from .narrowing import Orders, by_weights, cut_along, narrow, narrowed
 from .relaxation import RelaxedNetwork, module_name, relax
 from .rewriting import close, drop_branches, exchanged, identified, submodule
-from .tracing import Example, Program, copied, examples_of, fixed_randomness, in_mode, trace
+from .tracing import Example, Program, copied, examples_of, fixed_randomness, gpus_of, in_mode, trace
 
 
 @dataclass
@@ -285,7 +285,7 @@ def _wide(something: Any) -> Any:
 
 def _agree_once(network: nn.Module, reference: nn.Module, arguments: Call, training: bool) -> bool:
     args, kwargs = arguments
-    devices = sorted({p.device.index for p in network.parameters() if p.device.type == "cuda"})
+    devices = gpus_of(network)
     outputs = []
     for module in (network, reference):
         twin = copied(module)

@@ -359,3 +359,20 @@ def test_what_sizes_decide_is_not_fixed_to_the_example(way, why):
     for batch, size in ((1, 8), (5, 12)):
         x = torch.randn(batch, 3, size, size)
         assert torch.equal(made.eval()(x), relaxed.eval()(x))
+
+
+def test_a_branch_that_cannot_go_keeps_no_other_from_going():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sized, self.plain = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            y, z = self.plain(x), self.sized(x)
+            return x + y + z.view(z.shape)
+
+    network = nn.Sequential(Both(), nn.Conv2d(3, 5, 1))
+    told = dnat.discretize(network, {"0.sized": "none", "0.plain": "none"}, torch.randn(2, 3, 8, 8), report=True)
+    assert set(told.undone) == {"0.sized"}
+    assert told.choices["0.plain"] == "none"
+    assert [name for name, _ in told.network[0].named_children()] == ["sized"]

@@ -7,7 +7,7 @@ from reference import SMALL, images, small
 from torch import nn
 
 import dnat
-from dnat.tracing import State, change_of, changed, copied, losses
+from dnat.tracing import State, change_of, changed_states, copied, losses
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -139,11 +139,13 @@ def test_a_change_is_what_whole_passes_differ_in(name):
                 for i, (before, after) in enumerate(zip(trace.states, states, strict=True))
                 if before is not after
             }
-            assert change.states == different == changed(trace, zero, same)
+            assert change.states == different == changed_states(trace, zero, same)
             assert change.values == {i: i in read for i in read ^ values}
             assert (change.dead, change.revived) == (operations - live, live - operations)
             last = draw.randrange(len(states))
-            assert changed(trace, zero, same, last=last) == {i: s for i, s in different.items() if i <= last}
+            assert changed_states(trace, zero, same, last=last) == {
+                i: s for i, s in different.items() if i <= last
+            }
 
 
 @pytest.mark.parametrize("name", SMALL)

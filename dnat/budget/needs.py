@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..edges import NONE, ORIGINAL, Edge
-from ..tracing import State, changed
+from ..tracing import State, changed_states
 from .prices import Costs, Groups
 from .solver import ALWAYS, IntegerProgram
 
@@ -48,7 +48,7 @@ class Needs:
             passes = (c for c in edge.passes if (group, c) in self.choices)
             self.starts[start].extend((edge, choice, out) for choice in passes)
         if (group, NONE) in self.choices:
-            for value, state in sorted(changed(trace, {out for _, out in pairs}).items()):
+            for value, state in sorted(changed_states(trace, {out for _, out in pairs}).items()):
                 if state is State.ZERO:
                     self.cuts[value][self.choices[group, NONE]] = None
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ..channels import Place
 from ..naming import unknown
-from ..tracing import Program, State, Trace, changed, losses
+from ..tracing import Program, State, Trace, changed_states, losses
 
 Kind = Literal["unit", "block", "branch", "operation", "skip", "width", "other"]
 ORIGINAL, IDENTITY, NONE = "original", "identity", "none"
@@ -251,7 +251,7 @@ def _reductions_of_nothing(
     own = [(edge, choice) for edge, choice in choices.items() if _has_weights(edge, choice)]
     if not own:
         return
-    states = changed(trace, zero, same)
+    states = changed_states(trace, zero, same)
     for edge, choice in own:
         for start, out in edge.values(trace):
             if out in same and states.get(start, trace.states[start]) is not State.DATA:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from ..tracing import Call, Operation, Program, State, Trace, changed
+from ..tracing import Call, Operation, Program, State, Trace, changed_states
 from .edge import IDENTITY, NONE, ORIGINAL, Edge, Kind, in_order, prefixes
 
 
@@ -75,7 +75,7 @@ def _is_norm(program: Program, trace: Trace, call: int) -> bool:
         return False
     if any(trace.operations[i].madds for i in trace.within(call)):
         return False
-    states = changed(trace, norm.inputs, last=norm.outputs[0])
+    states = changed_states(trace, norm.inputs, last=norm.outputs[0])
     return states.get(norm.outputs[0], trace.states[norm.outputs[0]]) is not State.ZERO
 
 

@@ -134,7 +134,7 @@ class _Run:
         params = tuple((name, d) for name, d in body.params if not path or any(refs(d)))
         result = body.result if path else _without(body.result, self.trace.objects)
         body = Body(params, steps, result)
-        for ref in self._free(body):
+        for ref in body.free():
             raise OpenError(self._between(number, self.makers[ref]))
         try:
             return numbered(changed_body(body, lambda d: relative(d, path)), path)[0]
@@ -170,14 +170,6 @@ class _Run:
         args = tuple(d for (_, d), takes_it in zip(step.given, takes, strict=True) if takes_it)
         return replace(step, target=name, args=args, kwargs=(), given=())
 
-    def _free(self, body: Body) -> Iterator[Ref]:
-        """Values that a body uses and neither makes nor is given."""
-        known = set(parts((d for _, d in body.params), Ref))
-        for step in body.steps:
-            yield from (ref for ref in step.inputs() if ref not in known)
-            known.update(parts([step.result], Ref))
-        yield from (ref for ref in refs(body.result) if ref not in known)
-
     def _between(self, user: int, maker: int) -> set[str]:
         """The modules that stand between a value and its use."""
         one, other = (self.trace.calls[c].scope for c in (user, maker))
@@ -195,7 +187,7 @@ def _without(description: Description, objects: Collection[Ref]) -> Description:
         return Literal("None")
     if not isinstance(description, Group):
         return description
-    pairs = [(i, item) for i, item in enumerate(description.items)]
+    pairs = list(enumerate(description.items))
     if description.kind.startswith("."):
         pairs = [(i, item) for i, item in pairs if not (isinstance(item, Unknown) or item in objects)]
     keys = tuple(description.keys[i] for i, _ in pairs) if description.keys else ()

@@ -4,17 +4,20 @@ A run shows one way through a forward only. What values of tensors would decide 
 noted, and other shapes are run and compared.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from ..errors import UserCodeError
-from ..tracing import Trace, copied, doubled, enlarged, fixed_randomness, recorded
+from ..tracing import copied, doubled, enlarged, fixed_randomness, recorded, trained
 from ..tracing.steps import Attribute, Body, Ref, Step, parts, resolved_lengths
 from .bodies import Modules, RefusedError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -37,11 +40,7 @@ class Recording:
     def decides(self) -> bool:
         """Whether sizes decide what is done."""
         bodies = (b for both in self.bodies.values() for b in both if b is not None)
-        return any(step.kind == "decision" for body in bodies for step in body.steps)
-
-
-class FailedError(RefusedError):
-    """A forward that fails by itself."""
+        return any(body.decisions() for body in bodies)
 
 
 def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -52,11 +51,12 @@ def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     """
     small = (args, kwargs)
     modules = Modules.of(network)
-    evaluated, (trained, images) = _run(network, False, small), _trained(network, small)
+    evaluated = _run(network, False, small, recorded)
+    taught, images = _run(network, True, small, trained)
     opened: set[str] | None = None
     while opened != modules.opened:
         opened = set(modules.opened)
-        evaluation, train = modules.bodies(evaluated), modules.bodies(trained)
+        evaluation, train = modules.bodies(evaluated), modules.bodies(taught)
     fixed = ""
     many = _other(modules, False, doubled(small)), _other(modules, True, doubled(images))
     pairs = (_resolved(evaluation, many[0]), _resolved(train, many[1]))
@@ -73,31 +73,22 @@ def record(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return Recording(both, _constants(network, both), fixed, lost)
 
 
-def _run(network: nn.Module, training: bool, arguments: Any) -> Trace:
+def _run(network: nn.Module, training: bool, arguments: Any, run: Callable[..., T]) -> T:
+    """What `recorded` or `trained` gives of a copy of a network, which runs on copies of the arguments."""
     args, kwargs = tree_map_only(torch.Tensor, torch.clone, arguments)
     try:
         with fixed_randomness():
-            return recorded(copied(network).train(training), args, kwargs)
+            return run(copied(network).train(training), args, kwargs)
     except UserCodeError as error:
         mode = "train" if training else "eval"
-        raise FailedError(f"its forward fails on the example in {mode} mode: {error.__cause__}") from error
-
-
-def _trained(network: nn.Module, arguments: Any) -> tuple[Trace, Any]:
-    """A run in train mode, and on what: every image twice where batch norm refuses one."""
-    try:
-        return _run(network, True, arguments), arguments
-    except FailedError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-    return _run(network, True, doubled(arguments)), doubled(arguments)
+        raise RefusedError(f"its forward fails on the example in {mode} mode: {error.__cause__}") from error
 
 
 def _other(modules: Modules, training: bool, arguments: Any) -> dict[str, Body] | None:
     """The bodies for other arguments; None if the network does not take them or more would have to be opened."""
     before = set(modules.opened)
     try:
-        bodies = modules.bodies(_run(modules.network, training, arguments))
+        bodies = modules.bodies(_run(modules.network, training, arguments, recorded))
         return bodies if modules.opened == before else {}
     except RefusedError:
         return None
@@ -127,7 +118,7 @@ def _is_fixed(bodies: dict[str, Body], larger: dict[str, Body] | None) -> bool:
 
 
 def _decisions(bodies: dict[str, Body]) -> dict[str, list[Step]]:
-    return {path: [s for s in body.steps if s.kind == "decision"] for path, body in bodies.items()}
+    return {path: body.decisions() for path, body in bodies.items()}
 
 
 def _constants(network: nn.Module, bodies: dict[str, tuple[Body | None, Body | None]]) -> set[str]:

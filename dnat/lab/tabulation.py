@@ -27,9 +27,6 @@ from .report.gather import Report, Run, Unfinished, collect
 from .summary.tables import cells, headers, legend
 from .sweep.directory import SweepFiles
 
-FORMS = ("csv", "json", "latex", "parquet")
-"""What the command writes."""
-
 _NAMED = ("network", "data", "method", "preset", "seed", "budget", "latency_budget")
 """Settings that have columns of their own, whether they differ or not."""
 

@@ -3,7 +3,7 @@
 Modules in it whose inside changes are opened: their steps become steps of the module around them.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -105,13 +105,9 @@ def _for_all_sizes(program: Program, place: str, opened: Collection[str], body: 
             raise CannotRewriteError(f"the batch decides what {what} does")
         both = resolved_lengths(both, more)[0]
     for larger in others.get("larger", ()):
-        if larger != body and _decisions(larger) == _decisions(body):
+        if larger != body and larger.decisions() == body.decisions():
             raise CannotRewriteError(f"sizes decide what {what} does")
     return both
-
-
-def _decisions(body: Body) -> list[Step]:
-    return [step for step in body.steps if step.kind == "decision"]
 
 
 def _alone(network: nn.Module, trace: Trace, call: int, place: str, opened: Collection[str]) -> Recorded:
@@ -210,17 +206,8 @@ def numbered(body: Body, place: str) -> tuple[Body, dict[Ref, Ref]]:
     Raises:
         CannotRewriteError: it uses a value that it neither makes nor is given.
     """
-    names: dict[Ref, Ref] = {}
-
-    def define(descriptions: Iterable[Description]) -> None:
-        for ref in parts(descriptions, Ref):
-            names.setdefault(ref, Ref(len(names)))
-
-    define(d for _, d in body.params)
-    for step in body.steps:
-        if not names.keys() >= set(step.inputs()):
-            raise CannotRewriteError(f"{place or 'the network'} uses what other modules keep")
-        define([step.result])
-    if not names.keys() >= set(parts([body.result], Ref)):
+    if any(body.free()):
         raise CannotRewriteError(f"{place or 'the network'} uses what other modules keep")
+    made = (*(d for _, d in body.params), *(step.result for step in body.steps))
+    names = {ref: Ref(number) for number, ref in enumerate(dict.fromkeys(parts(made, Ref)))}
     return changed_body(body, renamed(names)), names

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..tracing import GATHERING, Program, State, behaviour
+from ..tracing import GATHERING, Program, State, behaviour, changed_states
 from ..tracing.steps import (
     Attribute,
     Body,
@@ -42,17 +42,14 @@ def without_branches(
     # An edge within one that is dropped, too, would open that one, and its zero would not be seen as one.
     recorded = body_of(program, place, frozenset(opened) - ends)
     body = _Dropping(program, place, {within(end, place) for end in ends}, recorded, passed).body()
-    whole = needed(body, recorded.memory)
-    # What nobody reads is given only if that takes nothing that could go with a branch.
-    lean = needed(changed_result(body, recorded.unread), recorded.memory)
-    body = lean if len(set(modules_of(lean))) < len(set(modules_of(whole))) else whole
-    check_steps(body)
-    return body
-
-
-def changed_result(body: Body, unread: Collection[Ref]) -> Body:
-    """A body that gives None in the place of some values."""
-    return replace(body, result=changed(body.result, renamed(dict.fromkeys(unread, Literal("None")))))
+    left = needed(body, recorded.memory)
+    if recorded.unread:
+        # What nobody reads is given only if that takes nothing that could go with a branch.
+        nothing = renamed(dict.fromkeys(recorded.unread, Literal("None")))
+        lean = needed(replace(body, result=changed(body.result, nothing)), recorded.memory)
+        left = lean if modules_of(lean) < modules_of(left) else left
+    check_steps(left)
+    return left
 
 
 class _Dropping:
@@ -126,8 +123,8 @@ class _Dropping:
             return True
         for trace in self.program.traces:
             for call in (trace.calls[i] for i in trace.calls_of(path)):
-                states = trace.propagate(call.inputs)
-                if any(states[v] is not State.ZERO for v in call.outputs):
+                states = changed_states(trace, call.inputs, last=max(call.outputs, default=-1))
+                if any(states.get(v, trace.states[v]) is not State.ZERO for v in call.outputs):
                     return False
         return True
 
@@ -211,14 +208,16 @@ def _with_decisions(body: Body, kept: Collection[int]) -> Iterable[Step]:
     makers = {ref: number for number, step in enumerate(body.steps) for ref in parts([step.result], Ref)}
     chosen = set(kept)
     for number, step in enumerate(body.steps):
-        of_mask = step.kind == "decision" and len(step.args) == 1
-        wanted = _made_of(body, step.inputs(), known, makers, of_mask=of_mask)
-        if wanted is None:
-            continue
-        if number in chosen or step.is_number():
+        decides = step.kind == "decision"
+        if number in chosen:
             known.update(parts([step.result], Ref))
-        elif step.kind == "decision":
-            chosen |= {number, *wanted}
+        elif decides or step.is_number():
+            of_mask = decides and len(step.args) == 1
+            wanted = _made_of(body, step.inputs(), known, makers, of_mask=of_mask)
+            if wanted is not None and decides:
+                chosen |= {number, *wanted}
+            elif wanted is not None:
+                known.update(parts([step.result], Ref))
     return (step for number, step in enumerate(body.steps) if number in chosen)
 
 

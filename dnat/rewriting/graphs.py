@@ -4,7 +4,7 @@ import inspect
 import math
 import operator
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def check_steps(body: Body) -> None:
             raise CannotRewriteError("it uses tensors that are neither made nor registered")
         if not step.grad:
             raise CannotRewriteError("it switches gradients, which a graph does not")
-        if TRAINING in (*step.args, *(v for _, v in step.kwargs)) and not _dropout(step):
+        if TRAINING in given and not _dropout(step):
             name = step.target.rpartition(".")[2]
             raise CannotRewriteError(f"it calls {name} otherwise in train than in eval mode")
     for unknown in parts([body.result], Unknown):
@@ -244,6 +244,6 @@ class _Writer:
         return self.held[path]
 
 
-def modules_of(body: Body) -> Iterator[str]:
+def modules_of(body: Body) -> frozenset[str]:
     """The paths of the modules that are called."""
-    return (step.target for step in body.steps if step.kind == "module")
+    return frozenset(step.target for step in body.steps if step.kind == "module")

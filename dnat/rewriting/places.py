@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..edges import NONE, ORIGINAL, Edge, EdgeSet
+from ..edges.edge import prefixes
+from ..tracing.steps import Body
 from .bodies import CannotRewriteError
 from .branches import without_branches
 from .graphs import graph_module
@@ -36,12 +38,13 @@ def area_of(edge: Edge, choices: Mapping[Edge, str]) -> Area:
     way = way_of(edge, choices)
     place = enclosing(edge.program, way.zeros | way.dead)
     modules = edge.program.modules  # the zeros of a null edge take their shape from its input
-    opened = {p for p in way.opened if p != place and _inside(p, place) and modules[p].kind != "null"}
+    opened = {p for p in way.opened if place in around(p) and modules[p].kind != "null"}
     return Area(place, frozenset(opened), (edge,))
 
 
-def _inside(path: str, place: str) -> bool:
-    return not place or path == place or path.startswith(f"{place}.")
+def around(path: str) -> list[str]:
+    """The paths of the modules around a module, the network's first."""
+    return ["", *prefixes(path)[:-1]] if path else []
 
 
 def drop_branches(network: nn.Module, choices: Mapping[Edge, str]) -> tuple[nn.Module, dict[str, str]]:
@@ -55,14 +58,12 @@ def drop_branches(network: nn.Module, choices: Mapping[Edge, str]) -> tuple[nn.M
         The network, and {edge key: why} of branches that are still there.
     """
     dropped = [e for e, c in choices.items() if c == NONE or (e.kind == "skip" and c == ORIGINAL)]
-    passed = {e.entry for e, c in choices.items() if c in e.passes} | {
-        e.exit for e, c in choices.items() if c in e.passes
-    }
+    passed = {path for e, c in choices.items() if c in e.passes for path in (e.entry, e.exit)}
     gone = passed | {e.exit for e in dropped if e.entry == e.exit}
-    edges = [e for e in dropped if not any(e.exit != path and _inside(e.exit, path) for path in gone)]
+    edges = [e for e in dropped if gone.isdisjoint(around(e.exit))]
     undone: dict[str, str] = {}
     for area in _areas(edges, choices):
-        opened = frozenset(p for p in area.opened if not any(_inside(p, path) for path in gone))
+        opened = frozenset(p for p in area.opened if gone.isdisjoint([p, *around(p)]))
         network = _dropped(network, Area(area.place, opened, area.edges), passed, undone)
     return network, undone
 
@@ -85,13 +86,19 @@ def _dropped(network: nn.Module, area: Area, passed: set[str], undone: dict[str,
     if root is None:
         return network  # gone with a block around it
     program, kept = EdgeSet(area.edges).program, list(area.edges)
-    while kept:
-        ends = [edge.exit for edge in kept]
-        try:
-            body = without_branches(program, area.place, area.opened, ends, passed)
-            return replaced(network, program, area.place, graph_module(root, body))
-        except CannotRewriteError as error:
-            edge = kept.pop()
-            if edge.kind != "skip":  # a null edge that cannot be taken out just goes on adding nothing
-                undone[edge.key] = str(error)
-    return network
+
+    def without(edges: Iterable[Edge]) -> Body:
+        return without_branches(program, area.place, area.opened, [edge.exit for edge in edges], passed)
+
+    try:
+        body = without(kept)
+    except CannotRewriteError:
+        body, kept = None, []
+        for edge in area.edges:
+            try:
+                body = without([*kept, edge])
+                kept.append(edge)
+            except CannotRewriteError as error:
+                if edge.kind != "skip":  # a null edge that cannot be taken out just goes on adding nothing
+                    undone[edge.key] = str(error)
+    return replaced(network, program, area.place, graph_module(root, body)) if body else network

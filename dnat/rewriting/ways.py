@@ -75,12 +75,3 @@ def enclosing(program: Program, paths: Iterable[str]) -> str:
     while not any(".".join(common) in trace.calls_by_path for trace in program.traces):
         common.pop()
     return ".".join(common)
-
-
-def branch_places(edges: Iterable[Edge], choices: Mapping[Edge, str]) -> list[tuple[str, list[Edge]]]:
-    """Edges by the module that must be rewritten to drop them, innermost modules first."""
-    places: dict[str, list[Edge]] = {}
-    for edge in edges:
-        way = way_of(edge, choices)
-        places.setdefault(enclosing(edge.program, way.zeros | way.dead), []).append(edge)
-    return sorted(places.items(), key=lambda item: -item[0].count(".") if item[0] else 1)

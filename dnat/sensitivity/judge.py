@@ -21,6 +21,7 @@ from ..tracing import (
     examples_of,
     fixed_randomness,
     frozen_modules,
+    gpus_of,
     in_mode,
     kept_buffers,
     tensors_of,
@@ -45,7 +46,7 @@ class Judge:
     def __init__(self, relaxed: RelaxedNetwork, batches: Sequence[Example], task: Task | None = None) -> None:
         self.relaxed, self.task, self._told = relaxed, task, task is not None
         self.batches = [arguments for batch in batches for arguments in examples_of(batch)]
-        self.devices = sorted({p.device.index for p in relaxed.parameters() if p.device.type == "cuda"})
+        self.devices = gpus_of(relaxed)
         self.draws = False
         if not self.batches:
             raise UsageError("nothing is shown: at least one batch is needed")

@@ -9,7 +9,7 @@ from .behaviour import GATHERING as GATHERING
 from .behaviour import behaviour as behaviour
 from .changes import Change as Change
 from .changes import change_of as change_of
-from .changes import changed as changed
+from .changes import changed_states as changed_states
 from .changes import losses as losses
 from .examples import Example as Example
 from .examples import add_bits as add_bits
@@ -21,6 +21,7 @@ from .examples import tensors_of as tensors_of
 from .modes import copied as copied
 from .modes import fixed_randomness as fixed_randomness
 from .modes import frozen_modules as frozen_modules
+from .modes import gpus_of as gpus_of
 from .modes import in_mode as in_mode
 from .modes import in_training as in_training
 from .modes import kept_buffers as kept_buffers
@@ -34,5 +35,6 @@ from .running import recorded as recorded
 from .running import repeated as repeated
 from .running import timed as timed
 from .running import trace as trace
+from .running import trained as trained
 from .surroundings import has_hooks as has_hooks
 from .surroundings import in_reentrant_checkpoint as in_reentrant_checkpoint

@@ -38,7 +38,7 @@ def _crossed(counts: Mapping[int, int], more: Mapping[int, int]) -> dict[int, bo
     return {i: after for i, (before, after) in sums.items() if before != after}
 
 
-def changed(
+def changed_states(
     trace: Trace, zero: Collection[int] = (), same: Mapping[int, int] | None = None, *, last: int | None = None
 ) -> dict[int, State]:
     """What `Trace.propagate` would give, of the values alone whose state is another than when nothing is replaced.
@@ -72,11 +72,11 @@ def changed(
 
 
 def change_of(trace: Trace, zero: Collection[int] = (), same: Mapping[int, int] | None = None) -> Change:
-    """What is different when some values are replaced: see `changed` and `Trace.needed`.
+    """What is different when some values are replaced: see `changed_states` and `Trace.needed`.
 
     What is needed is followed from there towards the inputs, as far as values gain or lose their last reader.
     """
-    same, states = same or {}, changed(trace, zero, same)
+    same, states = same or {}, changed_states(trace, zero, same)
     values, operations = trace.demand
     more, made = Counter[int](), Counter[int]()
     waiting = [-value for value in {*states, *same}]
@@ -110,7 +110,7 @@ def losses(trace: Trace, zero: Collection[int] = (), same: Mapping[int, int] | N
     A zero may only ever meet data in an addition, where dropping it changes nothing, or stand beside it; no
     addition and no gathering may lose all its operands; every output must still depend on the input.
     """
-    before, after = trace.states, changed(trace, zero, same)
+    before, after = trace.states, changed_states(trace, zero, same)
     without = {i for i, state in after.items() if before[i] is State.DATA and state is not State.DATA}
     reasons = ["an output would no longer depend on the input" for i in trace.outputs if i in without]
     for op in (trace.operations[number] for number in sorted({u for i in without for u in trace.users[i]})):

@@ -34,7 +34,7 @@ def sizes(scope: Scope, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
         return shape[0]
     if name in ("numel", "nelement"):
         count = math.prod(map(plain, shape))
-        if not any(n is not plain(n) for n in shape):
+        if not any(isinstance(n, Tracked) for n in shape):
             return count
         return scope.add("method", "numel", (tensor,), {}, tracked(count, scope.notes, Ref(-1)))
     dim = args[1] if len(args) > 1 else kwargs.get("dim")

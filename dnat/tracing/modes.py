@@ -37,6 +37,11 @@ def _kept_tensors(network: nn.Module) -> Iterator[Tensor]:
         yield from (leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor))
 
 
+def gpus_of(network: nn.Module) -> list[int]:
+    """The numbers of the CUDA devices on which a network has tensors."""
+    return sorted({t.device.index for t in tensors_held(network) if t.device.type == "cuda"})
+
+
 @contextmanager
 def fixed_randomness(devices: Iterable[int] = ()) -> Iterator[None]:
     """Within, the generators of torch, Python and numpy start from 0; afterwards they are as they were.

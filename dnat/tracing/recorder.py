@@ -27,7 +27,7 @@ from .numbers import plain
 from .program import Call, Operation, Trace
 from .scope import Scope
 from .steps import Literal, Step, mapped
-from .surroundings import autocast, in_reentrant_checkpoint, is_layer, memory_of, random_states, switched
+from .surroundings import autocast, in_reentrant_checkpoint, is_layer, learning, memory_of, random_states, switched
 
 
 class Recorder(TorchFunctionMode):
@@ -110,7 +110,7 @@ class Recorder(TorchFunctionMode):
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         tensors = tensors_of((args, kwargs))
-        learns = torch.is_grad_enabled() or not self.network.training or in_reentrant_checkpoint()
+        learns = learning() or not self.network.training
         self.calls.append(
             {
                 "path": self.paths[module],
@@ -133,11 +133,8 @@ class Recorder(TorchFunctionMode):
         scope = Scope(self.names, self, module, self.paths[module], len(self.calls) - 1)
         if self.scopes:
             outer = self.scopes[-1]
-            described = (
-                tuple(outer.describe(a) for a in args),
-                {k: outer.describe(v) for k, v in kwargs.items()},
-            )
-            scope.given = (*described, _named(module, *described))
+            given, named = tuple(map(outer.describe, args)), {k: outer.describe(v) for k, v in kwargs.items()}
+            scope.given = given, named, _named(module, given, named)
         if is_layer(module):  # torch's own needs no sizes that remember
             args, kwargs = mapped(args, plain), {k: mapped(v, plain) for k, v in kwargs.items()}
         args, kwargs = scope.enter(args), {k: scope.enter(v) for k, v in kwargs.items()}
@@ -150,15 +147,16 @@ class Recorder(TorchFunctionMode):
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         call = self.calls[self.stack.pop()]
         assert call["path"] == self.paths[module]
-        call["outputs"] = self.flow.numbers(tensors_of(output))
-        call["opens"] = len(tensor_leaves(output)) == len(call["outputs"]) == len(tensors_of(output))
+        tensors = tensors_of(output)
+        call["outputs"] = self.flow.numbers(tensors)
+        call["opens"] = len(tensor_leaves(output)) == len(call["outputs"]) == len(tensors)
         call["plain"] &= isinstance(output, Tensor) and len(call["inputs"]) == len(call["outputs"]) == 1
         if isinstance(module, NullEdge):
             self.nulls.update(call["outputs"])
         scope = self.scopes.pop()
         call["body"] = scope.body(output)
-        inner = self.calls[scope.call + 1 :]
-        if self.drawing and random_states() != scope.drawn and not any(c["closed"] for c in inner):
+        drawn = self.drawing and random_states() != scope.drawn
+        if drawn and not any(inner["closed"] for inner in self.calls[scope.call + 1 :]):
             scope.refuse("random numbers of Python or numpy decide what it does")
         call["closed"] = scope.why
         return self.scopes[-1].called(scope, output) if self.scopes else output

@@ -14,7 +14,7 @@ from ..counting import checked_batch, warn_of_batch, warn_of_uncounted
 from ..errors import UsageError, UserCodeError, WrongTypeError, users_code
 from .examples import Example, doubled, enlarged, examples_of
 from .flow import Watch
-from .modes import copied, fixed_randomness, in_mode, kept_buffers, tensors_held
+from .modes import copied, fixed_randomness, gpus_of, in_mode, kept_buffers, tensors_held
 from .program import Program, Trace
 from .recorder import Recorder
 from .structure import module_infos
@@ -57,13 +57,15 @@ def trace(network: nn.Module, example: Example, *, batch: int | None = None) -> 
     told = checked_batch(batch)
     twin = copied(network)
     traces: list[Trace] = []
-    devices = sorted({t.device.index for t in tensors_held(network) if t.device.type == "cuda"})
+    devices = gpus_of(network)
     with fixed_randomness(devices):
         for training in (False, True):
             for i, (args, kwargs) in enumerate(arguments):
                 with in_mode(twin, training):
-                    run, images = (_trained, traces[i].batch) if training else (recorded, told)
-                    traces.append(run(twin, args, kwargs, images))
+                    if training:
+                        traces.append(trained(twin, args, kwargs, traces[i].batch)[0])
+                    else:
+                        traces.append(recorded(twin, args, kwargs, told))
     warn_of_uncounted(traces[0].uncounted)
     modules = module_infos(twin)
     calls = sorted(
@@ -83,7 +85,7 @@ def repeated(program: Program) -> dict[str, Trace]:
     known: dict[str, Trace] | None = program.analyses.get("repeated")
     if known is None:
         known = program.analyses["repeated"] = {}
-        devices = sorted({t.device.index for t in tensors_held(program.network) if t.device.type == "cuda"})
+        devices = gpus_of(program.network)
         network = copied(program.network)
         for name, change in (("more", doubled), ("larger", enlarged)):
             with fixed_randomness(devices), in_mode(network, False), suppress(UserCodeError):
@@ -130,7 +132,7 @@ def observed(program: Program, watch: Watch) -> tuple[Tensor, ...]:
     """
     args, kwargs = program.examples[0]
     network = program.network
-    devices = sorted({t.device.index for t in tensors_held(network) if t.device.type == "cuda"})
+    devices = gpus_of(network)
     recorder = Recorder(network)
     recorder.flow.watch = watch
     with fixed_randomness(devices), in_mode(network, False), kept_buffers(network.modules()):
@@ -164,12 +166,17 @@ def recorded(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], 
     return trace
 
 
-def _trained(network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None) -> Trace:
-    """A run in train mode, with every image twice where batch norm refuses them as they are."""
+def trained(
+    network: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: int | None = 1
+) -> tuple[Trace, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """A run in train mode, and its arguments: every image twice where batch norm refuses them as they are.
+
+    Arguments and errors are those of `recorded`.
+    """
     try:
-        return recorded(network, args, kwargs, batch)
+        return recorded(network, args, kwargs, batch), (args, kwargs)
     except UserCodeError as error:
         if "more than 1 value per channel" not in str(error):
             raise
     args, kwargs = doubled((args, kwargs))
-    return recorded(network, args, kwargs, batch and 2 * batch)
+    return recorded(network, args, kwargs, batch and 2 * batch), (args, kwargs)

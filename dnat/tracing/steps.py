@@ -37,6 +37,10 @@ class Length:
     of: Ref
     value: int
 
+    def constant(self) -> Literal:
+        """The number, where it was no length."""
+        return Literal(str(self.value), self.value)
+
 
 @dataclass(frozen=True)
 class Unknown:
@@ -119,6 +123,18 @@ class Body:
     steps: tuple[Step, ...]
     result: Description
 
+    def decisions(self) -> list[Step]:
+        """The steps that are decisions."""
+        return [step for step in self.steps if step.kind == "decision"]
+
+    def free(self) -> Iterator[Ref]:
+        """Values that it uses and neither makes nor is given."""
+        known = set(parts((d for _, d in self.params), Ref))
+        for step in self.steps:
+            yield from (ref for ref in step.inputs() if ref not in known)
+            known.update(parts([step.result], Ref))
+        yield from (ref for ref in refs(self.result) if ref not in known)
+
 
 def parts(descriptions: Iterable[Description], kind: type[T]) -> Iterator[T]:
     """What is of a kind in descriptions: values, attributes, what is unknown."""
@@ -173,7 +189,7 @@ def renamed(names: Mapping[Ref, Description]) -> Callable[[Description], Descrip
             return Property(of, description.name)
         if isinstance(description, Length):
             of = change(description.of)
-            return Length(of, description.value) if isinstance(of, Ref) else Literal(str(description.value))
+            return Length(of, description.value) if isinstance(of, Ref) else description.constant()
         return names.get(description, description) if isinstance(description, Ref) else description
 
     return change
@@ -199,7 +215,7 @@ def resolved_lengths(one: Body, other: Body) -> tuple[Body, Body]:
         def change(description: Description) -> Description:
             if not isinstance(description, Length):
                 return description
-            return description.of if next(sizes) else Literal(str(description.value), description.value)
+            return description.of if next(sizes) else description.constant()
 
         return changed_body(body, change)
 

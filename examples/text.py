@@ -5,6 +5,8 @@
 A batch is a dict of what the network takes and "labels", as Hugging Face's loaders give it. The loop is dnat's.
 """
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -39,7 +41,8 @@ class Sentences(Dataset):
 
 def classifier() -> nn.Module:
     """Four layers of 64, two classes."""
-    import_torchvision()  # transformers asks for it
+    if find_spec("torchvision"):
+        import_torchvision()  # transformers asks for it
     from transformers import BertConfig, BertForSequenceClassification
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}

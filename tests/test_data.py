@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from dnat.data import Augmentation, Data, DataError, cifar, describe, load, names
-from dnat.data.sets import _digits_file, _digits_table
 from dnat.networks import import_torchvision
 
 
@@ -87,7 +86,7 @@ def test_test_images_come_whole_and_in_order():
     assert torch.equal(torch.cat([x for x, _ in batches]), data.example(8))
 
 
-def test_digits_are_sklearns(tmp_path):
+def test_digits_are_sklearns():
     from sklearn.datasets import load_digits
 
     raw = load("digits", image_size=8)
@@ -113,8 +112,6 @@ def test_digits_are_sklearns(tmp_path):
     )
     assert (large.train_images[0, :, :, 0].float() - one[0, 0]).abs().max() <= 1.0
     assert raw.fingerprint() == load("digits", image_size=8).fingerprint() != large.fingerprint()
-    # Read from scikit-learn's file, or by its function where there is no such file.
-    assert np.array_equal(_digits_table(_digits_file()), _digits_table(tmp_path / "nothing"))
 
 
 def test_limits_take_the_first_of_each_class():

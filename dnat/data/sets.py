@@ -1,6 +1,5 @@
 """The data sets by name: where their files lie, how they are checked, how they are read."""
 
-import importlib.util
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -49,7 +48,7 @@ class DataSet:
 _SETS = {
     d.name: d
     for d in (
-        DataSet("digits", "handwritten digits", 10, 1379, 418, 16, "scikit-learn (UCI), comes along", ""),
+        DataSet("digits", "handwritten digits", 10, 1379, 418, 16, "UCI, comes along", ""),
         DataSet(
             "cifar10",
             "CIFAR-10, colour photographs",
@@ -250,8 +249,9 @@ def _in_memory(data: Data) -> Data:
 
 
 def _digits(size: int) -> Data:
-    """Scikit-learn's 1,797 digits of 8 x 8 pixels, up-sampled; a fixed 23 % of each class is the test split."""
-    table = torch.from_numpy(_digits_table(_digits_file()))
+    """1,797 digits of 8 x 8 pixels (`digits.txt` tells of them), up-sampled; a fixed 23 % of each class is test."""
+    # A row for each digit: 64 pixels from 0 to 16, and the label.
+    table = torch.from_numpy(np.loadtxt(Path(__file__).parent / "digits.csv.gz", delimiter=","))
     images = table[:, :64].reshape(-1, 1, 8, 8).float() * (255 / 16)
     if size != 8:
         images = torch.nn.functional.interpolate(images, (size, size), mode="bilinear", align_corners=False)
@@ -272,24 +272,6 @@ def _digits(size: int) -> Data:
         std=(scaled.std().item(),) * 3,
         augmentation=Augmentation(pad=max(1, size // 8), flip=False),  # a flipped digit is no digit
     )
-
-
-def _digits_file() -> Path:
-    """Where scikit-learn keeps its digits; found without importing it, which takes over a second."""
-    found = importlib.util.find_spec("sklearn")
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
-
-
-def _digits_table(file: Path) -> np.ndarray:
-    """(1797, 65): 64 pixels from 0 to 16 and the label of each digit."""
-    if file.exists():
-        return np.loadtxt(file, delimiter=",")
-    from sklearn.datasets import load_digits  # a release that keeps them elsewhere
-
-    bunch = load_digits()
-    return np.concatenate([bunch.data, bunch.target[:, None]], axis=1)
 
 
 def _every(labels: Tensor, places: tuple[int, ...], period: int) -> Tensor:

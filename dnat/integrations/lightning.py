@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from ..attachment import Architecture, attach
 from ..errors import UsageError
 from ..networks import import_torchvision
 
-import_torchvision()  # the library imports it, also beside a torch that it was not built for
+if find_spec("torchvision"):  # the library then imports it, also beside a torch that it was not built for
+    import_torchvision()
 try:
     import lightning.pytorch as lightning
 except ImportError as error:

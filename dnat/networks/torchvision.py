@@ -13,6 +13,8 @@ from types import ModuleType
 
 import torch
 
+from ..errors import UsageError
+
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 # Declarations last as long as this object: it must outlive the function that makes it.
 _declarations: list[torch.library.Library] = []
@@ -22,13 +24,15 @@ def import_torchvision() -> ModuleType:
     """Torchvision, imported.
 
     Raises:
-        ImportError: torchvision is missing or cannot be imported for another reason.
+        UsageError: torchvision is missing, or cannot be imported for another reason.
     """
     try:
         return importlib.import_module("torchvision")
+    except ImportError as error:
+        raise UsageError(f"this needs torchvision: pip install 'dnat[torchvision]' ({error})") from error
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
-            raise ImportError(f"torchvision cannot be imported: {error}") from error
+            raise UsageError(f"torchvision cannot be imported: {error}") from error
     for name in [n for n in sys.modules if n == "torchvision" or n.startswith("torchvision.")]:
         del sys.modules[name]  # half imported
     library = torch.library.Library("torchvision", "FRAGMENT")

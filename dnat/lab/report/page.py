@@ -94,7 +94,6 @@ def page(report: Report, *, with_published: bool = False, layout: str = "both") 
         raise unknown("layout", layout, LAYOUTS)
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     jinja = Environment(
         loader=FileSystemLoader(_HERE),
@@ -108,8 +107,8 @@ def page(report: Report, *, with_published: bool = False, layout: str = "both") 
     return jinja.get_template("page.html.j2").render(
         _told(report, with_published, layout)
         | {
-            # Our own files and plotly's: nothing of a run stands in them.
-            "plotly": Markup(get_plotlyjs()),  # noqa: S704
+            # Our own files and plotly's (its basic bundle, with `plotly.txt`): nothing of a run stands in them.
+            "plotly": Markup((_HERE / "plotly.js").read_text(encoding="utf-8")),  # noqa: S704
             "script": Markup((_HERE / "page.js").read_text(encoding="utf-8")),  # noqa: S704
             "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704
         }

@@ -72,20 +72,9 @@ def _run(
         return done
     if download and world().size > 1:  # by one process, before the others look
         from_first(lambda: load_data(job, download=True) and None)
-    data = load_data(job, download=download, notify=notify)
-    network = network_for(
-        job, data, **({"download": download, "notify": notify} if isinstance(data, Data) else {})
-    )
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
-    of_method: dict[str, Any] = {}
-    if job.method == "control-narrow":
-        images = images_of(data)
-        of_method["family"] = family(job, images.num_classes, (images.channels, *images.image_size))
-    checked = check_method(job.method, network, data, job.config, task=job.task, **of_method)
-    of_method |= {"checked": checked} if checked else {}
-    if job.method not in SEARCHING:
-        of_method["task"] = job.task
+    network, data, of_method = prepared(job, download=download, notify=notify)
     trained: list[Progress] = []
 
     def asked(progress: Progress) -> bool:
@@ -110,6 +99,32 @@ def _run(
                 records.discard()
             raise
         return from_first(lambda: _finish(records, job, network, data, result, started) if records else {})
+
+
+def prepared(
+    job: Job, *, download: bool = False, notify: Callable[[str], None] = lambda text: None
+) -> tuple[nn.Module, Source, dict[str, Any]]:
+    """The network and the data of a job, checked as far as that is possible without training.
+
+    Returns:
+        Network, data, and what else the job's method takes.
+
+    Raises:
+        ValueError, TypeError, DataError: a job that cannot be done.
+    """
+    data = load_data(job, download=download, notify=notify)
+    network = network_for(
+        job, data, **({"download": download, "notify": notify} if isinstance(data, Data) else {})
+    )
+    of_method: dict[str, Any] = {}
+    if job.method == "control-narrow":
+        images = images_of(data)
+        of_method["family"] = family(job, images.num_classes, (images.channels, *images.image_size))
+    checked = check_method(job.method, network, data, job.config, task=job.task, **of_method)
+    of_method |= {"checked": checked} if checked else {}
+    if job.method not in SEARCHING:
+        of_method["task"] = job.task
+    return network, data, of_method
 
 
 def _done(directory: Path, job: Job) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
     settings    which trials there are, with which settings, and what is wrong with them
     trials      one trial in a process of its own, and what became of it
+    preflight   each network and data set, tried once before any trial
     directory   a sweep's files
     local       trials on this machine
     cluster     trials on Ray

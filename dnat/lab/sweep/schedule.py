@@ -14,8 +14,9 @@ from ...errors import UsageError
 from ...settings import cores
 from ..metrics import Measured
 from .cluster import Cluster, import_ray
-from .directory import Standing, SweepDirectory, continued
+from .directory import Standing, SweepDirectory, SweepFiles, continued, read
 from .local import ANY_GPU, Local, visible_gpus
+from .preflight import check_networks
 from .settings import Sweep, Trial, plan, resolve
 from .trials import Attempt, Outcome, progress, trial_command
 
@@ -185,6 +186,8 @@ def run_sweep(
         import_ray()  # so that nothing is written where it is missing
     if options.download:
         _download(trials, notify)
+    if options.engine == "local":  # another machine may have what is missing here
+        check_networks(_new(trials, directory), stop)
     with SweepDirectory.open(directory, sweep, trials) as opened:
         return _Loop(opened, options, watch, stop).run()
 
@@ -204,6 +207,12 @@ def write_plan(
     with SweepDirectory.open(directory, sweep, trials) as opened:
         found = opened.standings()
     return found, selected(found, options.retry_failed)
+
+
+def _new(trials: Iterable[Trial], directory: str | Path) -> list[Trial]:
+    """The trials of networks of which none has begun in the sweep's directory."""
+    begun = {s.network for s in (read(directory) if SweepFiles(directory).is_sweep() else ()) if s.attempts}
+    return [trial for trial in trials if trial.network not in begun]
 
 
 def _download(trials: Iterable[Trial], notify: Callable[[str], None]) -> None:

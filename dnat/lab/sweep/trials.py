@@ -131,14 +131,14 @@ def _once(attempt: Attempt, stop: Callable[[], bool], at_once: Callable[[], bool
         process = subprocess.Popen(  # noqa: S603 (dnat itself)
             [*(attempt.program or program()), *attempt.arguments],
             cwd=attempt.folder,
-            env=_environment(attempt.environment),
+            env=environment(attempt.environment),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which tells its trials once
         )
         try:
-            code = _end(process, stop, at_once)
+            code = waited(process, stop, at_once)
         except BaseException:
             process.kill()
             process.wait()
@@ -147,7 +147,8 @@ def _once(attempt: Attempt, stop: Callable[[], bool], at_once: Callable[[], bool
     return judged(code, attempt.directory, text, time.monotonic() - began)
 
 
-def _environment(more: Mapping[str, str | None]) -> dict[str, str]:
+def environment(more: Mapping[str, str | None]) -> dict[str, str]:
+    """The variables of a process that runs this very dnat, and ends when this one does."""
     source = Path(__file__).resolve().parents[3]
     environment = {k: v for k, v in {**os.environ, **more}.items() if v is not None}
     if os.name == "posix":
@@ -157,7 +158,8 @@ def _environment(more: Mapping[str, str | None]) -> dict[str, str]:
     return environment
 
 
-def _end(process: subprocess.Popen[bytes], stop: Callable[[], bool], at_once: Callable[[], bool]) -> int:
+def waited(process: subprocess.Popen[bytes], stop: Callable[[], bool], at_once: Callable[[], bool]) -> int:
+    """The exit code of a process that is asked to end when `stop` says so, and killed when `at_once` does."""
     asked = False
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,0 +1,95 @@
+"""Each network and data set of a sweep, tried once before any trial is started, in a process of its own.
+
+A factory that fails, weights that do not fit or a folder that is not there would fail in every trial otherwise.
+It is a process of its own since users' code runs in it: the sweep's own stays small, and knows nothing of torch.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ...errors import DnatError, UsageError
+from ...settings import Job
+from .settings import Trial
+from .trials import environment, reason_in, waited
+
+_OF_NETWORK = ("network", "network_options", "weights", "data", "data_root", "image_size", "task")
+"""What one try holds for, whatever method and seed a trial has."""
+
+
+def check_networks(trials: Sequence[Trial], stop: Callable[[], bool] = lambda: False) -> None:
+    """Make each network and data set of some trials, and check all that can be checked without training.
+
+    Args:
+        trials: of which the first of each network on its data is tried.
+        stop: asked several times a second whether to leave it; nothing is known then, and nothing refused.
+
+    Raises:
+        UsageError: what is wrong with them; equal reasons are told once.
+    """
+    alike: dict[str, list[Trial]] = {}
+    for trial in trials:
+        flat = trial.job.flat()
+        alike.setdefault(json.dumps([flat.get(key) for key in _OF_NETWORK], default=str), []).append(trial)
+    first = {group[0].name: group for group in alike.values()}
+    reasons: dict[str, list[Trial]] = {}
+    for name, reason in _tried({name: group[0].job for name, group in first.items()}, stop).items():
+        reasons.setdefault(reason, []).extend(first[name])
+    if reasons:
+        lines = [f"{reason} ({_named(of, len(trials))})" for reason, of in reasons.items()]
+        raise UsageError("nothing was started" + (":\n  " if len(lines) > 1 else ": ") + "\n  ".join(lines))
+
+
+def _named(trials: Sequence[Trial], of: int) -> str:
+    networks = ", ".join(dict.fromkeys(f"{trial.network} on {trial.job.data}" for trial in trials))
+    return f"{networks}: {len(trials)} of {of} trials"
+
+
+def _tried(jobs: Mapping[str, Job], stop: Callable[[], bool]) -> dict[str, str]:
+    """What is wrong with jobs, by their names."""
+    if not jobs:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="dnat-") as folder:
+        asked, answers, log = (Path(folder) / name for name in ("jobs.json", "answers.json", "log"))
+        asked.write_text(json.dumps({name: job.to_toml() for name, job in jobs.items()}), encoding="utf-8")
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 (dnat itself)
+                [sys.executable, "-P", "-m", __name__, str(asked), str(answers)],
+                env=environment({}),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            code = waited(process, stop, lambda: False)
+        if answers.exists():
+            told: dict[str, str] = json.loads(answers.read_text(encoding="utf-8"))
+            return told
+        if stop():
+            return {}
+        why = reason_in(log.read_text(encoding="utf-8", errors="replace")) or "no word about it"
+        return dict.fromkeys(jobs, f"the process that tried the networks ended with exit code {code}: {why}")
+
+
+def _main(asked: str, answers: str) -> None:
+    """Try jobs, and write what is wrong with them."""
+    from ..runs.running import prepared
+
+    found = {}
+    for name, text in json.loads(Path(asked).read_text(encoding="utf-8")).items():
+        try:
+            prepared(Job.from_flat(tomllib.loads(text)))
+        except DnatError as error:
+            found[name] = str(error)
+    part = Path(f"{answers}.part")
+    part.write_text(json.dumps(found), encoding="utf-8")
+    os.replace(part, answers)
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -249,7 +249,7 @@ def _in_memory(data: Data) -> Data:
 
 
 def _digits(size: int) -> Data:
-    """1,797 digits of 8 x 8 pixels (`digits.txt` tells of them), up-sampled; a fixed 23 % of each class is test."""
+    """1,797 digits of 8 x 8 pixels (`digits.txt` tells of them), up-sampled; 23 % of each class are test."""
     # A row for each digit: 64 pixels from 0 to 16, and the label.
     table = torch.from_numpy(np.loadtxt(Path(__file__).parent / "digits.csv.gz", delimiter=","))
     images = table[:, :64].reshape(-1, 1, 8, 8).float() * (255 / 16)

@@ -167,8 +167,8 @@ def report(
 ) -> None:
     """Report what runs came to: statistics over seeds, tables, figures, what is not finished.
 
-    RUNS are run directories, or directories of sweeps. The Markdown is printed, and written with the page into the
-    sweep's directory where exactly one is given, else into the current one.
+    RUNS are run directories, or directories of sweeps. Markdown and page are written into the sweep's directory
+    where exactly one is given, else into the current one. A terminal shows tables; else the Markdown is printed.
 
     \b
     dnat report runs/sweep
@@ -191,7 +191,13 @@ def report(
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content.encode())
-    click.echo(words)
+    if sys.stdout.isatty():
+        from ..terminal import console, report_parts
+
+        for part in report_parts(found):
+            console().print(part, highlight=False, markup=False)
+    else:
+        click.echo(words)
     for path in files:
         click.echo(path, err=True)
     if pictures:

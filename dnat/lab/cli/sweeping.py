@@ -106,12 +106,13 @@ def _sweep(given: Any, out: Path, options: Any) -> None:
 
 def _show_sweep(screen: Any, out: Path, standings: Any) -> None:
     """Print what a sweep found, and end with the exit code of what is missing."""
-    from ..summary import markdown, summarize
-    from ..terminal import troubles_text
+    from ..summary import summarize
+    from ..terminal import summary_tables, troubles_text
 
     done = [s for s in standings if s.state == "done"]
     if done and not any(s.state in ("pending", "interrupted") for s in standings):
-        click.echo(markdown(summarize(s.record() for s in done)))
+        for table in summary_tables(summarize(s.record() for s in done)):
+            screen.print(table)
     troubles = [s for s in standings if s.state in ("failed", "interrupted")]
     if troubles:
         screen.print(troubles_text(troubles), end="")

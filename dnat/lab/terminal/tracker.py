@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress as Bars
 from rich.progress import TextColumn
 
@@ -24,7 +23,7 @@ class TerminalTracker(Tracker):
         self.console, self.total = console, total_epochs
         self.bars: Bars | None = None
         self.task: Any = None
-        self.searching = False
+        self.searching, self.headed = False, False
         self.started, self.first = time.monotonic(), 0
         if console.is_terminal:
             self.bars = bars(console, TextColumn("{task.fields[rate]}"))
@@ -53,13 +52,15 @@ class TerminalTracker(Tracker):
             self.bars.update(self.task, completed=progress.step, rate=f"{rate:.1f} steps/s")
 
     def log(self, row: dict[str, Any]) -> None:
-        """One line for the epoch that is done."""
-        self.console.print(
-            f"epoch {row['epoch']:>{len(str(self.total))}}/{self.total}  {row['stage']:<12}  "
-            f"train {_measured(row, 'train')}   {(split := split_of(row))} {_measured(row, split)}   "
-            f"{row['seconds']:.1f} s ({row['images_per_second']:.0f} images/s)",
-            highlight=False,
-        )
+        """One line for the epoch that is done; above the first, one that says what stands in it."""
+        cells = _cells(row, self.total)
+        least = (2 * len(str(self.total)) + 1, *[0] * (len(cells) - 3), _OF_TIME, 0)
+        widths = [max(len(name), len(cell), n) for (name, cell), n in zip(cells, least, strict=True)]
+        lines = [[name for name, _ in cells]] * (not self.headed) + [[cell for _, cell in cells]]
+        self.headed = True
+        for line in lines:
+            text = "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            self.console.print(f"{text}  {'stage' if line is not lines[-1] else row['stage']}", highlight=False)
 
     def searched(self, row: dict[str, Any]) -> None:
         """One line for the epoch of a search that is done."""
@@ -68,6 +69,7 @@ class TerminalTracker(Tracker):
             f"search epoch {row['epoch']:>3}  shared weights: {_measured(row, 'train')}{learned}   "
             f"{row['seconds']:.1f} s ({row['images_per_second']:.0f} images/s)",
             highlight=False,
+            markup=False,
         )
 
     def judged(self, done: int, of: int) -> None:
@@ -90,9 +92,21 @@ class TerminalTracker(Tracker):
             self.bars = None
 
 
+_OF_TIME = len("99.9 s")
+"""Letters of the time at least, so that the numbers of all epochs stand below one another."""
+
+
+def _cells(row: dict[str, Any], total: int) -> list[tuple[str, str]]:
+    """The numbers in the row of an epoch with their names: loss and first metric of both parts, and the time."""
+    metric, cells = Metric(first_of(row)), [("epoch", f"{row['epoch']}/{total}")]
+    for split in dict.fromkeys(("train", split_of(row))):
+        cells.append((f"{split} loss", f"{row[f'{split}_loss']:.4f}"))
+        if metric.name != "loss":
+            cells.append((metric.title, metric.text(row[f"{split}_{metric.name}"])))
+    return [*cells, ("time", f"{row['seconds']:.1f} s"), ("per s", f"{row['images_per_second']:.0f}")]
+
+
 def _measured(row: dict[str, Any], split: str) -> str:
-    """Loss and first metric of a split in the row of an epoch."""
+    """Loss and first metric of a split in the row of a search's epoch."""
     text, metric = f"loss {row[f'{split}_loss']:.4f}", Metric(first_of(row))
-    if metric.name == "loss":
-        return text
-    return f"{text} {escape(metric.title)} {metric.text(row[f'{split}_{metric.name}']):>7}"
+    return text if metric.name == "loss" else f"{text} {metric.title} {metric.text(row[f'{split}_{metric.name}'])}"

@@ -8,6 +8,7 @@ metrics.jsonl              one row an epoch
 checkpoint-000000123.ckpt  the two newest; checksummed
 search.jsonl, search-000000123.ckpt, search.json   of a search before the training: rows, moments, result
 control.json, control.safetensors                  of a control before the training: choices, smaller network
+latency.json               time of the network before and after, measured when no other trial of its sweep ran
 latencies.json             measured seconds of each operation, where a latency budget counts
 sensitivity.json           what each choice does to the answers, where they decide
 architecture.json, network.safetensors, pictures
@@ -35,6 +36,7 @@ SEARCH_ROWS = "search.jsonl"
 SEARCH_RESULT = "search.json"
 CHOSEN = "control.json"
 CUT = "control.safetensors"
+LATENCY = "latency.json"
 LATENCIES = "latencies.json"
 SENSITIVITY = "sensitivity.json"
 ARCHITECTURE = "architecture.json"
@@ -163,7 +165,7 @@ class RunFiles:
         return self.path(RECORD).exists()
 
     def record(self) -> dict[str, Any]:
-        """The result of a run that is done.
+        """The result of a run that is done, with the times that were measured when nothing else ran.
 
         Raises:
             ValueError: it is not.
@@ -171,7 +173,9 @@ class RunFiles:
         if not self.is_done():
             place = self.directory
             raise UsageError(f"{place} holds a run that is not finished: `dnat resume {place}` goes on with it")
-        return read_table(self.path(RECORD))
+        record = read_table(self.path(RECORD))
+        alone = self.read_json(LATENCY)
+        return record if alone is None or "latency" not in record else record | {"latency": alone}
 
     def architecture(self) -> dict[str, Any]:
         """The choices (`commitment`), the rows of the picture and the genotypes of a run that is done."""

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import statistics
 import warnings
@@ -130,12 +131,15 @@ def test_rows_tell_their_first_metric_and_the_split_that_is_watched():
     assert measured_in({"train_loss": 1.0, "test_loss": 2.0}) == Measured(Metric("loss"), 2.0)
 
 
+_SHOWN = (("loss", ".4f"), ("mae", ".4g"))
+
+
 def test_a_real_regression_is_shown(regression, tmp_path):
     record = RunFiles(regression).record()
     results = record["results"]
     text = shown(result_table(record))
     for name, title in (("mae", "MAE"), ("mse", "MSE")):
-        assert f"test {title}, result" in text
+        assert f"test {title} " in text
         assert f"{results[f'test_{name}']:.4g}" in text
     assert f"{results['test_r2']:.2%}" in text
     assert f"{results['relaxed_test_mae']:.4g}" in text
@@ -144,11 +148,18 @@ def test_a_real_regression_is_shown(regression, tmp_path):
 
     screen = Console(file=io.StringIO(), width=200)
     rows = RunFiles(regression).rows()
-    TerminalTracker(screen, 2).log(rows[0])
-    line = screen.file.getvalue()
-    assert f"train loss {rows[0]['train_loss']:.4f} MAE" in line
-    assert f"test loss {rows[0]['test_loss']:.4f} MAE" in line
-    assert f"{rows[0]['test_mae']:.4g}" in line
+    tracker = TerminalTracker(screen, 2)
+    for row in rows:
+        tracker.log(row)
+    head, *lines = screen.file.getvalue().splitlines()
+    assert re.split(" {2,}", head.strip()) == [
+        *("epoch", "train loss", "MAE", "test loss", "MAE", "time", "per s", "stage"),
+    ]
+    assert len(lines) == len(rows)
+    for row, line in zip(rows, lines, strict=True):
+        told = [f"{row['epoch']}/2", *(f"{row[f'{s}_{n}']:{f}}" for s in ("train", "test") for n, f in _SHOWN)]
+        assert re.split(" {2,}", line.strip())[:5] == told
+        assert line.index(told[1]) + len(told[1]) == head.index("train loss") + len("train loss")
     assert progress(regression) == ("network", 2, Measured(Metric("mae"), rows[-1]["test_mae"]))
 
     summary = values.of_result(record, [])
@@ -188,7 +199,7 @@ def test_curves_and_moments_of_a_validation_split(regression, tmp_path):
 
     text = shown(result_table(RunFiles(folder).record()))
     assert "validation MAE, choices just made" in text
-    assert "test MAE, result" in text
+    assert "test MAE " in text
     screen = Console(file=io.StringIO(), width=200)
     TerminalTracker(screen, 2).log(moved[0])
     assert "validation loss" in screen.file.getvalue()
@@ -305,7 +316,7 @@ def test_a_name_of_ones_own_stays_a_name(regression, tmp_path):
     run = vary(regression, tmp_path / "own", "original", 0, 1234.5, name=name, metrics=metrics)
     record = RunFiles(run).record()
     results = {f"test_{name}_before": 1.0, f"relaxed_test_{name}": None, f"committed_test_{name}": None}
-    assert f"test {name}, result" in shown(result_table(record | {"results": record["results"] | results}))
+    assert f"test {name} " in shown(result_table(record | {"results": record["results"] | results}))
     report = gather([run])
     assert r"a\|b" in markdown(report)
     text = page(report)
@@ -357,7 +368,7 @@ def test_tasks_of_a_loss_alone(tmp_path):
     run = real_run(tmp_path / "run", task, lambda x: x.flatten(1).mean(1, keepdim=True), 1, method=dnat.train)
     record = RunFiles(run).record()
     assert result_of(record) == Measured(Metric("mse_loss", "min"), record["results"]["test_mse_loss"])
-    assert "test mse_loss, result" in shown(result_table(record))
+    assert "test mse_loss " in shown(result_table(record))
     assert "the lowest mean of a row in bold" in markdown(gather([run]))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...costs import Latency, latency
 from ...data import Data, Preprocess
 from ...discretization import discretize
 from ...errors import UsageError
@@ -15,7 +16,9 @@ from ...networks.cells import CellNetwork, regrown
 from ...networks.weights import read_state
 from ...results import Commitment
 from ...rundir import NETWORK, RunFiles, read_job
+from ...session import choose_device, reproducible
 from ...settings import SEARCHING, Job
+from ...training import images_last
 from ..baselines import resized, works_on_genotype
 from .loading import build_network, load_data, narrower, network_for
 
@@ -54,6 +57,31 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Any]:
         network = discretize(network, commitment.choices, example)
     network.load_state_dict(read_state(files.path(NETWORK)))
     return network.eval(), job, example
+
+
+def times(directory: str | Path) -> tuple[Latency, Latency]:
+    """How long a finished run's network takes for a batch of its `latency_batch`, before and after, measured now.
+
+    Raises:
+        ValueError: no run directory, or a run that is not finished.
+    """
+    after, job, _ = restore(directory)
+    machine, batch = job.config.machine, job.config.limit.latency_batch
+    device = choose_device(machine.device)
+    if ":" in job.data:
+        data = load_data(job)
+        before, example = network_for(job, data), data.to(device).example(batch)
+    else:
+        record = _record(directory)
+        shape = tuple(record["image_shape"])
+        before = build_network(job.but(weights=None), len(record["classes"]), shape)
+        example = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with reproducible(job.config):  # with as many threads as it was trained with
+        networks = [network.to(device).eval() for network in (before, after)]
+        if images_last(networks[0], machine, device):
+            networks = [n.to(memory_format=torch.channels_last) for n in networks]  # type: ignore[call-overload]
+        first, last = (latency(network, example, least_seconds=0.5) for network in networks)
+    return first, last
 
 
 def preprocess_of(directory: str | Path) -> Preprocess | None:

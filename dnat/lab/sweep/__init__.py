@@ -6,6 +6,7 @@
     directory   a sweep's files
     local       trials on this machine
     cluster     trials on Ray
+    timing      the times of networks, measured when no trial runs
     schedule    `run_sweep`: the loop over them
 
 The names are imported when they are first used: whoever only runs a trial need not wait for torch.

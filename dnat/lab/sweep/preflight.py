@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import DnatError, UsageError
+from ...rundir import atomic_write
 from ...settings import Job
 from .settings import Trial
-from .trials import environment, reason_in, waited
+from .trials import environment, waited
 
 _OF_NETWORK = ("network", "network_options", "weights", "data", "data_root", "image_size", "task")
 """What one try holds for, whatever method and seed a trial has."""
@@ -51,44 +52,38 @@ def _named(trials: Sequence[Trial], of: int) -> str:
 
 
 def _tried(jobs: Mapping[str, Job], stop: Callable[[], bool]) -> dict[str, str]:
-    """What is wrong with jobs, by their names."""
+    """What is wrong with jobs, by their names; of those at which the process died the trials will tell."""
     if not jobs:
         return {}
     with tempfile.TemporaryDirectory(prefix="dnat-") as folder:
-        asked, answers, log = (Path(folder) / name for name in ("jobs.json", "answers.json", "log"))
+        asked, answers = (Path(folder) / name for name in ("jobs.json", "answers.json"))
         asked.write_text(json.dumps({name: job.to_toml() for name, job in jobs.items()}), encoding="utf-8")
-        with log.open("wb") as output:
+        with open(os.devnull, "wb") as nowhere:  # what users' code prints it prints again in the trials' logs
             process = subprocess.Popen(  # noqa: S603 (dnat itself)
                 [sys.executable, "-P", "-m", __name__, str(asked), str(answers)],
                 env=environment({}),
                 stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
+                stdout=nowhere,
+                stderr=nowhere,
                 start_new_session=True,
             )
-            code = waited(process, stop, lambda: False)
-        if answers.exists():
-            told: dict[str, str] = json.loads(answers.read_text(encoding="utf-8"))
-            return told
-        if stop():
-            return {}
-        why = reason_in(log.read_text(encoding="utf-8", errors="replace")) or "no word about it"
-        return dict.fromkeys(jobs, f"the process that tried the networks ended with exit code {code}: {why}")
+            waited(process, stop, lambda: False)
+        told: dict[str, str] = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
+        return told
 
 
 def _main(asked: str, answers: str) -> None:
-    """Try jobs, and write what is wrong with them."""
+    """Try jobs, and write what is wrong with them, after each."""
+    sys.path.insert(0, os.getcwd())  # as the command does, for networks of the user's own
     from ..runs.running import prepared
 
-    found = {}
+    found: dict[str, str] = {}
     for name, text in json.loads(Path(asked).read_text(encoding="utf-8")).items():
         try:
             prepared(Job.from_flat(tomllib.loads(text)))
         except DnatError as error:
             found[name] = str(error)
-    part = Path(f"{answers}.part")
-    part.write_text(json.dumps(found), encoding="utf-8")
-    os.replace(part, answers)
+            atomic_write(Path(answers), json.dumps(found).encode())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from .directory import Standing, SweepDirectory, SweepFiles, continued, read
 from .local import ANY_GPU, Local, visible_gpus
 from .preflight import check_networks
 from .settings import Sweep, Trial, plan, resolve
+from .timing import measure
 from .trials import Attempt, Outcome, progress, trial_command
 
 _REFUSED = 2
@@ -189,7 +190,11 @@ def run_sweep(
     if options.engine == "local":  # another machine may have what is missing here
         check_networks(_new(trials, directory), stop)
     with SweepDirectory.open(directory, sweep, trials) as opened:
-        return _Loop(opened, options, watch, stop).run()
+        found = _Loop(opened, options, watch, stop).run()
+        beside = options.engine == "local" and (options.jobs or 1) > 1
+        if beside and (problem := measure([s.directory for s in found if s.state == "done"], stop)):
+            notify(problem)
+        return found
 
 
 def write_plan(

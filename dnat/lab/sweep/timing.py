@@ -1,0 +1,58 @@
+"""The times of a sweep's networks, measured one after another when all its trials are done.
+
+Trials that run beside each other slow one another down, and what they measured of their networks says little. So
+each network is measured again, before and after, in a process of its own while no trial runs.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+from ...rundir import LATENCY, RunFiles, write_json
+from .trials import environment, waited
+
+
+def measure(directories: Iterable[Path], stop: Callable[[], bool]) -> str:
+    """Measure the times of finished runs that nobody measured alone; each run's directory gets them.
+
+    Args:
+        directories: of the runs.
+        stop: asked several times a second whether to leave it; what was measured is kept.
+
+    Returns:
+        What went wrong, in a line; empty if nothing did.
+    """
+    left = [str(place) for place in directories if not RunFiles(place).path(LATENCY).exists()]
+    if not left or stop():
+        return ""
+    process = subprocess.Popen(  # noqa: S603 (dnat itself)
+        [sys.executable, "-P", "-m", __name__, *left],
+        env=environment({}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    code = waited(process, stop, lambda: False)
+    assert process.stderr is not None
+    lines = process.stderr.read().decode(errors="replace").splitlines()
+    if not code or stop():
+        return ""
+    return f"times were not measured again: {lines[-1] if lines else f'exit code {code}'}"
+
+
+def _main(*directories: str) -> None:
+    sys.path.insert(0, os.getcwd())  # as the command does, for networks of the user's own
+    from ..runs.finished import times
+
+    for place in directories:
+        before, after = times(place)
+        alone = {"before": before, "after": after}
+        write_json(RunFiles(place).path(LATENCY), {name: asdict(t) | {"alone": True} for name, t in alone.items()})
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -3,6 +3,7 @@
 The bits that are not in weights are here, too: the state of torch's own generators.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -157,3 +158,15 @@ def row_of(
     for split, measured in (("train", trained), (watched, tested)):
         row |= {f"{split}_{name}": value for name, value in measured.table().items()} if measured else {}
     return row
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors took on a GPU so far, or else the most that this process took of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows does not tell
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most

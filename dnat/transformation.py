@@ -21,7 +21,7 @@ from .decision import judge_of, price_of
 from .discretization import discretization
 from .distributed import from_first
 from .edges import Tally
-from .loop import Listeners, Loop, Stop, row_of
+from .loop import Listeners, Loop, Stop, peak_memory, row_of
 from .planning import Plan, Times, make_plan
 from .records import Records
 from .results import Commitment, Transformation
@@ -272,6 +272,7 @@ class Run:
         progress.seconds[name] = before + taken
         row = row_of(progress, name, rate, trained=trained, tested=tested, watched=self.given.watched)
         row |= {"seconds": round(taken, 3), "images_per_second": round(examples / taken, 1)}
+        row |= {"memory": peak_memory(next(trainer.network.parameters()).device)}
         if self.architecture:
             relaxed = self.architecture.relaxed
             row |= {"gates": relaxed.gates().tolist(), "columns": list(relaxed.columns)}

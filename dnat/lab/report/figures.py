@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,16 @@ from .placing import label_places, spread_apart
 from .series import (
     SEED_CURVES,
     Axis,
+    Column,
     Curve,
     Spot,
     axes,
+    columns,
     curves,
     interval_of,
     mean_curve,
     mean_spots,
+    metric_column,
     pareto,
     reach,
     spots,
@@ -53,27 +57,39 @@ class Figure:
 
 
 def curve_figure(group: Group, look: Look) -> Figure | None:
-    """The metric over the epochs: a thin line for each seed, a thick one for the mean."""
-    of_method = {m: list(c) for m, c in itertools.groupby(curves(group), lambda c: c.method)}
-    if not of_method:
+    """The metric over the epochs, and what else is told of them: a thin line a seed, a thick one for the mean."""
+    shown = columns(group)
+    if not shown or shown[0].name != metric_column(group).name:
         return None
+    views = {c.name: {"data": data, "layout": layout} for c in shown for data, layout in [_curves(group, c, look)]}
+    means = [mean_curve(list(c)) for _, c in itertools.groupby(curves(group), lambda c: c.method)]
+    alt = "; ".join(f"{m.method} ends at {_shown(group, m.values[-1])}" for m in means if m.epochs)
+    title = capital(group.watched.removesuffix(", %"))
+    return Figure(group.title, f"{title} over the epochs: {alt}.", views)
+
+
+def _curves(group: Group, column: Column, look: Look) -> tuple[list[Any], dict[str, Any]]:
+    """A column of the rows over the epochs."""
+    of_method = {m: list(c) for m, c in itertools.groupby(curves(group, column), lambda c: c.method)}
     means = {method: mean_curve(found) for method, found in of_method.items()}
     data = []
     for method, found in of_method.items():
         if len(found) > 1:
             shown = [(c, f"{method}, seed {c.seed}") for c in found[:SEED_CURVES]]
-            data += [_curve(thinned(c), group, look, name, 1, 0.5) for c, name in shown]
-    data += [_curve(thinned(c), group, look, _mean_name(c, of_method), 2.5, 1) for c in means.values() if c.epochs]
+            data += [_curve(thinned(c), column, look, name, 1, 0.5) for c, name in shown]
+    drawn = [c for c in means.values() if c.epochs]
+    data += [_curve(thinned(c), column, look, _mean_name(c, of_method), 2.5, 1) for c in drawn]
     last = max(c.epochs[-1] for found in of_method.values() for c in found)
     first = min(c.epochs[0] for found in of_method.values() for c in found)
-    layout = _layout("epoch", plain(group.watched, 60), height=360, right=_room(means))
+    layout = _layout("epoch", plain(column.name, 60), height=360, right=_room(means))
     layout["xaxis"] |= {"range": [first if first < last else 0, last], "tickformat": "d"}
     if last - first <= _FEW_EPOCHS:
         layout["xaxis"]["dtick"] = 1
-    ends = reach(list(itertools.chain(*of_method.values())), group.metric)
-    layout["yaxis"]["range"] = _padded(ends, flat=_flat(group))
-    heights = spread_apart([c.values[-1] for c in means.values() if c.epochs], layout["yaxis"]["range"], 290)
-    for c, y in zip((c for c in means.values() if c.epochs), heights, strict=True):
+    ends = reach(list(itertools.chain(*of_method.values())), column.better)
+    least = -math.inf if column.better else 0.0
+    layout["yaxis"]["range"] = _padded(ends, least=least, flat=_flat(group) if column.unit else 0.0)
+    heights = spread_apart([c.values[-1] for c in drawn], layout["yaxis"]["range"], 290)
+    for c, y in zip(drawn, heights, strict=True):
         layout["annotations"].append(_label(1, y, c.method, look, xref="paper"))
     moments: dict[float, list[str]] = {}
     for c in means.values():
@@ -83,9 +99,7 @@ def curve_figure(group: Group, look: Look) -> Figure | None:
         of_whom = f": {', '.join(methods)}" if len(moments) > 1 else ""
         layout["shapes"].append(_upright(epoch))
         layout["annotations"].append(_note(epoch, f"choices in force{of_whom}", epoch > (first + last) / 2))
-    alt = "; ".join(f"{m} ends at {_shown(group, c.values[-1])}" for m, c in means.items() if c.epochs)
-    title = capital(group.watched.removesuffix(", %"))
-    return Figure(group.title, f"{title} over the epochs: {alt}.", {"": {"data": data, "layout": layout}})
+    return data, layout
 
 
 def _mean_name(curve: Curve, of_method: Mapping[str, Sequence[Curve]]) -> str:
@@ -97,10 +111,10 @@ def _mean_name(curve: Curve, of_method: Mapping[str, Sequence[Curve]]) -> str:
     )
 
 
-def _curve(curve: Curve, group: Group, look: Look, name: str, width: float, opacity: float) -> dict[str, Any]:
+def _curve(curve: Curve, column: Column, look: Look, name: str, width: float, opacity: float) -> dict[str, Any]:
     line = {"color": look.colour(curve.method), "width": width, "dash": look.dash(curve.method)}
-    hover = f"%{{fullData.name}}<br>epoch %{{x}}: {_hover(group, 'y')}<extra></extra>"
-    y = [round(v, 4) for v in curve.values] if group.metric.is_share else list(curve.values)
+    hover = f"%{{fullData.name}}<br>epoch %{{x}}: %{{y:{column.form}}}{column.unit}<extra></extra>"
+    y = [float(f"{v:.6g}") for v in curve.values]
     return _scatter("lines", name, curve.epochs, y, opacity=opacity, line=line, hovertemplate=hover)
 
 
@@ -143,7 +157,7 @@ def _points(
 
 def strip_figure(group: Group, look: Look) -> Figure:
     """Each seed a point, the points of a seed connected; beside them mean and t interval of each method."""
-    axis = Axis("", "", lambda t: 0.0)
+    axis = Axis("", "", "", lambda t: 0.0)
     found = spots(group, axis)
     methods = list(dict.fromkeys(s.method for s in found))
     seeds = sorted({s.seed for s in found if s.seed is not None})
@@ -157,7 +171,6 @@ def strip_figure(group: Group, look: Look) -> Figure:
             line = {"color": "@pair", "width": 1.2 if len(methods) <= _FEW_METHODS else 0.7}
             data.append(_scatter("lines", "", [s.value for s in mine], heights, line=line, hoverinfo="skip"))
     ends = [s.value for s in found]
-    least, most = (group.metric.scale * end for end in group.metric.limits)
     for method in methods:
         mine = [s for s in found if s.method == method]
         heights = [place[method] + shift[s.seed] for s in mine if s.seed is not None]
@@ -165,12 +178,10 @@ def strip_figure(group: Group, look: Look) -> Figure:
         data.append(_points(mine, [s.value for s in mine], heights, look, 9, 0.85, hover))
         interval = interval_of(group, method)[1]
         data.append(_mean_mark(group, method, place[method] - 0.32, look))
-        ends += [] if interval is None else [max(interval[0], least), min(interval[1], most)]
+        ends += interval or ()  # whole, though it may reach beyond what there can be
     layout = _layout(plain(group.tested, 60), "", height=110 + 62 * len(methods), right=24)
     names = [plain(m, 20) for m in methods]
-    low, high = _padded(ends, flat=_flat(group))
-    beyond = 1 if group.metric.is_share else 0.01
-    layout["xaxis"]["range"] = [max(low, least - beyond), min(high, most + beyond)]
+    layout["xaxis"]["range"] = _padded(ends, flat=_flat(group))
     layout["yaxis"] |= {
         "tickvals": [place[m] for m in methods],
         "ticktext": names,
@@ -221,9 +232,12 @@ def _tradeoff(group: Group, axis: Axis, look: Look) -> dict[str, Any]:
         mine = [s for s in runs if s.method == mean.method]
         if len(mine) > 1:
             data.append(_cloud(mine, look, 7, 0.6, f"%{{text}}: %{{x:.4g}} {unit}, {value}"))
-    data += [_cloud([m], look, 12, 1, f"mean: %{{x:.4g}} {unit}, {value}") for m in means]
-    title = f"{axis.name} of the result" + (f", {axis.unit}" if axis.unit else "")
-    layout = _layout(title, plain(group.tested, 60), height=380, right=24)
+    for mean in means:
+        data.append(_cloud([mean], look, 12, 1, f"mean: %{{x:.4g}} {unit}, {value}"))
+        if mean.spread:
+            bar = {"type": "data", "array": [mean.spread / 2], "color": look.colour(mean.method)}
+            data[-1]["error_x"] = bar | {"thickness": 1.5, "width": 4}
+    layout = _layout(plain(axis.title, 60), plain(group.tested, 60), height=380, right=24)
     layout["xaxis"]["range"] = across = _padded([s.cost for s in runs], least=0.0, share=0.12)
     layout["yaxis"]["range"] = span = _padded([s.value for s in runs], share=0.08, flat=_flat(group))
     for mean, y, on_the_left in label_places(means, across, span, 300):
@@ -256,55 +270,50 @@ def _leader(mean: Spot, y: float, span: Sequence[float], look: Look, on_the_left
 
 
 def cost_figure(group: Group, look: Look) -> Figure:
-    """The time that a run of each method took, search and training stacked."""
-    methods = [row.method for row in group.rows]
-    largest = max(row.search_hours + row.training_hours for row in group.rows)
+    """The time that a run of each method took: search, paler, and training, with the deviation over seeds."""
+    trials = {method: [run.trial for run in runs] for method, runs in group.runs.items()}
+    totals = {m: [(t.search_seconds + t.training_seconds) / 3600 for t in of] for m, of in trials.items()}
+    means = {method: statistics.fmean(hours) for method, hours in totals.items()}
+    largest = max(means.values())
     unit, size = (
         ("hours", 1.0) if largest >= 1 else ("minutes", 60.0) if largest >= 1 / 30 else ("seconds", 3600.0)
     )
-    names = [plain(m, 20) for m in methods]
+    search = {method: statistics.fmean(t.search_seconds / 3600 for t in of) for method, of in trials.items()}
+    parts = {"search": search, "training": {m: means[m] - search[m] for m in means}}
+    colours = [look.colour(method) for method in means]
     data = [
-        _bars(stage, [size * of(row) for row in group.rows], len(names), f"@{stage}", unit)
-        for stage, of in _STAGES.items()
-        if any(of(row) for row in group.rows)
+        _bars(stage, [size * part[m] for m in means], colours, 0.45 if stage == "search" else 1, unit)
+        for stage, part in parts.items()
+        if any(part.values())
     ]
-    totals = [row.search_hours + row.training_hours for row in group.rows]
-    layout = _layout(f"{unit} of one run, mean", "", height=120 + 44 * len(names), right=70)
+    if any(len(hours) > 1 for hours in totals.values()):
+        spread = [size * statistics.stdev(h) if len(h) > 1 else 0.0 for h in totals.values()]
+        bar = {"type": "data", "array": spread, "color": "@text", "thickness": 1.2, "width": 4}
+        data[-1] |= {"error_x": bar}
+    layout = _layout(f"{unit} of one run, mean and deviation", "", height=90 + 44 * len(means), right=90)
     layout["barmode"] = "stack"
-    layout["showlegend"] = len(data) > 1
-    layout["legend"] = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"}
-    layout["margin"]["t"] = 40
     layout["xaxis"]["rangemode"] = "tozero"
-    places = list(range(len(names)))[::-1]
+    places = list(range(len(means)))[::-1]
+    names = [plain(m, 20) for m in means]
     layout["yaxis"] |= {"tickvals": places, "ticktext": names, "showgrid": False, "automargin": True}
-    for place, total in zip(places, totals, strict=True):
-        note = {
-            "x": size * total,
-            "y": place,
-            "text": f" {duration(total)}",
-            "xanchor": "left",
-            "showarrow": False,
-        }
+    for place, (method, total) in zip(places, means.items(), strict=True):
+        hours = totals[method]
+        end = total + (statistics.stdev(hours) if len(hours) > 1 else 0.0)
+        note = {"x": size * end, "y": place, "text": f"  {duration(total)}", "xanchor": "left", "showarrow": False}
         layout["annotations"].append(note | {"font": {"color": "@text", "size": 12}})
-    alt = "; ".join(f"{m}: {duration(t)}" for m, t in zip(methods, totals, strict=True))
+    alt = "; ".join(f"{m}: {duration(t)}" for m, t in means.items())
     return Figure(group.title, f"Time of one run, mean. {alt}.", {"": {"data": data, "layout": layout}})
 
 
-_STAGES: dict[str, Callable[[Any], float]] = {
-    "search": lambda row: row.search_hours,
-    "training": lambda row: row.training_hours,
-}
-
-
-def _bars(name: str, values: Sequence[float], n: int, colour: str, unit: str) -> dict[str, Any]:
+def _bars(name: str, values: Sequence[float], colours: Sequence[str], opacity: float, unit: str) -> dict[str, Any]:
     return {
         "type": "bar",
         "orientation": "h",
         "name": name,
         "x": list(values),
-        "y": list(range(n))[::-1],
+        "y": list(range(len(values)))[::-1],
         "width": 0.55,
-        "marker": {"color": colour},
+        "marker": {"color": list(colours), "opacity": opacity},
         "hovertemplate": f"{name}: %{{x:.3g}} {unit}<extra></extra>",
     }
 

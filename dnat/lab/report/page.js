@@ -1,5 +1,5 @@
 "use strict";
-// Draws the figures in the theme's colours when they come into view; theme, pickers, views, print.
+// Draws the figures in the theme's colours, the visible ones first; theme, pickers, views, the table of runs, print.
 (() => {
   const read = (id) => JSON.parse(document.getElementById(id).textContent);
   const figures = read("figures");
@@ -10,6 +10,7 @@
   const shown = new Set();
   const config = { displaylogo: false, responsive: true, scrollZoom: false, doubleClick: "reset",
     modeBarButtons: [["toImage", "zoom2d", "resetScale2d"]], displayModeBar: "hover" };
+  const PAPER = 690; // pixels of a printed page's width
   let printing = false;
 
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
@@ -30,6 +31,7 @@
     const name = names.includes(plot.dataset.view) ? plot.dataset.view : names[0];
     const palette = palettes[isDark() && !printing ? "dark" : "light"];
     const { data, layout } = painted(views[name], palette, false);
+    if (printing) Object.assign(layout, { width: PAPER, autosize: false });
     shown.add(plot);
     return Plotly.react(plot, data, layout, config);
   }
@@ -93,7 +95,56 @@
     choose();
   }
 
-  // Figures are drawn shortly before they are seen, and all of them before they are printed.
+  // The table of runs: sorted by a column, filtered by words, downloaded as it is shown.
+  const table = document.querySelector("table.runs");
+  if (table) {
+    const tools = document.querySelector(".tools");
+    const [filter, download, status] = [tools.querySelector("input"), tools.querySelector("button"), tools.querySelector("span")];
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    const value = (row, i) => row.cells[i].dataset.value;
+    tools.hidden = false;
+
+    function compare(a, b) {
+      const [x, y] = [Number(a), Number(b)];
+      if (a !== "" && b !== "" && !Number.isNaN(x) && !Number.isNaN(y)) return x - y;
+      return a.localeCompare(b, "en", { numeric: true });
+    }
+    [...table.tHead.rows[0].cells].forEach((head, i) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.append(head.textContent);
+      head.replaceChildren(button);
+      head.setAttribute("aria-sort", "none");
+      button.addEventListener("click", () => {
+        const up = head.getAttribute("aria-sort") !== "ascending";
+        for (const other of table.tHead.rows[0].cells) other.setAttribute("aria-sort", "none");
+        head.setAttribute("aria-sort", up ? "ascending" : "descending");
+        rows.sort((a, b) => (up ? 1 : -1) * compare(value(a, i), value(b, i)));
+        body.append(...rows);
+      });
+    });
+    filter.addEventListener("input", () => {
+      const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const row of rows) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word));
+      }
+      status.textContent = words.length ? `${rows.filter((row) => !row.hidden).length} of ${rows.length}` : "";
+    });
+    download.addEventListener("click", () => {
+      const quoted = (text) => (/[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+      const names = [...table.tHead.rows[0].cells].map((cell) => quoted(cell.textContent));
+      const lines = rows.filter((row) => !row.hidden).map((row) => [...row.cells].map((cell, i) => quoted(value(row, i))));
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([[names, ...lines].map((line) => line.join(",")).join("\n") + "\n"], { type: "text/csv" }));
+      link.download = "runs.csv";
+      link.click();
+      URL.revokeObjectURL(link.href);
+    });
+  }
+
+  // Figures are drawn shortly before they are seen, the others when there is time, all before they are printed.
   const watch = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
@@ -111,5 +162,7 @@
     printing = false;
     redraw();
   });
+  const later = window.requestIdleCallback || ((act) => setTimeout(act, 300));
+  plots.forEach((plot) => later(() => { if (!shown.has(plot)) draw(plot); }));
   window.dnatDrawAll = drawAll;
 })();

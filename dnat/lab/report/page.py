@@ -13,7 +13,7 @@ from typing import Any
 from ... import __version__
 from ...edges import is_share
 from ...naming import unknown
-from ..formatting import duration, signed_interval
+from ..formatting import count, digits, duration, signed_interval
 from ..metrics import ACCURACY, capital, common
 from ..summary.tables import headers, legend
 from .configuration import environments, recipes, settings
@@ -33,6 +33,8 @@ MOST_EDGES = 48
 """Edges of a run whose gates are shown, and rows of a table of choices."""
 MOST_RECIPES = 12
 MOST_TILES = 12
+MOST_RUNS = 1000
+"""Rows of the table of runs."""
 _GATE_POINTS = 60
 
 _HERE = Path(__file__).parent
@@ -45,6 +47,14 @@ class Tile:
     name: str
     value: str
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the table of runs: what it shows, and what it is sorted by and downloaded as."""
+
+    text: str
+    value: str | float
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ class Gating:
 
 
 def page(report: Report, *, with_published: bool = False, layout: str = "both") -> str:
-    """The report as one HTML page of about 5 MB, most of it plotly.
+    """The report as one HTML page of about 1.3 MB, most of it plotly.
 
     Args:
         report: from `gather`.
@@ -156,9 +166,44 @@ def _told(report: Report, with_published: bool, layout: str) -> dict[str, Any]:
         "environments": environments(report),
         "recipes": given,
         "no_recipes": no_recipes,
+        "run_columns": _RUN_COLUMNS,
+        "run_rows": [_run_row(run) for run in report.runs[:MOST_RUNS]],
         "unfinished": report.unfinished,
         "runs": len(report.runs),
     }
+
+
+_RUN_COLUMNS = (
+    "run",
+    "network",
+    "data",
+    "method",
+    "seed",
+    "result",
+    "MAdds",
+    "params",
+    "time, ms",
+    "duration",
+    "directory",
+)
+
+
+def _run_row(run: Run) -> list[Cell]:
+    """A run in the table of runs; its cells are those of `_RUN_COLUMNS`."""
+    trial = run.trial
+    metric, seconds = trial.metric, trial.search_seconds + trial.training_seconds
+    time = None if trial.latency_after is None else 1e3 * trial.latency_after
+    texts = (run.name, trial.network, trial.data, trial.method)
+    return [
+        *(Cell(text, text) for text in texts),
+        Cell(str(trial.seed), trial.seed),
+        Cell(f"{trial.value:{metric.form}}{metric.unit}{', dead' * (trial.dead is True)}", trial.value),
+        Cell(count(trial.madds), trial.madds),
+        Cell(count(trial.params), trial.params),
+        Cell("-" if time is None else digits(time), "" if time is None else time),
+        Cell(duration(seconds / 3600), round(seconds, 3)),
+        Cell(str(run.directory), str(run.directory)),
+    ]
 
 
 def _title(report: Report) -> str:
@@ -186,7 +231,8 @@ def _tiles(report: Report) -> list[Tile]:
     noun = "image" if report.metrics == (ACCURACY,) else "example"
     notes = (f"{not_known} older runs do not say",) if not_known else (f"give every {noun} the same answer",)
     found.append(Tile("dead networks", f"{dead} of {len(report.runs)}", notes))
-    found.append(Tile("time of all runs", duration(hours), (f"{duration(search)} of it searching",)))
+    searching = (f"{duration(search)} of it searching",) if search else ()
+    found.append(Tile("time of all runs", duration(hours), searching))
     if report.unfinished:
         states = [u.state for u in report.unfinished]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
@@ -235,13 +281,15 @@ def _sections(report: Report, look: Look) -> list[dict[str, Any]]:
         (
             "cost",
             f"{title_of} against cost",
-            "Small: single runs. Large: means. The dotted line joins the means that no other one beats in both.",
+            "Small: single runs. Large: means. The dotted line joins the means that no other one beats in both."
+            + _of_time(report),
             (tradeoff_figure(group, look) for group in report.groups),
         ),
         (
             "time",
             "Time",
-            "Search: what a method does before it trains. dnat chooses while it trains.",
+            "The paler part is search: what a method does before it trains; dnat chooses while it trains. Thin "
+            "lines: the deviation over seeds.",
             (cost_figure(group, look) for group in report.groups),
         ),
     ]
@@ -255,6 +303,15 @@ def _sections(report: Report, look: Look) -> list[dict[str, Any]]:
             )
         number += len(figures)
     return found
+
+
+def _of_time(report: Report) -> str:
+    """How time was measured, where it was."""
+    known = [run.trial for run in report.runs if run.trial.latency_after is not None]
+    if not known:
+        return ""
+    when = "when no other trial ran" if all(t.latency_alone for t in known) else "at the end of each run"
+    return f" Time: the median for one batch in eval mode, measured {when}, with its quartiles' distance as a bar."
 
 
 def _first_runs(report: Report) -> list[tuple[str, Run]]:

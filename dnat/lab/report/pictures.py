@@ -99,8 +99,6 @@ def strip_picture(group: Group, look: Look) -> Any:
         page.errorbar(mean, place + 0.26, xerr=reach, fmt="|", markersize=9, capsize=2.5, linewidth=1.2, **style)
     for points in by_seed.values():
         page.plot(*zip(*points, strict=True), color="#cfd4da", linewidth=0.7, zorder=1)
-    least, most = (group.metric.scale * end for end in group.metric.limits)
-    page.set_xlim(max(page.get_xlim()[0], least), min(page.get_xlim()[1], most + 0.4))
     page.set_ylim(len(names) - 0.4, -0.6)
     page.set_yticks(range(len(names)))
     page.set_yticklabels([shortened(m, 20) for m in names], parse_math=False)
@@ -162,7 +160,7 @@ def curve_picture(group: Group, look: Look) -> Any:
         place = {"transform": page.get_xaxis_transform(), "fontsize": 6.5, "va": "bottom"}
         page.text(epoch, 1.0, " choices in force", color="#5c6570", **place)
     every = [value for mine in found.values() for curve in mine for value in curve.values]
-    low, high = reach(list(itertools.chain(*found.values())), group.metric)
+    low, high = reach(list(itertools.chain(*found.values())), group.metric.direction)
     if low < high and (low, high) != (min(every), max(every)):
         page.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     heights = spread_apart([value for _, value in ends], page.get_ylim(), 200, gap=11)

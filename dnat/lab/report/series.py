@@ -47,6 +47,27 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Column:
+    """What the rows of epochs tell, as it is shown.
+
+    Attributes:
+        name: in words, with its unit.
+        key: in the rows, by the split that a run watches.
+        scale: what values are multiplied by.
+        form, unit: of numbers that are shown.
+        better: "max" or "min": the first epochs of a long training, which would take up the axis, are left out;
+            None where the whole is shown.
+    """
+
+    name: str
+    key: Callable[[str], str]
+    scale: float = 1
+    form: str = ".4g"
+    unit: str = ""
+    better: str | None = None
+
+
+@dataclass(frozen=True)
 class Spot:
     """A place in the plane of cost and metric.
 
@@ -56,6 +77,7 @@ class Spot:
         cost: in the unit of the axis.
         value: on the test examples, as it is shown.
         dead: whether every example gets the same answer; of a mean: of any.
+        spread: distance of the quartiles of a cost that was measured; of a mean: their mean.
     """
 
     method: str
@@ -63,15 +85,18 @@ class Spot:
     cost: float
     value: float
     dead: bool
+    spread: float = 0.0
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A cost: its name, its unit, and how a trial has it (None where it was not measured)."""
+    """A cost: its name, the title of its axis, its unit, and how a trial has it (None: not measured)."""
 
     name: str
+    title: str
     unit: str
     of: Callable[[Trial], float | None]
+    spread: Callable[[Trial], float] = lambda trial: 0.0
 
 
 @dataclass(frozen=True)
@@ -80,8 +105,8 @@ class Gates:
 
     Attributes:
         key: of the group, or of the edge where each has its own theta.
-        epochs: in order.
-        gates: {choice: its gate after each epoch}; of other operations, and of a width's shares, those that ever
+        epochs: in order, from 0 on.
+        gates: {choice: its gate then}; of other operations, and of a width's shares, those that ever
             opened.
         chosen: what became of the group's edges.
     """
@@ -109,12 +134,35 @@ class Choices:
     staying: int
 
 
-def curves(group: Group) -> list[Curve]:
-    """The curve of each run that has one, by method and seed."""
+def columns(group: Group) -> list[Column]:
+    """What is told of the epochs of a group: the metric, the losses, the rate, and what an epoch took."""
+    metric = group.metric
+    watched = group.watched.removesuffix(f" {metric.column}")
+    found = [
+        metric_column(group),
+        Column("training loss", lambda split: "train_loss", better="min"),
+        Column(f"{watched} loss", lambda split: f"{split}_loss", better="min"),
+        Column("learning rate", lambda split: "lr"),
+        Column(f"{metric.examples} a second", lambda split: "images_per_second"),
+        Column("most memory, GB", lambda split: "memory", scale=1e-9),
+    ]
+    return [c for c in found if curves(group, c)]
+
+
+def metric_column(group: Group) -> Column:
+    """The metric of a group on the examples that are watched."""
+    metric = group.metric
+    key = "{}_" + metric.name
+    return Column(group.watched, key.format, metric.scale, metric.form, metric.unit, metric.direction)
+
+
+def curves(group: Group, column: Column | None = None) -> list[Curve]:
+    """The curve of each run that has one, by method and seed; by default of the metric."""
+    column = column or metric_column(group)
     found = []
     for method, runs in group.runs.items():
         for run in runs:
-            name, scale = f"{run.trial.watched}_{group.metric.name}", group.metric.scale
+            name, scale = column.key(run.trial.watched), column.scale
             points = [(number(row["epoch"]), number(row.get(name))) for row in run.metrics]
             known = [(e, scale * v) for e, v in points if e is not None and v is not None]
             if known:
@@ -137,18 +185,17 @@ def mean_curve(of_method: Sequence[Curve]) -> Curve:
     )
 
 
-def reach(found: Sequence[Curve], metric: Metric = ACCURACY) -> tuple[float, float]:
+def reach(found: Sequence[Curve], better: str | None = "max") -> tuple[float, float]:
     """The values that long curves are shown between: from the worst one after a tenth of the epochs to the best.
 
     The first epochs would otherwise take up the axis, and what differs later would be one line. Short curves
-    (`LONG` epochs at most) are shown whole.
+    (`LONG` epochs at most) are shown whole, and those of which no end is better.
     """
     first, last = min(c.epochs[0] for c in found), max(c.epochs[-1] for c in found)
-    begin = first + 0.1 * (last - first) if last - first >= LONG else -math.inf
+    begin = first + 0.1 * (last - first) if last - first >= LONG and better else -math.inf
     points = [point for c in found for point in zip(c.epochs, c.values, strict=True)]
-    worst = min((v for e, v in points if e >= begin), key=metric.merit)
-    best = max((v for _, v in points), key=metric.merit)
-    return min(worst, best), max(worst, best)
+    of_all, of_late = [v for _, v in points], [v for e, v in points if e >= begin]
+    return (min(of_all), max(of_late)) if better == "min" else (min(of_late), max(of_all))
 
 
 def committed(run: Run) -> float | None:
@@ -169,22 +216,34 @@ def thinned(curve: Curve, most: int = CURVE_POINTS) -> Curve:
 
 
 def axes(group: Group) -> list[Axis]:
-    """Multiply-adds, parameters and latency, in units that suit the group; latency where all runs have it."""
+    """Multiply-adds, parameters and time, in units that suit the group; time where all runs have it."""
     trials = [run.trial for runs in group.runs.values() for run in runs]
     found = [
         _axis("multiply-adds", trials, lambda t: float(t.madds)),
         _axis("parameters", trials, lambda t: float(t.params)),
     ]
     if all(t.latency_after is not None for t in trials):
-        found.append(Axis("latency", "ms", lambda t: None if t.latency_after is None else 1e3 * t.latency_after))
+        found.append(_time_axis(trials[0]))
     return found
+
+
+def _time_axis(first: Trial) -> Axis:
+    """The time of a network on the machine that ran it, in the batch that the first trial has."""
+    batch = f"{first.latency_batch} " if first.latency_batch else "a batch "
+    return Axis(
+        "time",
+        f"time for {batch}on {first.device or 'this machine'}, ms",
+        "ms",
+        lambda t: None if t.latency_after is None else 1e3 * t.latency_after,
+        lambda t: 1e3 * (t.latency_spread or 0.0),
+    )
 
 
 def _axis(name: str, trials: Sequence[Trial], of: Callable[[Trial], float]) -> Axis:
     largest = max(of(t) for t in trials)
     units = (("billions", 1e9), ("millions", 1e6), ("thousands", 1e3))
     unit, size = next(((u, s) for u, s in units if largest >= s), ("", 1.0))
-    return Axis(name, unit, lambda t: of(t) / size)
+    return Axis(name, f"{name} of the result" + (f", {unit}" if unit else ""), unit, lambda t: of(t) / size)
 
 
 def spots(group: Group, axis: Axis) -> list[Spot]:
@@ -194,7 +253,8 @@ def spots(group: Group, axis: Axis) -> list[Spot]:
         for run in runs:
             cost = axis.of(run.trial)
             if cost is not None:
-                found.append(Spot(method, run.trial.seed, cost, run.trial.value, run.trial.dead is True))
+                dead, spread = run.trial.dead is True, axis.spread(run.trial)
+                found.append(Spot(method, run.trial.seed, cost, run.trial.value, dead, spread))
     return found
 
 
@@ -204,7 +264,8 @@ def mean_spots(runs: Sequence[Spot]) -> list[Spot]:
     for method, of_method in itertools.groupby(runs, lambda s: s.method):
         mine = list(of_method)
         cost, value = statistics.mean(s.cost for s in mine), statistics.mean(s.value for s in mine)
-        found.append(Spot(method, None, cost, value, any(s.dead for s in mine)))
+        spread = statistics.mean(s.spread for s in mine)
+        found.append(Spot(method, None, cost, value, any(s.dead for s in mine), spread))
     return found
 
 
@@ -243,7 +304,9 @@ def gates(run: Run) -> list[Gates]:
         if rows and table:
             always = ("original",) if key in widths else BASIC
             kept = {c: v for c, v in table.items() if c in always or max(v) > OPEN}
-            found.append(Gates(key, tuple(float(row["epoch"]) for row in rows), kept, tuple(chosen)))
+            # Before the first epoch an edge is its original (`dnat.relaxation.theta`).
+            whole = {c: (float(c == "original"), *values) for c, values in kept.items()}
+            found.append(Gates(key, (0.0, *(float(row["epoch"]) for row in rows)), whole, tuple(chosen)))
     return found
 
 

@@ -30,6 +30,9 @@ class Trial:
         training_seconds: everything else. dnat chooses while it trains, so that all of its time stands here.
         dead: whether the result gives every example the same answer; None where an older record does not say.
         device: where it ran ("cpu", "cuda:0"); empty where the record does not say.
+        latency_spread: distance of the quartiles of `latency_after`, in seconds.
+        latency_batch: examples of that batch.
+        latency_alone: whether it was measured when no other trial of its sweep ran.
     """
 
     network: str
@@ -49,6 +52,9 @@ class Trial:
     training_seconds: float
     dead: bool | None
     device: str = ""
+    latency_spread: float | None = None
+    latency_batch: int | None = None
+    latency_alone: bool = False
 
 
 def trial_from(record: Mapping[str, Any]) -> Trial:
@@ -67,7 +73,7 @@ def trial_from(record: Mapping[str, Any]) -> Trial:
     taken = {stage: fields.number(seconds, f"seconds.{stage}") for stage in seconds}
     if results.get("dead") not in (None, True, False):
         raise UsageError(f"results.dead of a record must be true or false, not {results['dead']!r}")
-    times, device = _latencies(record)
+    times = _latencies(record)
     result = result_of(record)
     return Trial(
         network=fields.name(job, "job.network"),
@@ -81,24 +87,29 @@ def trial_from(record: Mapping[str, Any]) -> Trial:
         madds=fields.integer(after, "results.cost_after.madds", 0),
         params_before=fields.integer(before, "results.cost_before.params", 1),
         madds_before=fields.integer(before, "results.cost_before.madds", 1),
-        latency_before=times[0],
-        latency_after=times[1],
         search_seconds=taken.get("search", 0.0),
         training_seconds=math.fsum(v for stage, v in taken.items() if stage != "search"),
         dead=results.get("dead"),
-        device=device,
+        **times,
     )
 
 
-def _latencies(record: Mapping[str, Any]) -> tuple[tuple[float | None, float | None], str]:
-    """Seconds before and after, and the device."""
+def _latencies(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a `Trial`: seconds before and after, how they were measured, and the device."""
     device = str(record["job"].get("device", "auto"))
+    device = "" if device == "auto" else device
     if record.get("latency") is None:
-        return (None, None), "" if device == "auto" else device
+        return {"latency_before": None, "latency_after": None, "device": device}
     latency = fields.subtable(record, "latency")
     before, after = (fields.subtable(latency, f"latency.{name}") for name in ("before", "after"))
-    times = fields.number(before, "latency.before.seconds"), fields.number(after, "latency.after.seconds")
-    return times, str(after.get("device", "" if device == "auto" else device))
+    return {
+        "latency_before": fields.number(before, "latency.before.seconds"),
+        "latency_after": fields.number(after, "latency.after.seconds"),
+        "latency_spread": fields.number(after, "latency.after.spread") if "spread" in after else None,
+        "latency_batch": fields.integer(after, "latency.after.batch", 1) if "batch" in after else None,
+        "latency_alone": after.get("alone") is True,
+        "device": str(after.get("device", device)),
+    }
 
 
 def settings_of(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

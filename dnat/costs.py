@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .counting import Counter, Functions, checked_batch, warn_of_batch, warn_of_uncounted
@@ -78,6 +80,54 @@ def cost(network: nn.Module, example: Example, *, batch: int | None = None) -> C
     extra = {p for m in network.modules() if getattr(m, "training_only", False) is True for p in m.parameters()}
     params = sum(p.numel() for p in network.parameters() if p not in extra)
     return Cost(params, counter.madds // (rows or 1), uncounted)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a network.
+
+    Attributes:
+        weights: of its state: parameters and buffers, as a file holds them.
+        activations: the most that is held at once, beside weights and inputs, while it runs in eval mode without
+            gradients; what kernels need within one operation is not known.
+    """
+
+    weights: int
+    activations: int
+
+
+class _Held(TorchDispatchMode):
+    """Notes the most bytes that tensors hold which were made within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = function(*args, **(kwargs or {}))
+        self.storages = {key: held for key, held in self.storages.items() if not held[0].expired()}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in given:  # a view, or what was given, takes nothing more
+                    self.storages[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.most = max(self.most, sum(size for _, size in self.storages.values()))
+        return result
+
+
+def memory(network: nn.Module, example: Example) -> Memory:
+    """Count the bytes of a network's weights, and of its activations at their most; of several examples the first.
+
+    >>> memory(nn.Sequential(nn.Linear(10, 5), nn.ReLU()), torch.zeros(2, 10))
+    Memory(weights=220, activations=80)
+    """
+    args, kwargs = examples_of(example)[0]
+    with torch.no_grad(), in_mode(network, False), _Held() as held:
+        network(*args, **kwargs)
+    state = {t.untyped_storage()._cdata: t for t in (*network.parameters(), *network.buffers())}
+    return Memory(sum(t.numel() * t.element_size() for t in state.values()), held.most)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Reports: their numbers against the records', the page as Chromium sees it, and what must not get through."""
 
 import contextlib
+import csv
 import dataclasses
 import html.parser
 import itertools
@@ -425,19 +426,16 @@ def test_long_curves_are_shown_where_they_differ():
     assert numbers.reach([curve(101), curve(5)]) == (90 - 80 / 11, 90 - 80 / 101)  # from epoch 11 on
     # An error is worst where it is largest.
     less = Metric("mae", "min")
-    assert numbers.reach([curve(101, -1), curve(5, -1)], less) == (80 / 101 - 90, 80 / 11 - 90)
+    assert numbers.reach([curve(101, -1), curve(5, -1)], less.direction) == (80 / 101 - 90, 80 / 11 - 90)
 
 
-def painted(value, palette):
+def painted(value, palette, is_colour=False):
     """The figure as the page draws it."""
+    if isinstance(value, str):
+        return palette[value[1:]] if is_colour and value[0] == "@" else value
     if isinstance(value, dict):
-        return {
-            k: palette[v[1:]]
-            if k.endswith("color") and isinstance(v, str) and v[0] == "@"
-            else painted(v, palette)
-            for k, v in value.items()
-        }
-    return [painted(v, palette) for v in value] if isinstance(value, list) else value
+        return {k: painted(v, palette, k.endswith("color")) for k, v in value.items()}
+    return [painted(v, palette, is_colour) for v in value] if isinstance(value, list) else value
 
 
 def test_figures_hold_the_records_points(report):
@@ -457,7 +455,7 @@ def test_figures_hold_the_records_points(report):
     assert [s == "x" for s in dead] == [True, False, False, True]
 
     trade = tradeoff_figure(group, look).views
-    assert set(trade) == {"multiply-adds", "parameters", "latency"}
+    assert set(trade) == {"multiply-adds", "parameters", "time"}
     for name, cost in (("multiply-adds", "madds"), ("parameters", "params")):
         size = 1e6 if "millions" in trade[name]["layout"]["xaxis"]["title"]["text"] else 1e3
         drawn = sorted(
@@ -475,6 +473,41 @@ def test_figures_hold_the_records_points(report):
         pytest.approx([3601.5 / 3600] * 3),
     ]
     assert bars["data"][0]["y"] == [2, 1, 0]
+    assert bars["data"][1]["marker"]["color"] == [look.colour(m) for m in group.runs]
+    hours = [
+        [t.search_seconds + t.training_seconds for t in (r.trial for r in runs)] for runs in group.runs.values()
+    ]
+    assert bars["data"][1]["error_x"]["array"] == pytest.approx([statistics.stdev(h) / 3600 for h in hours])
+
+
+def test_no_interval_is_cut(report):
+    look = Look(report.methods)
+    for group in report.groups:
+        view = strip_figure(group, look).views[""]
+        low, high = view["layout"]["xaxis"]["range"]
+        marks = [t for t in view["data"] if t.get("error_x")]
+        assert marks
+        for mark in marks:
+            reach = mark["error_x"]["array"][0]
+            assert low < mark["x"][0] - reach < mark["x"][0] + reach < high
+
+
+def test_curves_of_all_that_epochs_tell(report):
+    group, look = group_of(report, "resnet8"), Look(report.methods)
+    views = curve_figure(group, look).views
+    assert list(views)[:5] == [
+        "test accuracy, %",
+        "training loss",
+        "test loss",
+        "learning rate",
+        "images a second",
+    ]
+    keys = ("test_accuracy", "train_loss", "test_loss", "lr", "images_per_second")
+    run = group.runs["original"][0]
+    for view, key in zip(views.values(), keys, strict=False):
+        drawn = next(t for t in view["data"] if t["name"] == f"original, seed {run.trial.seed}")
+        scale = 100 if key == "test_accuracy" else 1
+        assert drawn["y"] == pytest.approx([scale * row[key] for row in run.metrics], rel=1e-5)
 
 
 def test_plotly_knows_all_of_the_figures(report):
@@ -522,10 +555,11 @@ def test_gates_are_the_metrics(report, real):
     found = numbers.gates(source)
     assert [g.key for g in found] == [e["key"] for e in edges]
     for place, made in enumerate(found):
-        assert made.epochs == (1.0, 2.0)
-        for column, values in made.gates.items():
+        assert made.epochs == (0.0, 1.0, 2.0)
+        for column, (begin, *values) in made.gates.items():
             at = rows[0]["columns"].index(column)
             assert list(values) == [row["gates"][place][at] for row in rows]
+            assert begin == (column == "original")
     assert found[0].chosen == ("identity",)
     assert numbers.gates(group.runs["original"][0]) == []
 
@@ -698,7 +732,7 @@ def test_a_large_sweep_stays_usable(real, tmp_path):
     assert len(found.runs) == 100
     assert "as many are drawn" in text
     assert "One seed of each method is shown" in text
-    drawn = curve_figure(found.groups[0], Look(found.methods)).views[""]["data"]
+    drawn = curve_figure(found.groups[0], Look(found.methods)).views["test accuracy, %"]["data"]
     assert max(len(t["x"]) for t in drawn) <= numbers.CURVE_POINTS
     assert len(drawn) == 5 * (numbers.SEED_CURVES + 1)
 
@@ -768,7 +802,8 @@ def test_the_page_in_a_browser(report, browser, tmp_path):
 
 
 def _is_used(tab, report):
-    """Theme, views and pickers, by keyboard."""
+    """Theme, views, pickers and the table of runs, by keyboard."""
+    _table_is_used(tab, report)
     layout = "document.querySelector('#cost .plot').layout"
     tab.locator("#theme").focus()
     tab.keyboard.press("Enter")
@@ -796,6 +831,30 @@ def _is_used(tab, report):
     tab.emulate_media(media="print")
     tab.set_viewport_size({"width": 700, "height": 900})  # about A4 without its margins
     wait_until(tab, "document.documentElement.scrollWidth <= 700")
+
+
+def _table_is_used(tab, report):
+    """The table of runs is sorted, filtered, and downloaded as it is shown."""
+    rows = "[...document.querySelectorAll('table.runs tbody tr')].filter((row) => !row.hidden)"
+    column = "{}.map((row) => row.cells[{}].dataset.value)"
+    heads = tab.locator("table.runs th button").all_text_contents()
+    values = [run.trial.value for run in report.runs]
+    place = heads.index("result")
+    button = tab.locator("table.runs th button").nth(place)
+    for order, wanted in (("ascending", sorted(values)), ("descending", sorted(values, reverse=True))):
+        button.press("Enter")
+        assert tab.locator("table.runs th").nth(place).get_attribute("aria-sort") == order
+        assert [float(v) for v in tab.evaluate(column.format(rows, place))] == wanted
+    tab.locator("#runs input").fill("nat resnet8")
+    kept = [run for run in report.runs if "nat" in run.name and "resnet8" in run.name]
+    assert sorted(tab.evaluate(column.format(rows, 0))) == sorted(run.name for run in kept)
+    assert tab.locator("#runs [role=status]").text_content() == f"{len(kept)} of {len(report.runs)}"
+    with tab.expect_download() as download:
+        tab.locator("#runs .tools button").press("Enter")
+    with open(download.value.path(), newline="") as file:
+        table = list(csv.DictReader(file))
+    assert {row["run"]: float(row["result"]) for row in table} == {r.name: r.trial.value for r in kept}
+    tab.locator("#runs input").fill("")
 
 
 def test_nothing_gets_through_in_a_browser(evil, browser, tmp_path):

@@ -436,7 +436,7 @@ def _legend(
     states = {box.state for panel in panels for box in panel.boxes}
     most = _most(panels[0].graph)
     items = [(state, words) for state, words in _LEGEND.items() if state in states]
-    items.append(("original", f"kept; the darker, the more multiply-adds (up to {count(most)})"))
+    items.append(("original", f"kept; the stronger its shade, the more multiply-adds (up to {count(most)})"))
     items.append(("", "+ sum  ‖ concatenation  × product; activations and reshapes are not shown"))
     lines: list[list[tuple[float, str, str]]] = [[]]
     x = 0.0

@@ -4,11 +4,13 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from ...costs import memory
 from ...data import Data, Source
 from ...distributed import from_first, joined, world
 from ...errors import UsageError
@@ -158,6 +160,10 @@ def _finish(
     record = {
         **result.record(),
         "job": job.flat() | dict.fromkeys(WHERE),
+        "memory": {
+            when: asdict(memory(part, data.example(1)))
+            for when, part in (("before", network), ("after", result.network))
+        },
         "data_fingerprint": data.fingerprint(),
         **(_of_images(data) if isinstance(data, Data) else {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),

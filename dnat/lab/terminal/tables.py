@@ -25,6 +25,10 @@ def result_table(record: dict[str, Any]) -> Grid:
         (name, f"{before[key]:,}", f"{after[key]:,}", change(before[key], after[key]))
         for name, key in (("parameters", "params"), ("multiply-adds", "madds"))
     ]
+    for name, key in (("weights, bytes", "weights"), ("activations of one, bytes", "activations")):
+        if "memory" in record:
+            held = [record["memory"][when][key] for when in ("before", "after")]
+            rows.append((name, f"{held[0]:,}", f"{held[1]:,}", change(held[0], held[1])))
     if "latency" in record:
         before_ms, after_ms = (record["latency"][when]["seconds"] * 1e3 for when in ("before", "after"))
         latency = record["latency"]["before"]

@@ -11,7 +11,7 @@ _ORDER = (*ALIASES, *METHODS)
 
 
 def label(job: Mapping[str, Any]) -> str:
-    """The name of a job's method as tables have it: dnat with its mode, and what limits it.
+    """The name of a job's method as tables have it: its label, or the method with its mode and what limits it.
 
     Args:
         job: settings as they stand in a record, or `Job.flat()`.
@@ -25,7 +25,11 @@ def label(job: Mapping[str, Any]) -> str:
     'nat (official)'
     >>> label({"method": "dnat", "mode": "cell", "latency_budget": "5ms"})
     'dnat-cell latency 5ms'
+    >>> label({"method": "dnat", "mode": "full", "budget": 0.7, "label": "slow"})
+    'slow'
     """
+    if job.get("label") is not None:
+        return fields.name(job, "job.label")
     name = fields.name(job, "job.method")
     if name == "dnat":
         name += f"-{fields.name(job, 'job.mode')}"

@@ -67,7 +67,7 @@ def _run(
     anew: bool,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
-    done = from_first(lambda: _done(directory, job))
+    done = from_first(lambda: _done(directory, job, notify))
     if done is not None:
         return done
     if download and world().size > 1:  # by one process, before the others look
@@ -112,14 +112,14 @@ def _run(
         return from_first(lambda: _finish(records, job, network, data, result, started) if records else {})
 
 
-def _done(directory: Path, job: Job) -> dict[str, Any] | None:
+def _done(directory: Path, job: Job, notify: Callable[[str], None]) -> dict[str, Any] | None:
     """The record of a run that has ended; None of another one, or where the directory has another job's.
 
     That is refused when all else that may be wrong with the job was told.
     """
     if not RunFiles(directory).is_done() or holds_other(directory, job):
         return None
-    with Records.open(directory, job) as records:
+    with Records.open(directory, job, notify=notify) as records:
         return records.record()
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...settings import WHERE
+from ...settings import UNCOUNTED
 from ..formatting import p_text
 from .comparison import Comparison, Row
 from .statistics import MOST_FLIPS
@@ -26,7 +26,7 @@ _RECIPE = (
 )
 """Settings that all methods of a comparison should share."""
 
-_NO_MATTER = WHERE | {"seed", "device", "threads", "network", "data", "method"}
+_NO_MATTER = UNCOUNTED | {"seed", "device", "threads", "network", "data"}
 """Settings in which the trials of a row may differ."""
 
 

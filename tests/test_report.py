@@ -221,6 +221,40 @@ def test_what_cannot_be_reported_is_refused(sweep, real, tmp_path):
         markdown(gather([other]), layout="paper")
 
 
+def test_a_baseline_that_sweeps_share_counts_once(real, tmp_path):
+    """Two sweeps with other rates, each with the untouched network: their bits are the same, whatever the rate."""
+    for folder, rate, accuracy in (("a", 0.1, 80.0), ("b", 0.2, 84.0)):
+        for seed in (0, 1, 2):
+            told = {"share": 0.7, "job": {"lr_theta": rate}}
+            vary(real, tmp_path / folder / f"original-{seed}", "original", seed, 90.0 + seed, job=told["job"])
+            vary(real, tmp_path / folder / f"dnat-{seed}", "dnat-full", seed, accuracy + seed, **told)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(
+        ValueError, match=r"seed 0; they differ in lr_theta \(0\.1 and 0\.2\): --by lr_theta makes"
+    ):
+        gather(paths)
+    both = gather(paths, by=["lr_theta"])
+    assert {row.method: row.mean for row in both.summary.rows} == {
+        "original": 91.0,
+        "dnat-full lr_theta=0.1": 81.0,
+        "dnat-full lr_theta=0.2": 85.0,
+    }
+    assert {c.method: c.mean for c in both.summary.comparisons} == {
+        "dnat-full lr_theta=0.1": -10.0,
+        "dnat-full lr_theta=0.2": -6.0,
+    }
+    assert [run.trial.method for run in both.runs] == [m for m in both.methods for _ in range(3)]
+    assert f"seed count once: {tmp_path / 'b' / 'original-0'}, " in both.notes[0]
+    assert "| dnat-full lr_theta=0.2 |" in markdown(both, layout="long").replace("|  ", "")
+    assert "dnat-full lr_theta=0.2" in page(both)
+    # One bit more is another run.
+    file = tmp_path / "b" / "original-1" / "record.json"
+    record = json.loads(file.read_text())
+    record["results"]["weights_sha256"] = "0"
+    write(file, record)
+    assert [row.n for row in gather(paths, by=["lr_theta"]).summary.rows if "original" in row.method] == [3, 1]
+
+
 def test_an_edge_stands_once_in_the_architecture(real):
     architecture, job = RunFiles(real).architecture(), read_job(real)
     commitment = Commitment.from_table(architecture["commitment"])

@@ -8,6 +8,7 @@ method less the baseline; of shares, as accuracy is one, in percentage points.
 """
 
 from .comparison import Comparison, Row
+from .grouping import labels_by, parse_by
 from .statistics import Interval
 from .summaries import Summary, summarize
 from .tables import markdown

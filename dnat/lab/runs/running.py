@@ -14,14 +14,16 @@ from ...distributed import from_first, joined, world
 from ...errors import UsageError
 from ...records import Records, holds_other
 from ...results import Transformation
-from ...rundir import ARCHITECTURE, NETWORK, RunFiles
+from ...rundir import ARCHITECTURE, NETWORK, PREDICTIONS, RunFiles, atomic_write
 from ...session import images_of
 from ...settings import SEARCHING, WHERE, Job
+from ...tasks import task_of
 from ...tracking import Tracker
 from ...training import Progress
 from ..methods import METHODS, check_method
 from .loading import family, load_data, network_for
 from .pictures import architecture_of, draw
+from .tested import write_predictions
 
 
 def run(
@@ -139,6 +141,9 @@ def _finish(
     architecture = architecture_of(network, data, job, result)
     records.write_json(ARCHITECTURE, architecture)
     records.write_state(NETWORK, result.network)
+    predictions = write_predictions(network, result.network, data, job.config, task_of(job.task))
+    if predictions is not None:
+        atomic_write(records.path(PREDICTIONS), predictions)
     draw(records.path(), architecture, job, result.cost_before, result.cost_after)
     record = {
         **result.record(),

@@ -12,6 +12,9 @@ from ...errors import DataError, UsageError
 from .group import cli
 from .options import flag
 
+BASELINE = click.option(
+    "--baseline", default="original", show_default=True, help="Method that others are compared with."
+)
 BY = click.option(
     "--by",
     metavar="SETTING,...",
@@ -153,7 +156,13 @@ def export(run: Path, form: str, out: Path | None, verify: bool) -> None:
 @click.option("--markdown", "text", type=click.Path(path_type=Path), help="Markdown to write (default: report.md)")
 @click.option("--pictures", type=click.Path(path_type=Path), help="Folder for figures as PNG and SVG.")
 @click.option("--published", is_flag=True, help="Show the papers' own numbers below ours.")
-@click.option("--baseline", default="original", show_default=True, help="Method that others are compared with.")
+@BASELINE
+@click.option(
+    "--margin",
+    type=float,
+    help="By how much a method may be worse and still do: 0.3 is 0.3 points of a share, as accuracy is one, or of "
+    "the metric's own unit.",
+)
 @BY
 @click.option("--layout", default="both", show_default=True, help="Tables: papers, long or both.")
 @click.option(
@@ -169,6 +178,7 @@ def report(
     pictures: Path | None,
     published: bool,
     baseline: str,
+    margin: float | None,
     by: str | None,
     layout: str,
     **wandb: Any,
@@ -181,6 +191,7 @@ def report(
     \b
     dnat report runs/sweep
     dnat report runs/resnet8-* --html resnet8.html --pictures figures
+    dnat report runs/sweep --margin 0.3
     dnat report runs/paper runs/improved --by preset --baseline 'dnat-full preset=paper'
     dnat report runs/sweep --wandb
     """
@@ -191,7 +202,7 @@ def report(
     from ..report import gather, is_sweep, markdown, page
     from ..summary import parse_by
 
-    found = gather(runs, baseline, parse_by(by))
+    found = gather(runs, baseline, parse_by(by), margin)
     folder = runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path()
     words = markdown(found, with_published=published, layout=layout)
     files = {
@@ -234,7 +245,7 @@ def _print_uploads(runs: tuple[Path, ...]) -> None:
 @click.option("--json", "form", flag_value="json", help="A row for each trial, as a JSON list.")
 @click.option("--parquet", "form", flag_value="parquet", help="A row for each trial, as a Parquet file.")
 @click.option("--latex", "form", flag_value="latex", help="The report's table of methods, for LaTeX.")
-@click.option("--baseline", default="original", show_default=True, help="Method that --latex compares with.")
+@BASELINE
 @BY
 @click.option("--out", type=click.Path(path_type=Path), help="File to write (default: print it).")
 def results(runs: tuple[Path, ...], form: str, baseline: str, by: str | None, out: Path | None) -> None:

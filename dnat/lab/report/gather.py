@@ -159,7 +159,12 @@ class Report:
         return tuple(sorted(found, key=lambda r: r.trial.seed))
 
 
-def gather(paths: Iterable[str | Path], baseline: str = "original", by: Iterable[str] = ()) -> Report:
+def gather(
+    paths: Iterable[str | Path],
+    baseline: str = "original",
+    by: Iterable[str] = (),
+    margin: float | None = None,
+) -> Report:
     """Read run directories and sweep directories.
 
     A run that was done twice, with the same bits, counts once.
@@ -168,6 +173,7 @@ def gather(paths: Iterable[str | Path], baseline: str = "original", by: Iterable
         paths: of either; a directory that is named twice, or with the sweep that it is in, counts once.
         baseline: the method, as `dnat.lab.labels.label` has it, that the others are compared with.
         by: settings that make rows of their own where runs of a label differ in them; see `labels_by`.
+        margin: by which a method may be worse than the baseline; see `summarize`.
 
     Raises:
         ValueError: a path that is neither (names like it are suggested), no finished run, or two runs of the
@@ -183,7 +189,7 @@ def gather(paths: Iterable[str | Path], baseline: str = "original", by: Iterable
     names = labels_by([run.record for run in runs], by)
     runs = [replace(run, trial=replace(run.trial, method=name)) for run, name in zip(runs, names, strict=True)]
     _refuse_duplicates(runs)
-    summary = summarize([run.record for run in runs], baseline, by=by)
+    summary = summarize([run.record for run in runs], baseline, by=by, margin=margin)
     order = {(r.data, r.network, r.method): i for i, r in enumerate(summary.rows)}
     runs.sort(key=lambda r: (order[r.trial.data, r.trial.network, r.trial.method], r.trial.seed))
     return Report(

@@ -12,7 +12,7 @@ from ..metrics import Metric
 from .comparison import Comparison, Row, comparisons_of, row_of
 from .grouping import labels_by, told_apart
 from .notes import Pair, notes_of
-from .statistics import check_confidence
+from .statistics import check_confidence, check_margin
 from .trials import Trial, trial_from
 
 
@@ -26,6 +26,7 @@ class Summary:
         notes: seeds that a method lacks, settings that differ, what cannot be significant.
         baseline: the method that the others are compared with.
         confidence: of all intervals; what is at most 1 - confidence is significant.
+        margin: by which a method may be worse than the baseline; None where nobody asked.
     """
 
     rows: tuple[Row, ...]
@@ -33,6 +34,7 @@ class Summary:
     notes: tuple[str, ...]
     baseline: str
     confidence: float
+    margin: float | None = None
 
     def comparison(self, row: Row) -> Comparison | None:
         """The comparison of a row's method with the baseline; None of the baseline, or where there is none."""
@@ -51,6 +53,7 @@ def summarize(
     seed: int = 0,
     confidence: float = 0.95,
     by: Iterable[str] = (),
+    margin: float | None = None,
 ) -> Summary:
     """Statistics over seeds of any number of finished runs; their order does not matter.
 
@@ -60,6 +63,8 @@ def summarize(
         seed: of the bootstrap; each row draws from it anew, so that no row depends on another.
         confidence: of all intervals, between 0 and 1.
         by: settings that make rows of their own where runs of a label differ in them; see `labels_by`.
+        margin: by which a method may be worse than the baseline and still count as good: percentage points of
+            shares, as accuracy is one, else in the metric's own unit.
 
     Raises:
         ValueError: no records, one that lacks something, two of the same network, data, method and seed, or a
@@ -69,6 +74,7 @@ def summarize(
     """
     records = list(records)
     check_confidence(confidence)
+    margin = None if margin is None else check_margin(margin)
     if not records:
         raise UsageError("there are no records to summarize")
     trials = [_numbered(i, record) for i, record in enumerate(records)]
@@ -90,11 +96,11 @@ def summarize(
         group = list(pairs)
         of_method = groupby((t for t, _ in group), lambda t: t.method)
         mine = [row_of(list(part), seed, confidence) for _, part in of_method]
-        compared = comparisons_of(mine, baseline, confidence)
+        compared = comparisons_of(mine, baseline, confidence, margin)
         rows += mine
         comparisons += compared
         notes += notes_of(mine, compared, group, baseline, confidence)
-    return Summary(tuple(rows), tuple(comparisons), tuple(notes), baseline, float(confidence))
+    return Summary(tuple(rows), tuple(comparisons), tuple(notes), baseline, float(confidence), margin)
 
 
 def _numbered(place: int, record: Mapping[str, Any]) -> Trial:

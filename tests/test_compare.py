@@ -205,5 +205,5 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     assert "there is nothing to compare: no method has a seed in common with original" in said(
         runs / "dnat-full-0", runs / "dnat-full-1", runs / "dnat-full-1"
     )
-    assert "neither a run directory" in said(tmp_path / "nowhere")
+    assert "unknown run or sweep in" in said(tmp_path / "nowhere")
     assert "--by is for the runs of several seeds" in said(runs / "original-0", "--by", "preset")

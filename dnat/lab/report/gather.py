@@ -217,7 +217,7 @@ def collect(
     found: dict[Path, Run | Unfinished] = {}
     for path in map(Path, paths):
         if not is_sweep(path):
-            _check_run(path)
+            check_run(path)
             found.setdefault(path.resolve(), read_run(path, notes))
             continue
         sweeps[path.resolve()] = Sweep(path.resolve().name, SweepFiles(path).text())
@@ -260,7 +260,12 @@ def read_run(path: Path, notes: list[str]) -> Run | Unfinished:
     )
 
 
-def _check_run(path: Path) -> None:
+def check_run(path: Path) -> None:
+    """Refuse a path that is no run directory.
+
+    Raises:
+        ValueError: names like it are suggested.
+    """
     if RunFiles(path).is_run():
         return
     if not path.exists():

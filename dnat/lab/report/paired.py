@@ -7,7 +7,7 @@ from ...errors import UsageError
 from ...rundir import RunFiles
 from ..labels import label
 from ..summary.images import Paired, Predictions, paired, read_predictions
-from .gather import Report, Run, gather, is_sweep, read_run
+from .gather import Report, Run, check_run, gather, is_sweep, read_run
 
 
 def compared(
@@ -47,6 +47,7 @@ def compared(
 
 
 def _finished(path: Path) -> Run:
+    check_run(path)
     notes: list[str] = []
     run = read_run(path, notes)
     if isinstance(run, Run):

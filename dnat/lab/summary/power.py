@@ -2,10 +2,12 @@
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from scipy.special import chdtri, nctdtr, stdtrit
+import numpy as np
+from scipy.special import chdtri, ndtr, stdtrit
 
 from ...errors import UsageError
 from .comparison import Comparison
@@ -84,18 +86,21 @@ def t_power(question: Question, n: int) -> float:
     sides = 2 if question.margin is None else 1
     least = float(stdtrit(n - 1, 1 - question.level_of_each / sides))
     shift = math.sqrt(n) * question.effect
-    if shift > _CERTAIN + least:
-        return 1.0  # where scipy's distribution function is not computed any more
-    power = 1 - float(nctdtr(n - 1, shift, least))
-    return power + float(nctdtr(n - 1, shift, -least)) if sides == 2 else power
+    # Of each size that the sample's deviation may have; scipy's nctdtr (1.17) gives no number at some places.
+    sizes = least * np.sqrt(chdtri(n - 1, _MIDDLES) / (n - 1))
+    power = ndtr(shift - sizes) + (ndtr(-shift - sizes) if sides == 2 else 0)
+    return float(power.mean())
 
 
-_CERTAIN = 35.0
+_MIDDLES = (np.arange(4096) + 0.5) / 4096
+"""Of 4096 equal parts of the probabilities from 0 to 1."""
 
 
 def seeds_of_t(question: Question) -> int | None:
     """The least number of seeds of which the t test has the power; None of more than 1000."""
-    return next((n for n in range(2, MOST_SEEDS + 1) if t_power(question, n) >= question.power), None)
+    sizes = range(2, MOST_SEEDS + 1)
+    place = bisect_left(sizes, question.power, key=lambda n: t_power(question, n))
+    return sizes[place] if place < len(sizes) else None
 
 
 def seeds_of_exact(question: Question) -> int:

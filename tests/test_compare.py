@@ -46,6 +46,7 @@ def runs(tmp_path_factory):
             for seed in (0, 1):
                 own = {"budget": 0.5} if method != "original" else {}
                 run(Job.from_flat(SMALL | own | {"method": method, "seed": seed}), folder / f"{method}-{seed}")
+        run(Job.from_flat(SMALL | {"budget": 0.5, "seed": 0, "label": "mine"}), folder / "labelled")
         run(Job.from_flat(SMALL | {"test_limit": 50, "train_limit": 120, "seed": 0}), folder / "other")
         run(Job.from_flat(SMALL | {"train_limit": 120, "validation": 0.2, "seed": 0}), folder / "more")
     return folder
@@ -68,6 +69,17 @@ def test_predictions_are_the_networks(runs):
             right = float((table[name] == table["labels"]).mean())
             assert right == record["results"][f"test_accuracy{key}"]
             assert right == pytest.approx(dnat.evaluate(tested, data).accuracy)
+
+
+def test_no_bit_depends_on_a_label(runs):
+    mine, other = (json.loads((runs / name / "record.json").read_text()) for name in ("labelled", "dnat-full-0"))
+    assert mine["results"] == other["results"]
+    assert (mine["job"].pop("label"), other["job"].get("label")) == ("mine", None)
+    assert mine["job"] == other["job"]
+    told = []
+    again = Job.from_flat(SMALL | {"budget": 0.5, "seed": 0, "label": "other"})
+    assert run(again, runs / "labelled", notify=told.append)["job"]["label"] == "mine"  # it is done, as it was
+    assert told == ["label 'other' is not taken: a run keeps the one that it began with (mine)"]
 
 
 def digest(folder):

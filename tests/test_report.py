@@ -359,11 +359,23 @@ def test_published_numbers_are_the_papers_by_name():
     assert (nat.accuracy, nat.std) == pytest.approx((statistics.mean(runs), statistics.stdev(runs)), abs=0.01)
 
 
-def test_words_say_what_the_statistics_say(report):
+def test_words_say_what_the_statistics_say(report, sweep):
     (first,) = sentences(report, group_of(report, "resnet8"))
     assert first.startswith("resnet8 on digits: dnat-full has the highest mean test accuracy, 93.05 ± 0.74 %")
     assert "+2.30 [" in first
     assert "too few seeds to be significant" in first
+    # Four seeds give 1/16 at least, one-sided, and two methods double it; of nat's 16 ways 14 are as good.
+    bounded = gather([sweep], margin=1.0)
+    *_, last = sentences(bounded, group_of(bounded, "resnet8"))
+    assert last == (
+        "resnet8 on digits: not worse than original by 1 points or more: not shown of dnat-full (too few seeds), "
+        "nat (too few seeds)."
+    )
+    loose = dataclasses.replace(bounded, summary=dataclasses.replace(bounded.summary, confidence=0.8))
+    *_, last = sentences(loose, group_of(loose, "resnet8"))
+    assert last.endswith("by 1 points or more: shown of dnat-full (p = 0.125); not shown of nat (p = 0.875).")
+    assert last in page(loose).replace("&#39;", "'")
+    assert "| resnet8 | dnat-full | 4 | +2.30 |" in markdown(bounded)
     # Of equal means the cheaper one is named first, and the cheapest of all by itself.
     group = group_of(report, "resnet8")
     equal = dataclasses.replace(group.rows[0], method="dnat-full", madds=2.0)

@@ -1,6 +1,8 @@
 import io
+import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -852,6 +854,18 @@ def test_the_settings_of_variants_do_not_reach_others():
 def test_variants_that_are_none_are_refused(variant, words):
     with pytest.raises(ValueError, match=words):
         planned(variant=variant)
+
+
+def test_the_variants_of_the_guide_are_some():
+    guide = (ROOT / "docs" / "results.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", guide, re.S)
+    jobs = {t.method: t.job for t in plan(resolve(Sweep.from_table(tomllib.loads(text)))) if t.seed == 0}
+    assert list(jobs) == ["original", "dnat", "slow", "paper"]
+    assert (jobs["slow"].config.relaxation.lr_theta, jobs["paper"].config.limit.budget) == (0.001, "0.7")
+    (line,) = re.findall(r"^    dnat (sweep .*--variant slow.* --variant .*)$", guide, re.M)
+    words = shlex.split(line)
+    variants = [sweeps.parse_variant(b) for a, b in itertools.pairwise(words) if a == "--variant"]
+    assert dict(variants) == {"slow": {"method": "dnat", "lr_theta": 0.001}, "half": {"method": "dnat@0.5"}}
 
 
 def test_names_that_are_no_variants_are_refused():

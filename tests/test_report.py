@@ -721,7 +721,7 @@ def test_nothing_gets_through_markdown(evil):
     tables = [
         list(lines) for kept, lines in itertools.groupby(text.split("\n"), lambda line: line[:1] == "|") if kept
     ]
-    assert len(tables) == 3
+    assert len(tables) == 4
     for lines in tables:
         counts = {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines}
         assert len(counts) == 1, lines

@@ -905,6 +905,18 @@ def test_a_variant_of_the_command_line_is_one_of_a_file(table):
     assert sweeps.parse_variant(f"it={','.join(words)}") == ("it", table)
 
 
+def test_variants_of_the_command_line_take_part(stand_in):
+    words = ["sweep", "--networks", "resnet8", "--seeds", "1", "--epochs", "9", "--plan", "--out", "s"]
+    more = ["--variant", "slow=dnat,lr_theta=1e-3,epochs=2", "--variant", "wide=dnat@0.7,space=dnat,width"]
+    done = CliRunner().invoke(cli, [*words, *more], catch_exceptions=False)
+    assert done.exit_code == 0
+    slow, wide = (read_toml(stand_in / "s" / "trials" / f"resnet8-{name}-seed0.toml") for name in ("slow", "wide"))
+    assert (slow["label"], slow["lr_theta"], slow["epochs"]) == ("slow", 0.001, 2)  # a flag takes nothing from it
+    assert (wide["label"], wide["budget"], wide["space"], wide["epochs"]) == ("wide", "0.7", "dnat,width", 9)
+    twice = CliRunner().invoke(cli, [*words, *more, "--variant", "slow=nat"])
+    assert "variant 'slow' is given twice" in str(twice.exception)
+
+
 def test_a_sweep_grows_by_a_variant_alone(stand_in):
     """Nothing else has to be said again."""
     run_sweep(of_kinds("done", seeds=(0,)), "s", Options())

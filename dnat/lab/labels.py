@@ -50,5 +50,10 @@ def method_order(label: str, baseline: str) -> tuple[Any, ...]:
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
-    """Sorts resnet8 before resnet20."""
-    return tuple(int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)), name
+    """Sorts resnet8 before resnet20, and 0.35 before 0.5.
+
+    >>> sorted(["lr=0.5", "lr=0.035", "lr=1e-05"], key=natural_order)
+    ['lr=1e-05', 'lr=0.035', 'lr=0.5']
+    """
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?)", name)
+    return tuple(float(part) if place % 2 else part for place, part in enumerate(parts)), name

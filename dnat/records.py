@@ -100,6 +100,9 @@ class Records(Checkpoints):
             atomic_write(self.path(CONFIG), self.job.to_toml().encode())
         given = self.job
         self.job = _refuse_other(self.directory, given)  # another process may have made it in between
+        if self.job.label != given.label and given.label is not None:
+            kept = self.job.label or "none"
+            self._notice(f"label {given.label!r} is not taken: a run keeps the one that it began with ({kept})")
         if self.is_done():
             return
         if self.job.config.machine.threads != given.config.machine.threads:
@@ -193,7 +196,7 @@ def holds_other(directory: Path, job: Job) -> dict[str, tuple[Any, Any]]:
 
 
 def _refuse_other(directory: Path, job: Job) -> Job:
-    """The job as it is done in a run directory, which is the given one but for CPU threads.
+    """The job as it is done in a run directory, which is the given one but for CPU threads and the label.
 
     Raises:
         ValueError: other settings differ.
@@ -204,7 +207,8 @@ def _refuse_other(directory: Path, job: Job) -> Job:
         raise UsageError(
             f"{directory} holds a run with other settings: {listed}; choose another directory (--out)"
         )
-    return job.but(config=job.config.but(threads=read_job(directory).config.machine.threads))
+    there = read_job(directory)
+    return job.but(label=there.label, config=job.config.but(threads=there.config.machine.threads))
 
 
 def _now() -> str:

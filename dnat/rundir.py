@@ -12,6 +12,7 @@ latency.json               time of the network before and after, measured when n
 latencies.json             measured seconds of each operation, where a latency budget counts
 sensitivity.json           what each choice does to the answers, where they decide
 architecture.json, network.safetensors, pictures
+predictions.safetensors    what the network as it was given, and the result, take each test image for
 wandb.json, mlflow.json    the run's id there, and what Weights & Biases has of it
 metrics.csv, events        of other trackers: the rows as a table, and TensorBoard's files
 record.json                written last: its presence means that the run is done
@@ -41,6 +42,7 @@ LATENCIES = "latencies.json"
 SENSITIVITY = "sensitivity.json"
 ARCHITECTURE = "architecture.json"
 NETWORK = "network.safetensors"
+PREDICTIONS = "predictions.safetensors"
 WANDB = "wandb.json"
 MLFLOW = "mlflow.json"
 TABLE = "metrics.csv"

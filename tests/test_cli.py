@@ -58,6 +58,7 @@ def test_a_run_writes_what_it_says(finished):
         "environment.json",
         "metrics.jsonl",
         "network.safetensors",
+        "predictions.safetensors",
         "record.json",
         "status.json",
     }

@@ -16,9 +16,10 @@ import torch
 
 from dnat import checkpoints, rundir
 from dnat.checkpoints import CorruptError, pack, unpack
+from dnat.lab.labels import label as label_of
 from dnat.records import LockedError, Records
 from dnat.rundir import RunFiles, atomic_write, check_name, read_job
-from dnat.settings import Config, Job
+from dnat.settings import Config, Job, run_name
 
 
 def job(**options):
@@ -416,3 +417,37 @@ def test_a_search_has_rows_and_checkpoints_of_its_own_and_no_lock(tmp_path):
         search.forget()
         assert search.newest() is None
         assert records.newest()[0] == 2
+
+
+def test_a_label_makes_no_other_run(tmp_path):
+    """A directory keeps the label that it began with, and tells whoever comes with another one."""
+    plain, slow = job(), job().but(label="slow")
+    told = []
+    with Records.open(tmp_path / "plain", plain, notify=told.append):
+        pass
+    with Records.open(tmp_path / "slow", slow, notify=told.append):
+        pass
+    assert read_job(tmp_path / "slow").label == "slow"
+    assert 'label = "slow"' in (tmp_path / "slow" / "config.toml").read_text()
+    assert "label =" not in (tmp_path / "plain" / "config.toml").read_text()
+    assert told == []
+    for directory, given, kept in (("plain", slow, None), ("slow", plain, "slow"), ("slow", slow, "slow")):
+        with Records.open(tmp_path / directory, given, notify=told.append) as records:
+            assert records.job.label == kept
+    assert told == ["label 'slow' is not taken: a run keeps the one that it began with (none)"]
+    assert run_name(plain) == run_name(slow)
+
+
+@pytest.mark.parametrize(
+    "label", ["", " ", "a ", " a", "-a", "<b>", "a|b", "a\nb", "a@b", "a,b", "x" * 41, "ü", "nat", "dnat-full"]
+)
+def test_bad_labels(label):
+    with pytest.raises(ValueError, match="label"):
+        job().but(label=label)
+
+
+@pytest.mark.parametrize("label", ["a", "slow 0.5", "lr_theta=1e-3", "x" * 40, "nat slow"])
+def test_good_labels(label):
+    labelled = job().but(label=label)
+    assert Job.from_flat(labelled.flat()) == labelled
+    assert label_of(labelled.flat()) == label

@@ -679,10 +679,68 @@ def test_duplicates_are_refused_and_both_named():
         summarize(made)
     assert "both of original with resnet20 on cifar10 at seed 3: leave one of them out" in str(e.value)
     made[-1]["job"] |= {"epochs": 24, "search": {"epochs": 4}, "data_root": "/elsewhere"}
-    with pytest.raises(ValueError, match=r"differ in epochs 600 and 24; search\.epochs not set and 4; summarize"):
+    words = (
+        r"differ in epochs \(600 and 24\), search\.epochs \(none and 4\): --by epochs,search\.epochs makes a row"
+    )
+    with pytest.raises(ValueError, match=words):
         summarize(made)
+    assert [row.method for row in summarize(made, by=("epochs", "search.epochs")).rows] == [
+        "original epochs=24 search.epochs=4",
+        "original epochs=600 search.epochs=none",
+    ]
     made[-1]["job"]["data"] = "cifar100"
     assert len(summarize(made).rows) == 2
+
+
+def test_runs_are_told_apart_by_any_setting():
+    """Where the runs of a label differ in it; others keep their names, and numbers are those of each apart."""
+    slow = records_of({"original": OURS, "dnat-full": THEIRS}, preset="paper", lr_theta=0.1)
+    fast = records_of({"dnat-full": OURS[:4]}, preset="improved", lr_theta=0.2)
+    mine = records_of({"nat": THEIRS[:3]}, preset="paper", label="mine", network_options={"width": 4})
+    both = summarize([*slow, *fast, *mine], by=("preset", "network.width"))
+    assert [row.method for row in both.rows] == [
+        "original",
+        "dnat-full preset=improved",
+        "dnat-full preset=paper",
+        "mine",
+    ]
+    alone = summarize([*slow[:6], *fast])
+    (theirs,) = alone.comparisons
+    assert dataclasses.replace(both.comparisons[0], p_holm=0, least_p_holm=0) == dataclasses.replace(
+        theirs, method="dnat-full preset=improved", p_holm=0, least_p_holm=0
+    )
+    assert row_of(both, "dnat-full preset=paper").values == close(THEIRS)
+    with pytest.raises(
+        ValueError, match=r"they differ in lr_theta \(0\.1 and 0\.2\), preset .* --by preset makes"
+    ):
+        summarize([*slow, *fast])
+    turned = summarize([*slow, *fast], by=("lr_theta",), baseline="dnat-full lr_theta=0.2")
+    assert {c.method: c.mean for c in turned.comparisons} == {
+        "original": 0,
+        "dnat-full lr_theta=0.1": close(statistics.mean(THEIRS[:4]) - statistics.mean(OURS[:4])),
+    }
+    split = summarize([*slow, *records_of({"original": THEIRS}, preset="improved")], by=("preset",))
+    assert split.comparisons == ()
+    assert "--baseline takes 'original preset=improved' or 'original preset=paper'" in " ".join(split.notes)
+    with pytest.raises(ValueError, match="unknown setting 'pre_set'; did you mean 'preset'"):
+        summarize(slow, by=("pre_set",))
+    with pytest.raises(ValueError, match="name another setting than seed"):
+        summarize(slow, by=("seed",))
+    assert summarize(slow, by=("preset",)) == summarize(slow)
+
+
+def test_a_label_names_the_row():
+    made = records_of({"original": OURS}) + records_of({"dnat-full": THEIRS}, label="slow")
+    assert [row.method for row in summarize(made).rows] == ["original", "slow"]
+    for wrong in ("", 3, ["slow"]):
+        with pytest.raises(ValueError, match=r"job\.label of a record must be a name"):
+            label(job_of("nat", 0, label=wrong))
+    made[-1]["job"] |= {"mode": "cell"}
+    (note,) = (n for n in summarize(made).notes if "differ in" in n)
+    assert note.endswith("the runs of slow differ in mode: cell, full")
+    made[-1]["job"] |= {"method": "nat", "mode": "full"}  # a label may stand for one method alone
+    (note,) = (n for n in summarize(made).notes if "differ in" in n)
+    assert note.endswith("the runs of slow differ in method: dnat, nat")
 
 
 def test_settings_that_differ_are_noted():

@@ -1,11 +1,14 @@
 import io
+import itertools
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -766,3 +769,163 @@ def test_data_and_tasks_of_ones_own_are_looked_for_and_not_imported(stand_in):
         planned(data="mine:")
     with pytest.raises(ValueError, match="unknown task 'regresion'; did you mean 'regression'"):
         planned(task="regresion")
+
+
+# --- variants ---------------------------------------------------------------------------------------------------
+
+
+def test_a_variant_is_its_method_with_settings_that_beat_all_others():
+    tables = {
+        "method": {"dnat-full": {"lr": 0.3, "momentum": 0.5}, "dnat-full@0.7": {"weight_decay": 0.25}},
+        "network": {"resnet8": {"cost_weight": 0.1, "search": {"layers": 3}}},
+        "variant": {
+            "slow": {"method": "dnat-full", "lr": 0.4},
+            "small": {"method": "dnat-full@0.7", "cost_weight": 0.2},
+            "timed": {"method": "dnat", "latency_budget": 0.5},
+            "searched": {"method": "nat", "search": {"samples": 2}},
+        },
+    }
+    methods = ["original", "slow", "slow@0.5"]
+    found = {t.method: t for t in planned(methods=methods, seeds=1, epochs=9, budget=0.9, **tables)}
+    assert list(found) == [*methods, "small", "timed", "searched"]  # naming the table is enough
+    jobs = {name: trial.job for name, trial in found.items()}
+    assert {name: job.label for name, job in jobs.items()} == {
+        **{"original": None, "slow": "slow", "slow@0.5": "slow 0.5"},
+        **{name: name for name in ("small", "timed", "searched")},
+    }
+    assert [label(job.flat()) for job in jobs.values()] == ["original"] + [
+        j.label for j in list(jobs.values())[1:]
+    ]
+    slow, small, searched = (jobs[name].config for name in ("slow", "small", "searched"))
+    assert (slow.training.lr, slow.training.momentum, slow.limit.budget) == (0.4, 0.5, 0.9)
+    assert (small.training.lr, small.training.weight_decay, small.limit.budget) == (0.3, 0.25, "0.7")
+    assert (slow.relaxation.cost_weight, small.relaxation.cost_weight) == (0.1, 0.2)
+    assert jobs["slow@0.5"].config.limit.budget == "0.5"
+    assert (jobs["timed"].config.limit.budget, jobs["timed"].config.limit.latency_budget) == (None, 0.5)
+    assert (searched.search.layers, searched.search.samples) == (3, 2)
+    assert all(job.config.training.epochs == 9 for job in jobs.values())
+    assert found["slow@0.5"].name == "resnet8-slow-0.5-seed0"
+
+
+def test_which_variants_take_part():
+    file = table(variant={"slow": {"method": "dnat"}, "fast": {"method": "dnat", "epochs": 3}})
+    both = ("original", "dnat-full", "slow", "fast")
+    assert Sweep.from_table(file).methods == both
+    assert Sweep.from_table({k: v for k, v in file.items() if k != "methods"}).methods == both[2:]
+    few = Sweep.from_table(file, {"methods": "fast@0.5,original"})
+    assert (few.methods, list(few.of_variant)) == (("fast@0.5", "original"), ["fast"])
+    more = Sweep.from_table(file, {"methods": "original", "epochs": 2}, {"mine": {"method": "nat"}})
+    assert more.methods == ("original", "mine")
+    # What a variant is for is not what a flag takes from it; and its table on the command line beats the file's.
+    again = Sweep.from_table(file, {"epochs": 2}, {"slow": {"method": "nat"}})
+    assert again.of_variant == {"slow": {"method": "nat"}, "fast": {"method": "dnat", "epochs": 3}}
+    assert Sweep.from_table(tomllib.loads(again.to_toml())) == again
+
+
+def test_the_settings_of_variants_do_not_reach_others():
+    """Two variants side by side are what each is alone."""
+    tables = {"slow": {"method": "dnat", "lr": 0.01}, "long": {"method": "dnat", "epochs": 20}}
+    both = {t.name: t.job for t in planned(variant=tables, epochs=8)}
+    for name, own in tables.items():
+        alone = {t.name: t.job for t in planned(variant={name: own}, epochs=8)}
+        assert alone.items() <= both.items()
+    assert len(both) == 8
+
+
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ({"nat": {"method": "dnat"}}, "variant 'nat' is named like a method"),
+        ({"dnat-full": {"method": "dnat"}}, "named like a method"),
+        ({"a@b": {"method": "dnat"}}, "a label is up to 40 letters"),
+        ({"<b>": {"method": "dnat"}}, "a label is up to 40 letters"),
+        ({"x" * 41: {"method": "dnat"}}, "a label is up to 40 letters"),
+        ({"slow": "dnat"}, "variant 'slow' must be a table"),
+        ({"slow": {"lr": 0.1}}, r"\[variant.slow\] needs a method"),
+        ({"slow": {"method": "dnta"}}, r"\[variant.slow\]: unknown method 'dnta'; did you mean 'dnat'"),
+        ({"a": {"method": "dnat"}, "b": {"method": "a"}}, "variant 'b' is one of variant 'a'"),
+        ({"slow": {"method": "dnat", "seed": 1}}, r"\[variant.slow\] sets seed"),
+        ({"slow": {"method": "dnat", "label": "x"}}, r"\[variant.slow\] sets label"),
+        ({"slow": {"method": "dnat", "lr_thta": 1}}, "unknown setting 'lr_thta'; did you mean 'lr_theta'"),
+        ({"slow": {"method": "original", "budget": 0.5}}, "keeps no budget"),
+        ({"a": {"method": "dnat", "lr": 0.5}, "b": {"method": "dnat", "lr": 0.5}}, "would be the same run"),
+        ({"a": {"method": "dnat"}}, "resnet8-dnat-full-seed0 and resnet8-a-seed0 would be the same run"),
+        ({"a": {"method": "dnat", "lr": 0.5}, "b": {"method": "nat"}, "lr": 0.3}, "variant 'lr' must be a table"),
+        ("slow", r"variant must be tables: \[variant.NAME\]"),
+    ],
+)
+def test_variants_that_are_none_are_refused(variant, words):
+    with pytest.raises(ValueError, match=words):
+        planned(variant=variant)
+
+
+def test_the_variants_of_the_guide_are_some():
+    guide = (ROOT / "docs" / "results.md").read_text()
+    (text,) = re.findall(r"```toml\n(.*?)```", guide, re.S)
+    jobs = {t.method: t.job for t in plan(resolve(Sweep.from_table(tomllib.loads(text)))) if t.seed == 0}
+    assert list(jobs) == ["original", "dnat", "slow", "paper"]
+    assert (jobs["slow"].config.relaxation.lr_theta, jobs["paper"].config.limit.budget) == (0.001, "0.7")
+    (line,) = re.findall(r"^    dnat (sweep .*--variant slow.* --variant .*)$", guide, re.M)
+    words = shlex.split(line)
+    variants = [sweeps.parse_variant(b) for a, b in itertools.pairwise(words) if a == "--variant"]
+    assert dict(variants) == {"slow": {"method": "dnat", "lr_theta": 0.001}, "half": {"method": "dnat@0.5"}}
+
+
+def test_names_that_are_no_variants_are_refused():
+    variants = {"slow": {"method": "dnat", "lr": 0.5}}
+    with pytest.raises(ValueError, match="unknown method or variant 'slwo'; did you mean 'slow'"):
+        planned(methods=["slwo"], variant=variants)
+    with pytest.raises(ValueError, match=r"\[method.slow\]: unknown method of this sweep 'slow'"):
+        planned(variant=variants, method={"slow": {"lr": 1.0}})
+    with pytest.raises(ValueError, match="a label is of one method alone"):
+        planned(label="mine")
+
+
+@pytest.mark.parametrize(
+    "text", ["slow", "slow=", "=dnat", "slow=lr=0.1", "slow=dnat,lr=0.1,lr=0.2", "slow=dnat,search.a=1,search.a=2"]
+)
+def test_variants_of_the_command_line_that_are_none_are_refused(text):
+    with pytest.raises(ValueError, match="variant"):
+        sweeps.parse_variant(text)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"method": "dnat"},
+        {"method": "nat@0.5", "lr": 0.5, "gate": "raw", "nesterov": True, "search": {"epochs": 2, "layers": 3}},
+        {"method": "dnat", "space": "dnat,width", "edges": ["a=1,b=2", "c"], "network_options": {"width": 4}},
+        {"method": "dnat", "skips": [0.1, 2], "budget": "0.7 params", "space": "dnat"},
+    ],
+)
+def test_a_variant_of_the_command_line_is_one_of_a_file(table):
+    """Each setting as one writes it behind --set."""
+    words = [table["method"]]
+    for key, value in table.items():
+        group = {"network_options": "network"}.get(key, key)
+        inner = {f"{group}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        words += [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in inner.items() if k != "method"]
+    assert sweeps.parse_variant(f"it={','.join(words)}") == ("it", table)
+
+
+def test_variants_of_the_command_line_take_part(stand_in):
+    words = ["sweep", "--networks", "resnet8", "--seeds", "1", "--epochs", "9", "--plan", "--out", "s"]
+    more = ["--variant", "slow=dnat,lr_theta=1e-3,epochs=2", "--variant", "wide=dnat@0.7,space=dnat,width"]
+    done = CliRunner().invoke(cli, [*words, *more], catch_exceptions=False)
+    assert done.exit_code == 0
+    slow, wide = (read_toml(stand_in / "s" / "trials" / f"resnet8-{name}-seed0.toml") for name in ("slow", "wide"))
+    assert (slow["label"], slow["lr_theta"], slow["epochs"]) == ("slow", 0.001, 2)  # a flag takes nothing from it
+    assert (wide["label"], wide["budget"], wide["space"], wide["epochs"]) == ("wide", "0.7", "dnat,width", 9)
+    twice = CliRunner().invoke(cli, [*words, *more, "--variant", "slow=nat"])
+    assert "variant 'slow' is given twice" in str(twice.exception)
+
+
+def test_a_sweep_grows_by_a_variant_alone(stand_in):
+    """Nothing else has to be said again."""
+    run_sweep(of_kinds("done", seeds=(0,)), "s", Options())
+    assert [s.method for s in read("s")] == ["original"]
+    more = Sweep.from_table({}, {}, {"slow": {"method": "dnat", "lr": 0.01}})
+    found = run_sweep(more, "s", Options())
+    assert [(s.method, s.state) for s in found] == [("original", "done"), ("slow", "done")]
+    with pytest.raises(ValueError, match=r"other settings: lr 0\.01"):
+        run_sweep(Sweep.from_table({}, {}, {"slow": {"method": "dnat", "lr": 0.02}}), "s", Options())

@@ -218,6 +218,23 @@ def test_the_latex_table_has_means_deviations_and_tests(sweep):
 EVIL = r"50 % of a_b & {c} #1 \input{x} ~ ^ $y$ | <i>"
 
 
+def test_settings_tell_methods_of_the_latex_table_apart(sweep, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(sweep / "resnet8-dnat-full-0.5-seed0", other)
+    record = truth(other)
+    record["job"]["lr"] = 0.5
+    record["results"]["test_accuracy"] = 0.25
+    (other / "record.json").write_text(json.dumps(record))
+    words = ["results", str(sweep), str(other), "--by", "lr"]
+    done = CliRunner().invoke(cli, [*words, "--latex"], catch_exceptions=False)
+    rows = [cells_of(line) for line in done.stdout.splitlines() if "dnat-full" in line]
+    rate = truth(sweep / "resnet8-dnat-full-0.5-seed0")["job"]["lr"]
+    assert [row[1] for row in rows] == [f"dnat-full 0.5 lr={rate}", "dnat-full 0.5 lr=0.5"]
+    assert [row[2:4] for row in rows][1] == ["1", "25.00"]
+    assert "--by is for --latex" in str(CliRunner().invoke(cli, words).exception)
+    assert "--by lr makes a row of each" in str(CliRunner().invoke(cli, [*words[:-2], "--latex"]).exception)
+
+
 def test_text_for_latex_is_text():
     told = escaped(EVIL)
     back = {

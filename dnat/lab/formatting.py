@@ -77,6 +77,18 @@ def duration(hours: float) -> str:
     return f"{digits(60 * hours)} min" if hours >= 1 / 30 else f"{digits(3600 * hours)} s"
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of plain text; the first column begins at the left, all others end at the right.
+
+    >>> print("\\n".join(aligned([("seeds", "power"), ("3", "0.5")])))
+    seeds  power
+    3        0.5
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = [(row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])) for row in rows]
+    return ["  ".join(row).rstrip() for row in cells]
+
+
 def escaped(text: str) -> str:
     """Text that stays in its cell of a Markdown table and makes neither tags nor links.
 

@@ -11,7 +11,7 @@ _ORDER = (*ALIASES, *METHODS)
 
 
 def label(job: Mapping[str, Any]) -> str:
-    """The name of a job's method as tables have it: dnat with its mode, and what limits it.
+    """The name of a job's method as tables have it: its label, or the method with its mode and what limits it.
 
     Args:
         job: settings as they stand in a record, or `Job.flat()`.
@@ -25,7 +25,11 @@ def label(job: Mapping[str, Any]) -> str:
     'nat (official)'
     >>> label({"method": "dnat", "mode": "cell", "latency_budget": "5ms"})
     'dnat-cell latency 5ms'
+    >>> label({"method": "dnat", "mode": "full", "budget": 0.7, "label": "slow"})
+    'slow'
     """
+    if job.get("label") is not None:
+        return fields.name(job, "job.label")
     name = fields.name(job, "job.method")
     if name == "dnat":
         name += f"-{fields.name(job, 'job.mode')}"
@@ -46,5 +50,10 @@ def method_order(label: str, baseline: str) -> tuple[Any, ...]:
 
 
 def natural_order(name: str) -> tuple[Any, ...]:
-    """Sorts resnet8 before resnet20."""
-    return tuple(int(p) if p.isdecimal() else p for p in re.split(r"([0-9]+)", name)), name
+    """Sorts resnet8 before resnet20, and 0.35 before 0.5.
+
+    >>> sorted(["lr=0.5", "lr=0.035", "lr=1e-05"], key=natural_order)
+    ['lr=1e-05', 'lr=0.035', 'lr=0.5']
+    """
+    parts = re.split(r"([0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?)", name)
+    return tuple(float(part) if place % 2 else part for place, part in enumerate(parts)), name

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..rundir import CONFIG, RunFiles
-from ..settings import WHERE, read_toml
+from ..settings import UNCOUNTED, read_toml
 from .formatting import digits
 from .labels import label, method_order, natural_order
 from .metrics import metrics_of
@@ -119,7 +119,7 @@ def tabulate(paths: Iterable[str | Path]) -> Table:
     notes: list[str] = []
     runs, _ = collect(paths, notes)
     jobs = {path: _settings(_job(path, run)) for path, run in runs.items()}
-    names = sorted({name for job in jobs.values() for name in job} - {*_NAMED, *_MEASURED} - WHERE)
+    names = sorted({name for job in jobs.values() for name in job} - {*_NAMED, *_MEASURED} - UNCOUNTED)
     differing = [name for name in names if len({json.dumps(job.get(name)) for job in jobs.values() if job}) > 1]
     shown = (*_NAMED, *differing)
     rows = [_row(path, run) | {name: jobs[path].get(name) for name in shown} for path, run in runs.items()]

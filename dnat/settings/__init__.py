@@ -12,7 +12,9 @@ from .job import ALIASES as ALIASES
 from .job import CONTROLS as CONTROLS
 from .job import METHODS as METHODS
 from .job import SEARCHING as SEARCHING
+from .job import UNCOUNTED as UNCOUNTED
 from .job import Job as Job
+from .job import check_label as check_label
 from .job import conflicts as conflicts
 from .job import directory_name as directory_name
 from .job import run_name as run_name

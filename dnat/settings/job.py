@@ -5,13 +5,13 @@ import zlib
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from ..errors import UsageError
 from ..naming import unknown
 from .config import OWNERS, SETTINGS, Config
 from .machine import WHERE, cores
-from .part import Count, Part
+from .part import Count, Part, shown
 from .search import Control, Search
 
 MOST_PIXELS = 8192
@@ -29,6 +29,28 @@ METHODS: tuple[str, ...] = get_args(_Method)
 """The names of all methods."""
 ALIASES = {"dnat-full": ("dnat", "full"), "dnat-cell": ("dnat", "cell")}
 """Names for a method and its mode together, as tables of results have them."""
+
+
+UNCOUNTED = WHERE | {"label"}
+"""Settings that do not count when jobs are compared: no bit of a run depends on them."""
+
+_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 ._+=-]{0,38}[A-Za-z0-9._+=-])?")
+
+
+def check_label(label: str) -> str:
+    """A label, if it is text that any table, picture and directory can hold, and no method's name.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not _LABEL.fullmatch(label):
+        raise UsageError(
+            f"a label is up to 40 letters, digits, spaces and . _ + = -, beginning with one of the first two: not "
+            f"{shown(label)}"
+        )
+    if label in (*METHODS, *ALIASES):
+        raise UsageError(f"label {label!r} is the name of a method: choose another one")
+    return label
 
 
 class Job(Part):
@@ -63,6 +85,9 @@ class Job(Part):
     task: str | None = None
     """What the network is trained for: classification (as without), multi-label, regression, segmentation, or
     package.module:TASK."""
+    label: Annotated[str, AfterValidator(check_label)] | None = None
+    """Name of the run's method in reports and trackers; by default the method with its mode and budget. No bit
+    depends on it, and a run keeps the one that it began with."""
     config: Config
     """The method's settings."""
 
@@ -94,7 +119,8 @@ class Job(Part):
     def flat(self) -> dict[str, Any]:
         """All settings in one table, as they stand in a configuration file; None is left out.
 
-        What tells where and how images are read (`WHERE`) is included, but does not count when jobs are compared.
+        What tells where and how images are read (`WHERE`), and the label, are included, but do not count when jobs
+        are compared.
         """
         table = self.model_dump()
         config = table.pop("config")
@@ -126,9 +152,9 @@ class Job(Part):
         return cls(config=config, **{k: v for k, v in values.items() if k in own})
 
     def differences(self, other: "Job") -> dict[str, tuple[Any, Any]]:
-        """The settings in which two jobs differ, each with both values; but for those of `WHERE`."""
+        """The settings in which two jobs differ, each with both values; but for `UNCOUNTED` ones."""
         mine, theirs = _dotted(self.flat()), _dotted(other.flat())
-        keys = sorted((mine.keys() | theirs.keys()) - WHERE)
+        keys = sorted((mine.keys() | theirs.keys()) - UNCOUNTED)
         return {k: (mine.get(k), theirs.get(k)) for k in keys if mine.get(k) != theirs.get(k)}
 
     def to_toml(self) -> str:

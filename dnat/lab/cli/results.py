@@ -12,6 +12,15 @@ from ...errors import DataError, UsageError
 from .group import cli
 from .options import flag
 
+BASELINE = click.option(
+    "--baseline", default="original", show_default=True, help="Method that others are compared with."
+)
+BY = click.option(
+    "--by",
+    metavar="SETTING,...",
+    help="Settings that make rows of their own where runs of a method differ in them: preset,lr_theta.",
+)
+
 
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
@@ -147,7 +156,14 @@ def export(run: Path, form: str, out: Path | None, verify: bool) -> None:
 @click.option("--markdown", "text", type=click.Path(path_type=Path), help="Markdown to write (default: report.md)")
 @click.option("--pictures", type=click.Path(path_type=Path), help="Folder for figures as PNG and SVG.")
 @click.option("--published", is_flag=True, help="Show the papers' own numbers below ours.")
-@click.option("--baseline", default="original", show_default=True, help="Method that others are compared with.")
+@BASELINE
+@click.option(
+    "--margin",
+    type=float,
+    help="By how much a method may be worse and still do: 0.3 is 0.3 points of a share, as accuracy is one, or of "
+    "the metric's own unit.",
+)
+@BY
 @click.option("--layout", default="both", show_default=True, help="Tables: papers, long or both.")
 @click.option(
     "--wandb", "uploads", is_flag=True, help="Only print the commands that upload what was tracked offline."
@@ -162,6 +178,8 @@ def report(
     pictures: Path | None,
     published: bool,
     baseline: str,
+    margin: float | None,
+    by: str | None,
     layout: str,
     **wandb: Any,
 ) -> None:
@@ -173,6 +191,8 @@ def report(
     \b
     dnat report runs/sweep
     dnat report runs/resnet8-* --html resnet8.html --pictures figures
+    dnat report runs/sweep --margin 0.3
+    dnat report runs/paper runs/improved --by preset --baseline 'dnat-full preset=paper'
     dnat report runs/sweep --wandb
     """
     if wandb["uploads"]:
@@ -180,8 +200,9 @@ def report(
         return
     from ...records import atomic_write
     from ..report import gather, is_sweep, markdown, page
+    from ..summary import parse_by
 
-    found = gather(runs, baseline)
+    found = gather(runs, baseline, parse_by(by), margin)
     folder = runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path()
     words = markdown(found, with_published=published, layout=layout)
     files = {
@@ -230,9 +251,10 @@ def _print_uploads(runs: tuple[Path, ...]) -> None:
 @click.option("--json", "form", flag_value="json", help="A row for each trial, as a JSON list.")
 @click.option("--parquet", "form", flag_value="parquet", help="A row for each trial, as a Parquet file.")
 @click.option("--latex", "form", flag_value="latex", help="The report's table of methods, for LaTeX.")
-@click.option("--baseline", default="original", show_default=True, help="Method that --latex compares with.")
+@BASELINE
+@BY
 @click.option("--out", type=click.Path(path_type=Path), help="File to write (default: print it).")
-def results(runs: tuple[Path, ...], form: str, baseline: str, out: Path | None) -> None:
+def results(runs: tuple[Path, ...], form: str, baseline: str, by: str | None, out: Path | None) -> None:
     """Give what runs came to as a table to take along: CSV, JSON, Parquet or LaTeX.
 
     RUNS are run directories, or directories of sweeps. CSV, JSON and Parquet have a row for each trial, finished
@@ -245,14 +267,17 @@ def results(runs: tuple[Path, ...], form: str, baseline: str, out: Path | None) 
     """
     from ...rundir import atomic_write
     from ..report import gather
+    from ..summary import parse_by
     from ..tabulation import latex, tabulate
 
     if form == "parquet" and out is None:
         raise UsageError("a Parquet file is nothing to print: say where it goes (--out FILE)")
+    if by and form != "latex":
+        raise UsageError("--by is for --latex: the other tables have a column for each setting that differs")
     content: str | bytes
     notes: Iterable[str]
     if form == "latex":
-        report = gather(runs, baseline)
+        report = gather(runs, baseline, parse_by(by))
         absent = (f"{run.name} is not in the table: {run.state}" for run in report.unfinished)
         content, notes = latex(report), (*report.summary.notes, *report.notes, *absent)
     else:

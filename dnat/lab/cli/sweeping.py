@@ -6,28 +6,42 @@ from typing import Any
 
 import click
 
+from ...errors import UsageError
 from ...settings import read_toml
 from .group import SweepEnded, cli
 from .options import DOWNLOAD, add_settings, job_options
 from .signals import stop_on_signals
 
 
-def make_sweep(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) -> Any:
-    """The sweep that a file, --set and flags describe; later ones win, also over the file's tables."""
-    from ..sweep import Sweep
+def make_sweep(
+    file: str | None, pairs: tuple[str, ...], flags: dict[str, Any], variants: tuple[str, ...] = ()
+) -> Any:
+    """The sweep that a file, --set, flags and --variant describe; later ones win, also over the file's tables."""
+    from ..sweep import Sweep, parse_variant
 
     over: dict[str, Any] = {}
     add_settings(over, pairs)
-    return Sweep.from_table(
-        read_toml(file) if file else {}, over | {k: v for k, v in flags.items() if v is not None}
-    )
+    named: dict[str, Any] = {}
+    for name, table in map(parse_variant, variants):
+        if name in named:
+            raise UsageError(f"variant {name!r} is given twice")
+        named[name] = table
+    over |= {key: value for key, value in flags.items() if value is not None}
+    return Sweep.from_table(read_toml(file) if file else {}, over, named)
 
 
 @cli.command()
 @click.option("--networks", help="Networks, separated by commas; see transform --network.")
 @click.option("--methods", help="Methods, separated by commas; METHOD@BUDGET is one with a budget: dnat-full@0.7.")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    metavar="NAME=METHOD,KEY=VALUE,...",
+    help="A method with settings of its own under a name; repeatable: slow=dnat,lr_theta=1e-3.",
+)
 @click.option("--seeds", help="How many (5: seeds 0 to 4), a list (0,3,7), or a range (1-5).")
-@job_options("network", "method", "seed")  # a sweep has lists in their place
+@job_options("network", "method", "seed", "label")  # a sweep has lists and variants in their place
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The sweep's directory.")
 @click.option("--jobs", type=click.IntRange(1), help="Trials at a time (default: 1; with Ray as many as fit).")
 @click.option(
@@ -54,7 +68,14 @@ def make_sweep(file: str | None, pairs: tuple[str, ...], flags: dict[str, Any]) 
     type=click.Choice(["off", "offline", "online"]),
     help="Weights & Biases for each trial: see transform --wandb.",
 )
-def sweep(out: Path, planning: bool, file: str | None, pairs: tuple[str, ...], **flags: Any) -> None:
+def sweep(
+    out: Path,
+    planning: bool,
+    file: str | None,
+    pairs: tuple[str, ...],
+    variants: tuple[str, ...],
+    **flags: Any,
+) -> None:
     """Train and transform networks by several methods, with several seeds each, and compare them.
 
     Every trial is a run in a process of its own. The same command again goes on with what is unfinished; more
@@ -62,6 +83,7 @@ def sweep(out: Path, planning: bool, file: str | None, pairs: tuple[str, ...], *
 
     \b
     dnat sweep --networks resnet8,resnet20 --methods original,dnat-full,dnat-full@0.7 --seeds 5 --out runs/first
+    dnat sweep --networks resnet8 --methods dnat --variant slow=dnat,lr_theta=1e-3 --seeds 5 --out runs/rates
     dnat sweep --config runs/first/sweep.toml --seeds 10 --jobs 2 --out runs/second
     dnat sweep --out runs/first --retry-failed
     dnat sweep --out runs/first --plan > commands.txt
@@ -69,7 +91,7 @@ def sweep(out: Path, planning: bool, file: str | None, pairs: tuple[str, ...], *
     from ..sweep import Options
 
     how = {k: flags.pop(k) for k in ("jobs", "engine", "address", "retries", "retry_failed", "download", "wandb")}
-    given = make_sweep(file, pairs, flags)
+    given = make_sweep(file, pairs, flags, variants)
     if planning:
         _print_plan(given, out, Options(**how))
     else:

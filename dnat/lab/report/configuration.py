@@ -4,12 +4,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ...settings import WHERE
+from ...settings import UNCOUNTED
 from ..summary import settings_of
 from ..sweep.directory import SWEEP
 from .gather import Report, Run
 
-_NOT_SHOWN = WHERE | {"seed", "network", "data", "method"}
+_NOT_SHOWN = UNCOUNTED | {"seed", "network", "data", "method"}
 """Settings that columns are named by, differ between runs of one method by design, or change nothing."""
 
 _ABSENT = "-"
@@ -95,7 +95,7 @@ def _alike(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs whose settings differ in nothing but the seed stand together."""
     kinds: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
-        table = {k: v for k, v in settings_of(run.record["job"]).items() if k not in WHERE | {"seed"}}
+        table = {k: v for k, v in settings_of(run.record["job"]).items() if k not in UNCOUNTED | {"seed"}}
         kinds.setdefault(tuple(sorted(table.items())), []).append(run)
     return list(kinds.values())
 

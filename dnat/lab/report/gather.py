@@ -8,7 +8,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ...naming import unknown
 from ...rundir import ARCHITECTURE, CONFIG, ENVIRONMENT, METRICS, RECORD, RunFiles, runs_in
 from ..metrics import Metric
 from ..summary import Row, Summary, Trial, summarize, trial_from
+from ..summary.grouping import are_one_run, labels_by, told_apart
 from ..sweep import read as standings_of
 from ..sweep.directory import SWEEP, SweepFiles
 
@@ -158,25 +159,37 @@ class Report:
         return tuple(sorted(found, key=lambda r: r.trial.seed))
 
 
-def gather(paths: Iterable[str | Path], baseline: str = "original") -> Report:
+def gather(
+    paths: Iterable[str | Path],
+    baseline: str = "original",
+    by: Iterable[str] = (),
+    margin: float | None = None,
+) -> Report:
     """Read run directories and sweep directories.
+
+    A run that was done twice, with the same bits, counts once.
 
     Args:
         paths: of either; a directory that is named twice, or with the sweep that it is in, counts once.
         baseline: the method, as `dnat.lab.labels.label` has it, that the others are compared with.
+        by: settings that make rows of their own where runs of a label differ in them; see `labels_by`.
+        margin: by which a method may be worse than the baseline; see `summarize`.
 
     Raises:
         ValueError: a path that is neither (names like it are suggested), no finished run, or two runs of the
             same network, data, method and seed.
     """
-    notes: list[str] = []
+    by, notes = tuple(by), list[str]()
     found, sweeps = collect(paths, notes)
     runs = [run for run in found.values() if isinstance(run, Run)]
     unfinished = [run for run in found.values() if isinstance(run, Unfinished)]
     if not runs:
         raise UsageError(_no_result(unfinished))
+    runs = _once(runs, notes)
+    names = labels_by([run.record for run in runs], by)
+    runs = [replace(run, trial=replace(run.trial, method=name)) for run, name in zip(runs, names, strict=True)]
     _refuse_duplicates(runs)
-    summary = summarize([run.record for run in runs], baseline)
+    summary = summarize([run.record for run in runs], baseline, by=by, margin=margin)
     order = {(r.data, r.network, r.method): i for i, r in enumerate(summary.rows)}
     runs.sort(key=lambda r: (order[r.trial.data, r.trial.network, r.trial.method], r.trial.seed))
     return Report(
@@ -204,7 +217,7 @@ def collect(
     found: dict[Path, Run | Unfinished] = {}
     for path in map(Path, paths):
         if not is_sweep(path):
-            _check_run(path)
+            check_run(path)
             found.setdefault(path.resolve(), read_run(path, notes))
             continue
         sweeps[path.resolve()] = Sweep(path.resolve().name, SweepFiles(path).text())
@@ -247,7 +260,12 @@ def read_run(path: Path, notes: list[str]) -> Run | Unfinished:
     )
 
 
-def _check_run(path: Path) -> None:
+def check_run(path: Path) -> None:
+    """Refuse a path that is no run directory.
+
+    Raises:
+        ValueError: names like it are suggested.
+    """
     if RunFiles(path).is_run():
         return
     if not path.exists():
@@ -291,6 +309,23 @@ def _no_result(unfinished: Sequence[Unfinished]) -> str:
     return f"none of these {len(unfinished)} runs is finished, so that there is nothing to report: {listed}{more}"
 
 
+def _once(runs: Iterable[Run], notes: list[str]) -> list[Run]:
+    """The runs without those that were done twice, as a baseline that several sweeps share."""
+    kept: dict[tuple[Any, ...], list[Run]] = {}
+    again: list[str] = []
+    for run in runs:
+        trial = run.trial
+        alike = kept.setdefault((trial.data, trial.network, trial.method, trial.seed), [])
+        if any(are_one_run(known.record, run.record) for known in alike):
+            again.append(str(run.directory))
+        else:
+            alike.append(run)
+    if again:
+        shown = ", ".join(again[:3]) + f" and {len(again) - 3} more" * (len(again) > 3)
+        notes.append(f"runs that have the same bits as others of their method and seed count once: {shown}")
+    return [run for alike in kept.values() for run in alike]
+
+
 def _refuse_duplicates(runs: Iterable[Run]) -> None:
     first: dict[tuple[Any, ...], Run] = {}
     for run in runs:
@@ -299,7 +334,8 @@ def _refuse_duplicates(runs: Iterable[Run]) -> None:
         if known is not run:
             raise UsageError(
                 f"{known.directory} and {run.directory} both hold {trial.method} with {trial.network} on "
-                f"{trial.data} at seed {trial.seed}: leave one of them out, or report of them apart"
+                f"{trial.data} at seed {trial.seed}; "
+                + (told_apart([known.record, run.record]) or "leave one of them out, or report of them apart")
             )
 
 

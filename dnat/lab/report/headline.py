@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ..formatting import p_text, signed_interval
 from ..metrics import Metric
 from ..summary import Comparison, Interval, Row
+from ..summary.judgements import bound
 from ..summary.statistics import t_interval
 from .gather import Group, Report
 
@@ -43,7 +44,8 @@ def madds_change(group: Group, method: str) -> tuple[float, Interval | None]:
 
 
 def sentences(report: Report, group: Group) -> list[str]:
-    """Two sentences at most: the best method, and that with the fewest multiply-adds if it is another."""
+    """Three sentences at most: the best method; that with the fewest multiply-adds if it is another; and, with a
+    margin, which methods are not worse by it."""
     first = headline(report, group)
     row, metric = first.row, group.metric
     seeds = f"n = {row.n}"
@@ -63,7 +65,28 @@ def sentences(report: Report, group: Group) -> list[str]:
             f"{group.title}: {least.method} needs the fewest multiply-adds, {change} % to before, at "
             f"{_mean(least)}{_against(compared, metric, report.summary.significance)}."
         )
-    return found
+    return found + _not_worse(report, group)
+
+
+def _not_worse(report: Report, group: Group) -> list[str]:
+    """Of which methods it is shown that they are not worse by the margin, and of which it is not."""
+    summary = report.summary
+    tests = [(c.method, c.not_worse) for row in group.rows if (c := summary.comparison(row)) and c.not_worse]
+    if not tests:
+        return []
+    level, shown, others = summary.significance, [], []
+    for method, test in tests:
+        if test.p_holm is None or test.least_p_holm is None:
+            others.append(f"{method} (not tested)")
+        elif test.p_holm <= level:
+            shown.append(f"{method} (p = {p_text(test.p_holm)})".replace("= <", "<"))
+        else:
+            why = "too few seeds" if test.least_p_holm > level else f"p = {p_text(test.p_holm)}"
+            others.append(f"{method} ({why})")
+    parts = [f"shown of {', '.join(shown)}"] if shown else []
+    parts += [f"not shown of {', '.join(others)}"] if others else []
+    claim = f"not worse than {summary.baseline} by {bound(summary)} or more"
+    return [f"{group.title}: {claim}: {'; '.join(parts)}."]
 
 
 def _mean(row: Row) -> str:

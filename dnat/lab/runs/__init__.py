@@ -2,6 +2,7 @@
 
 loading     data and networks by the names that a job has for them
 running     `run`
+tested      what a run's networks take each test image for
 finished    a finished run's network, and what it takes
 pictures    a run's pictures, and genotypes by name
 surveys     what may change in a network: `dnat edges`, `dnat networks`

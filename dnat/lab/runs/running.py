@@ -16,14 +16,16 @@ from ...distributed import from_first, joined, world
 from ...errors import UsageError
 from ...records import Records, holds_other
 from ...results import Transformation
-from ...rundir import ARCHITECTURE, NETWORK, RunFiles
+from ...rundir import ARCHITECTURE, NETWORK, PREDICTIONS, RunFiles, atomic_write
 from ...session import images_of
 from ...settings import SEARCHING, WHERE, Job
+from ...tasks import task_of
 from ...tracking import Tracker
 from ...training import Progress
 from ..methods import METHODS, check_method
 from .loading import family, load_data, network_for
 from .pictures import architecture_of, draw
+from .tested import write_predictions
 
 
 def run(
@@ -69,7 +71,7 @@ def _run(
     anew: bool,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
-    done = from_first(lambda: _done(directory, job))
+    done = from_first(lambda: _done(directory, job, notify))
     if done is not None:
         return done
     if download and world().size > 1:  # by one process, before the others look
@@ -129,14 +131,14 @@ def prepared(
     return network, data, of_method
 
 
-def _done(directory: Path, job: Job) -> dict[str, Any] | None:
+def _done(directory: Path, job: Job, notify: Callable[[str], None]) -> dict[str, Any] | None:
     """The record of a run that has ended; None of another one, or where the directory has another job's.
 
     That is refused when all else that may be wrong with the job was told.
     """
     if not RunFiles(directory).is_done() or holds_other(directory, job):
         return None
-    with Records.open(directory, job) as records:
+    with Records.open(directory, job, notify=notify) as records:
         return records.record()
 
 
@@ -156,6 +158,9 @@ def _finish(
     architecture = architecture_of(network, data, job, result)
     records.write_json(ARCHITECTURE, architecture)
     records.write_state(NETWORK, result.network)
+    predictions = write_predictions(network, result.network, data, job.config, task_of(job.task))
+    if predictions is not None:
+        atomic_write(records.path(PREDICTIONS), predictions)
     draw(records.path(), architecture, job, result.cost_before, result.cost_after)
     record = {
         **result.record(),

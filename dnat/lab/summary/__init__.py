@@ -7,8 +7,9 @@ and saw the same examples in the same order, so that what a seed does to both ca
 method less the baseline; of shares, as accuracy is one, in percentage points.
 """
 
-from .comparison import Comparison, Row
-from .statistics import Interval
+from .comparison import Comparison, NotWorse, Row
+from .grouping import labels_by, parse_by
+from .statistics import Chances, Interval
 from .summaries import Summary, summarize
 from .tables import markdown
 from .trials import Trial, settings_of, trial_from

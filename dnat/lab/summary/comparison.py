@@ -4,24 +4,31 @@ Which p counts. Where at most 20 seeds are common to both, it is that of the exa
 difference (Fisher's randomization test for pairs): if the method made no difference, either sign of each one would
 have been as likely. It assumes no distribution, which matters here: dead networks make accuracies far from
 normal. Its smallest value is 2/2**n, so that at n = 5 it cannot fall below 0.0625, whatever the method does; a
-`Comparison` says so (`least_p`, `least_p_holm`). With more seeds it is the paired t test's. All p values are
+`Comparison` says so (`least_p`, `least_p_holm`). With more seeds it is the paired t test's. These p values are
 two-sided; over the methods of one network and data set they are corrected by Holm's procedure.
+
+Whether a method is not worse by a margin or more is a question of its own (`NotWorse`): the same tests, one-sided,
+of the differences plus the margin. That nothing is significant does not answer it.
 """
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ..metrics import Metric
 from .statistics import (
     MOST_FLIPS,
+    Chances,
     Interval,
     bootstrap_interval,
+    chances,
     exact_mean,
     holm,
     paired_t,
     sign_flip,
+    t_bound,
     t_interval,
     wilcoxon,
 )
@@ -83,6 +90,33 @@ class Row:
 
 
 @dataclass(frozen=True)
+class NotWorse:
+    """Whether a method is worse than the baseline by less than a margin: a test of non-inferiority.
+
+    Attributes:
+        margin: in the unit of the differences.
+        worst: the end of the one-sided t interval at which the method is worst, as a difference like the others.
+        p_flip: of the one-sided sign-flip test; None with more than 20 seeds.
+        p_t: of the one-sided paired t test; None where all differences are equal.
+        test: whose p counts: "sign-flip", with more than 20 seeds "t"; or "".
+        p: that one; None where there is none.
+        least_p: the smallest that this test can give with so many seeds.
+        p_holm: p corrected over the methods of this network and data set.
+        least_p_holm: the smallest that can become of it, if all of them had their `least_p`.
+    """
+
+    margin: float
+    worst: float
+    p_flip: float | None
+    p_t: float | None
+    test: str
+    p: float | None
+    least_p: float | None
+    p_holm: float | None = None
+    least_p_holm: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A method beside the baseline on the same network and data, paired by seed.
 
@@ -103,6 +137,8 @@ class Comparison:
         least_p: the smallest that this test can give with so many seeds; None of one seed.
         p_holm: p corrected over the methods of this network and data set.
         least_p_holm: the smallest that can become of it, if all of them had their `least_p`.
+        chances: that the method is better, equal (within the margin, if there is one) or worse; None of one seed.
+        not_worse: than the baseline by the margin; None without a margin, or of one seed.
     """
 
     data: str
@@ -124,6 +160,8 @@ class Comparison:
     least_p: float | None
     p_holm: float | None = None
     least_p_holm: float | None = None
+    chances: Chances | None = None
+    not_worse: NotWorse | None = None
 
     @property
     def n(self) -> int:
@@ -168,21 +206,49 @@ def _mean_of_all(values: Sequence[float | None]) -> float | None:
     return exact_mean(known) if len(known) == len(values) else None
 
 
-def comparisons_of(rows: Sequence[Row], baseline: str, confidence: float) -> list[Comparison]:
+T = TypeVar("T", Comparison, NotWorse)
+
+
+def comparisons_of(
+    rows: Sequence[Row], baseline: str, confidence: float, margin: float | None = None
+) -> list[Comparison]:
     """All methods of a network and data set with the baseline, where they have seeds in common."""
     base = next((row for row in rows if row.method == baseline), None)
     if base is None:
         return []
     others = [row for row in rows if row is not base and set(row.seeds) & set(base.seeds)]
-    comparisons = [_comparison(row, base, confidence) for row in others]
-    corrected = iter(holm([c.p for c in comparisons if c.p is not None]))
-    least = iter(holm([c.least_p for c in comparisons if c.least_p is not None]))
-    return [
-        c if c.p is None else replace(c, p_holm=next(corrected), least_p_holm=next(least)) for c in comparisons
-    ]
+    comparisons = _corrected([_comparison(row, base, confidence, margin) for row in others])
+    tested = iter(_corrected([c.not_worse for c in comparisons if c.not_worse]))
+    return [replace(c, not_worse=next(tested)) if c.not_worse else c for c in comparisons]
 
 
-def _comparison(row: Row, base: Row, confidence: float) -> Comparison:
+def _corrected(tests: Sequence[T]) -> list[T]:
+    """Tests of one family with their p corrected; those without a p are not in it."""
+    corrected = iter(holm([t.p for t in tests if t.p is not None]))
+    least = iter(holm([t.least_p for t in tests if t.least_p is not None]))
+    return [t if t.p is None else replace(t, p_holm=next(corrected), least_p_holm=next(least)) for t in tests]
+
+
+def not_worse(merits: Sequence[float], margin: float, confidence: float) -> NotWorse:
+    """Whether a mean difference is above minus a margin.
+
+    Args:
+        merits: at least two paired differences, of which more is better.
+        margin: above 0.
+        confidence: of the one-sided interval.
+    """
+    n, shifted = len(merits), [merit + margin for merit in merits]
+    p_flip = sign_flip(shifted, "greater") if n <= MOST_FLIPS else None
+    p_t = paired_t(shifted, "greater")
+    test, p, least = "", None, None
+    if p_flip is not None:
+        test, p, least = "sign-flip", p_flip, 2.0**-n
+    elif p_t is not None:
+        test, p, least = "t", p_t, 0.0
+    return NotWorse(margin, t_bound(merits, confidence), p_flip, p_t, test, p, least)
+
+
+def _comparison(row: Row, base: Row, confidence: float, margin: float | None) -> Comparison:
     ours, theirs = (dict(zip(r.seeds, r.values, strict=True)) for r in (row, base))
     seeds = tuple(sorted(set(ours) & set(theirs)))
     differences = tuple(row.metric.difference(ours[s], theirs[s]) for s in seeds)
@@ -205,6 +271,10 @@ def _comparison(row: Row, base: Row, confidence: float) -> Comparison:
     }
     test = next((name for name, (p, _) in tests.items() if p is not None), "")
     p, least = tests.get(test, (None, None))
+    merits = [row.metric.merit(d) for d in differences]
+    bounded = not_worse(merits, margin, confidence) if margin is not None and n > 1 else None
+    if bounded:
+        bounded = replace(bounded, worst=row.metric.merit(bounded.worst))
     return Comparison(
         data=row.data,
         network=row.network,
@@ -223,4 +293,6 @@ def _comparison(row: Row, base: Row, confidence: float) -> Comparison:
         test=test,
         p=p,
         least_p=least,
+        chances=chances(merits, margin or 0.0) if n > 1 else None,
+        not_worse=bounded,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ...settings import WHERE
+from ...settings import UNCOUNTED
 from ..formatting import p_text
 from .comparison import Comparison, Row
 from .statistics import MOST_FLIPS
@@ -26,7 +26,7 @@ _RECIPE = (
 )
 """Settings that all methods of a comparison should share."""
 
-_NO_MATTER = WHERE | {"seed", "device", "threads", "network", "data", "method"}
+_NO_MATTER = UNCOUNTED | {"seed", "device", "threads", "network", "data"}
 """Settings in which the trials of a row may differ."""
 
 
@@ -50,7 +50,9 @@ def _seed_notes(rows: Sequence[Row], compared: Sequence[Comparison], baseline: s
             lacking.setdefault(seeds, []).append(row.method)
     notes = [f"{', '.join(methods)} lack{'s' * (len(methods) == 1)} {seeds}" for seeds, methods in lacking.items()]
     if baseline not in {row.method for row in rows}:
-        notes.append(f"there are no runs of {baseline}, so that nothing is compared")
+        near = [row.method for row in rows if row.method.startswith(f"{baseline} ")]
+        choice = f"; --baseline takes {' or '.join(map(repr, near))}" if near else ""
+        notes.append(f"there are no runs of {baseline}, so that nothing is compared{choice}")
     else:
         known = {c.method for c in compared} | {baseline}
         alone = [row.method for row in rows if row.method not in known]

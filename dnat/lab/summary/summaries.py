@@ -1,19 +1,19 @@
 """Records of any number of finished runs -> their summary."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 from ...errors import UsageError
 from ...naming import unknown
-from ...settings import WHERE
 from ..labels import method_order, natural_order
 from ..metrics import Metric
 from .comparison import Comparison, Row, comparisons_of, row_of
+from .grouping import labels_by, told_apart
 from .notes import Pair, notes_of
-from .statistics import check_confidence
-from .trials import Trial, settings_of, trial_from
+from .statistics import check_confidence, check_margin
+from .trials import Trial, trial_from
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Summary:
         notes: seeds that a method lacks, settings that differ, what cannot be significant.
         baseline: the method that the others are compared with.
         confidence: of all intervals; what is at most 1 - confidence is significant.
+        margin: by which a method may be worse than the baseline; None where nobody asked.
     """
 
     rows: tuple[Row, ...]
@@ -33,6 +34,7 @@ class Summary:
     notes: tuple[str, ...]
     baseline: str
     confidence: float
+    margin: float | None = None
 
     def comparison(self, row: Row) -> Comparison | None:
         """The comparison of a row's method with the baseline; None of the baseline, or where there is none."""
@@ -46,7 +48,12 @@ class Summary:
 
 
 def summarize(
-    records: Iterable[Mapping[str, Any]], baseline: str = "original", seed: int = 0, confidence: float = 0.95
+    records: Iterable[Mapping[str, Any]],
+    baseline: str = "original",
+    seed: int = 0,
+    confidence: float = 0.95,
+    by: Iterable[str] = (),
+    margin: float | None = None,
 ) -> Summary:
     """Statistics over seeds of any number of finished runs; their order does not matter.
 
@@ -55,6 +62,9 @@ def summarize(
         baseline: the method, as `label` has it, that the others are compared with.
         seed: of the bootstrap; each row draws from it anew, so that no row depends on another.
         confidence: of all intervals, between 0 and 1.
+        by: settings that make rows of their own where runs of a label differ in them; see `labels_by`.
+        margin: by which a method may be worse than the baseline and still count as good: percentage points of
+            shares, as accuracy is one, else in the metric's own unit.
 
     Raises:
         ValueError: no records, one that lacks something, two of the same network, data, method and seed, or a
@@ -64,9 +74,12 @@ def summarize(
     """
     records = list(records)
     check_confidence(confidence)
+    margin = None if margin is None else check_margin(margin)
     if not records:
         raise UsageError("there are no records to summarize")
     trials = [_numbered(i, record) for i, record in enumerate(records)]
+    names = labels_by(records, by)
+    trials = [replace(trial, method=name) for trial, name in zip(trials, names, strict=True)]
     _refuse_duplicates(trials, records)
     _refuse_other_metrics(trials)
     methods = {t.method for t in trials}
@@ -83,11 +96,11 @@ def summarize(
         group = list(pairs)
         of_method = groupby((t for t, _ in group), lambda t: t.method)
         mine = [row_of(list(part), seed, confidence) for _, part in of_method]
-        compared = comparisons_of(mine, baseline, confidence)
+        compared = comparisons_of(mine, baseline, confidence, margin)
         rows += mine
         comparisons += compared
         notes += notes_of(mine, compared, group, baseline, confidence)
-    return Summary(tuple(rows), tuple(comparisons), tuple(notes), baseline, float(confidence))
+    return Summary(tuple(rows), tuple(comparisons), tuple(notes), baseline, float(confidence), margin)
 
 
 def _numbered(place: int, record: Mapping[str, Any]) -> Trial:
@@ -106,18 +119,13 @@ def _refuse_duplicates(trials: Sequence[Trial], records: Sequence[Mapping[str, A
             first[key] = i
             continue
         both = [first[key], i]
-        settings = [settings_of(records[j]["job"]) for j in both]
-        names = sorted({k for s in settings for k in s} - WHERE)
-        differing = [k for k in names if settings[0].get(k) != settings[1].get(k)]
-        shown = "; ".join(f"{k} {' and '.join(s.get(k, 'not set') for s in settings)}" for k in differing)
         ends = (
             f"finished {records[j]['finished']}" if records[j].get("finished") else "time unknown" for j in both
         )
         which = " and ".join(f"{j + 1} ({end})" for j, end in zip(both, ends, strict=True))
         raise UsageError(
             f"records {which} are both of {trial.method} with {trial.network} on {trial.data} "
-            f"at seed {trial.seed}: "
-            + (f"they differ in {shown}; summarize them apart" if differing else "leave one of them out")
+            f"at seed {trial.seed}: " + (told_apart([records[j] for j in both]) or "leave one of them out")
         )
 
 

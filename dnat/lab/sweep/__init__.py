@@ -1,5 +1,6 @@
 """Networks x methods x seeds -> runs in one directory: many at a time, each resumable, none stopped by another.
 
+    variants    methods with settings of their own, by name
     settings    which trials there are, with which settings, and what is wrong with them
     trials      one trial in a process of its own, and what became of it
     preflight   each network and data set, tried once before any trial
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .settings import parse_names as parse_names
     from .settings import parse_seeds as parse_seeds
     from .settings import plan as plan
+    from .variants import parse_variant as parse_variant
 
 _HOME = {
     "Sweep": "settings",
@@ -36,6 +38,7 @@ _HOME = {
     "parse_names": "settings",
     "parse_seeds": "settings",
     "plan": "settings",
+    "parse_variant": "variants",
     "Standing": "directory",
     "commands": "directory",
     "read": "directory",

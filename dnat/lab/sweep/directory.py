@@ -322,15 +322,18 @@ def continued(given: Sweep, directory: str | Path) -> Sweep:
     """What is meant by a call for a directory in which a sweep stands already.
 
     Lists that are not given stay as they are; settings, too, where none are given but where the images lie. The
-    number of CPU threads stays in any case, since sums depend on it.
+    number of CPU threads stays in any case, since sums depend on it. Variants that come alone come to those there.
     """
     if not SweepFiles(directory).is_sweep():
         return given
     there = SweepFiles(directory).read()
     lists = {kind: getattr(given, kind) or getattr(there, kind) for kind in ("networks", "methods", "seeds")}
+    if given.methods and {name.partition("@")[0] for name in given.methods} <= given.of_variant.keys():
+        lists["methods"] = tuple(dict.fromkeys((*there.methods, *given.methods)))
     if {*given.settings} <= WHERE and not given.of_network and not given.of_method:
         settings = there.settings | given.settings
-        return replace(given, **lists, settings=settings, of_network=there.of_network, of_method=there.of_method)
+        variants = there.of_variant | given.of_variant
+        return replace(there, **lists, settings=settings, of_variant=variants)
     return replace(given, **lists, settings={"threads": there.settings["threads"]} | given.settings)
 
 

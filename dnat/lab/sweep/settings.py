@@ -2,7 +2,8 @@
 
 A method is written as `METHOD` or `METHOD@BUDGET`: dnat-full@0.7. Settings are common to all trials, or stand in
 the table of a network or of a method and hold for its trials alone. A common setting that a method has no use for
-is not given to it, so that "original" stays one baseline whatever the budget of the others is.
+is not given to it, so that "original" stays one baseline whatever the budget of the others is. A variant is a
+method with settings of its own under a name, which is the label of its runs.
 """
 
 import importlib.machinery
@@ -18,10 +19,9 @@ import tomli_w
 from ...errors import UsageError
 from ...naming import unknown
 from ...seeds import check_seed
-from ...settings import ALIASES, CONTROLS, METHODS, SEARCHING, Job, cores, directory_name, shown
+from ...settings import ALIASES, CONTROLS, METHODS, SEARCHING, UNCOUNTED, Job, cores, directory_name, shown
 from ..labels import label
-
-Table = dict[str, Any]
+from .variants import Table, check_variants, with_variants
 
 MOST_SEEDS = 10_000
 """Of a sweep: each is a trial of every network and method."""
@@ -94,11 +94,12 @@ class Sweep:
 
     Attributes:
         networks: by name, as `dnat transform --network` takes them.
-        methods: `METHOD` or `METHOD@BUDGET`.
+        methods: `METHOD` or `METHOD@BUDGET`, or the name of a variant in place of a method's.
         seeds: of the trials.
         settings: common to all trials, as in a configuration file.
         of_network: settings of one network's trials, by its name.
         of_method: settings of one method's trials, by its name with or without its budget.
+        of_variant: a method (`method`, also METHOD@BUDGET) and settings that beat all others, by the name.
     """
 
     networks: tuple[str, ...] = ()
@@ -107,20 +108,31 @@ class Sweep:
     settings: Table = field(default_factory=dict)
     of_network: dict[str, Table] = field(default_factory=dict)
     of_method: dict[str, Table] = field(default_factory=dict)
+    of_variant: dict[str, Table] = field(default_factory=dict)
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> "Sweep":
+    def from_table(
+        cls,
+        table: Mapping[str, Any],
+        over: Mapping[str, Any] | None = None,
+        variants: Mapping[str, Table] | None = None,
+    ) -> "Sweep":
         """The sweep that a configuration file describes.
 
         Args:
-            table: settings, with the lists `networks`, `methods` and `seeds` and the tables `network.NAME` and
-                `method.NAME`.
-            over: settings that beat those of the file, also those in its tables.
+            table: settings, with the lists `networks`, `methods` and `seeds` and the tables `network.NAME`,
+                `method.NAME` and `variant.NAME`. All variants take part, whether `methods` names them or not.
+            over: settings that beat those of the file, also those in its tables but for variants'. Where it has
+                `methods`, of the file's variants only those take part that it names.
+            variants: more of them, which beat those of the file by the same names.
 
         Raises:
             ValueError, TypeError: lists or tables that are none.
         """
         rest, over = dict(table), dict(over or {})
+        own = rest.pop("variant", {})
+        if not isinstance(own, dict):
+            raise UsageError("variant must be tables: [variant.NAME] with a method and settings")
         tables = {}
         for kind in ("network", "method"):
             given = over[kind] if kind in over else rest.pop(kind, {})
@@ -131,26 +143,33 @@ class Sweep:
             tables[kind] = {name: _without(settings, over) for name, settings in given.items()}
         if "seed" in rest | over:
             raise UsageError("a sweep takes seeds: write seeds = [...], or --seeds")
+        if "label" in rest | over:
+            raise UsageError("a label is of one method alone: write [variant.NAME], or --variant NAME=METHOD")
         lists = {kind: rest.pop(kind, ()) for kind in ("networks", "methods", "seeds")}
         for kind in ("network", "method"):
             # What the file names and this sweep leaves out needs no settings.
             kept = _with_bases(over.get(f"{kind}s", lists[f"{kind}s"]))
             left = _with_bases(lists[f"{kind}s"]) - kept
             tables[kind] = {name: settings for name, settings in tables[kind].items() if name not in left}
+        if "methods" in over:
+            wanted = {name.partition("@")[0] for name in parse_names(over["methods"])}
+            own = {name: settings for name, settings in own.items() if name in wanted}
+        of_variant = check_variants({**own, **(variants or {})})
         lists |= {kind: over.pop(kind) for kind in lists if kind in over}
         return cls(
             networks=parse_names(lists["networks"]),
-            methods=parse_names(lists["methods"]),
+            methods=with_variants(parse_names(lists["methods"]), of_variant),
             seeds=parse_seeds(lists["seeds"]) if lists["seeds"] != () else (),
             settings=joined(rest, over),
             of_network=tables["network"],
             of_method=tables["method"],
+            of_variant=of_variant,
         )
 
     def to_toml(self) -> str:
         """The sweep as the text of a configuration file."""
         lists = {"networks": list(self.networks), "methods": list(self.methods), "seeds": list(self.seeds)}
-        tables = {"network": self.of_network, "method": self.of_method}
+        tables = {"network": self.of_network, "method": self.of_method, "variant": self.of_variant}
         settings = {k: v for k, v in self.settings.items() if v is not None}
         return tomli_w.dumps(lists | settings | {k: v for k, v in tables.items() if v})
 
@@ -249,7 +268,7 @@ def plan(sweep: Sweep) -> tuple[Trial, ...]:
     """
     unknown_names, other = _misnamed(sweep)
     mistakes: dict[str, list[str]] = {problem: [] for problem in (*unknown_names.values(), *other)}
-    trials, rows = [], dict[tuple[Any, ...], str]()
+    trials, rows, kinds = [], dict[tuple[Any, ...], str](), dict[str, str]()
     for name, network, method, seed in grid(sweep):
         if network in unknown_names or method in unknown_names:
             continue
@@ -260,8 +279,13 @@ def plan(sweep: Sweep) -> tuple[Trial, ...]:
             mistakes.setdefault(str(error), []).append(name)
             continue
         first = rows.setdefault((job.network, label(job.flat()), job.config.seed), name)
+        twin = kinds.setdefault(_counted(job), name)
         if first != name:
             mistakes.setdefault(f"{first} and {name} would be the same entry of a table: leave one out", [])
+        elif twin != name:
+            mistakes.setdefault(
+                f"{twin} and {name} would be the same run, with all settings equal: leave one out", []
+            )
         trials.append(Trial(name, network, method, seed, job))
     if mistakes:
         total = len(sweep.networks) * len(sweep.methods) * len(sweep.seeds)
@@ -287,15 +311,19 @@ def _misnamed(sweep: Sweep) -> tuple[dict[str, str], list[str]]:
             check_network(network, tuple(options))
         except ValueError as error:
             found[network] = str(error)
+    known_methods = (*METHODS, *ALIASES, *sweep.of_variant)
     for method in sweep.methods:
         base = method.partition("@")[0]
-        if base not in (*METHODS, *ALIASES):
-            found[method] = str(unknown("method", base, (*METHODS, *ALIASES)))
+        if base not in known_methods:
+            found[method] = str(
+                unknown("method or variant" if sweep.of_variant else "method", base, known_methods)
+            )
     other, names = [], [name for name, *_ in grid(sweep)]
     other += [
         f"two trials would have the name {name}" for name in sorted({n for n in names if names.count(n) > 1})
     ]
-    methods = {*sweep.methods, *(method.partition("@")[0] for method in sweep.methods)}
+    taken = (*sweep.methods, *(table["method"] for table in sweep.of_variant.values()))
+    methods = {*taken, *(method.partition("@")[0] for method in taken)} - {*sweep.of_variant}
     for kind, tables, known in (
         ("network", sweep.of_network, {*sweep.networks}),
         ("method", sweep.of_method, methods),
@@ -305,6 +333,11 @@ def _misnamed(sweep: Sweep) -> tuple[dict[str, str], list[str]]:
     return found, other
 
 
+def _counted(job: Job) -> str:
+    """A job as text, without what does not count when jobs are compared."""
+    return repr(sorted((k, v) for k, v in job.flat().items() if k not in UNCOUNTED))
+
+
 def make_job(sweep: Sweep, network: str, method: str, seed: int) -> Job:
     """The job of one trial.
 
@@ -312,11 +345,23 @@ def make_job(sweep: Sweep, network: str, method: str, seed: int) -> Job:
         ValueError, TypeError: settings that are wrong.
     """
     base, at, budget = method.partition("@")
+    variant = dict(sweep.of_variant.get(base, {}))
+    if variant:
+        named = {"label": f"{base} {budget.strip()}" if at else base}
+        of_method = variant.pop("method")
+        base, with_budget, of_its_own = of_method.partition("@")
+        variant = named | ({"budget": of_its_own.strip()} if with_budget else {}) | variant
+    else:
+        of_method = method
     kind = ALIASES.get(base, (base, ""))[0]
     common = {k: v for k, v in sweep.settings.items() if _has_use(kind, network, k, sweep)}
-    own = joined(sweep.of_method.get(base, {}), sweep.of_method.get(method, {}) if at else {})
+    own = joined(sweep.of_method.get(base, {}), sweep.of_method.get(of_method, {}) if "@" in of_method else {})
     ours = {k: v for k, v in sweep.of_network.get(network, {}).items() if _has_use(kind, network, k, sweep)}
-    table = joined(common, ours, own)
+    table = joined(common, ours, own, variant)
+    if "budget" in variant:  # one limit beats the other
+        table.pop("latency_budget", None)
+    elif "latency_budget" in variant:
+        table.pop("budget", None)
     if at:
         table["budget"] = budget.strip()
         table.pop("latency_budget", None)

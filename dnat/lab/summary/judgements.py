@@ -1,0 +1,93 @@
+"""Tables beside the long one: what is to be believed of each method, and of all networks at once."""
+
+from ..formatting import escaped, markdown_rows, p_text, signed_interval
+from ..metrics import Metric
+from .aggregation import Aggregate, aggregates
+from .comparison import Comparison
+from .statistics import MOST_FLIPS
+from .summaries import Summary
+
+
+def judged_markdown(summary: Summary) -> str:
+    """What is to be believed of each method beside the baseline; "" where nothing is compared over seeds."""
+    compared = [c for c in summary.comparisons if c.chances]
+    if not compared:
+        return ""
+    metrics = {(row.data, row.network): row.metric for row in summary.rows}
+    several = len({c.data for c in compared}) > 1
+    head = ["network", "method", "n", "difference", "better", "equal", "worse"]
+    head += ["at worst", "p, not worse"] if summary.margin is not None else []
+    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
+    last = None
+    for c in compared:
+        name = f"{c.network} on {c.data}" if several else c.network
+        lines.append([name if name != last else "", *_cells(c, metrics[c.data, c.network], summary)])
+        last = name
+    title = f"## Better, equal or worse than {escaped(summary.baseline)}"
+    return f"{title}\n\n{markdown_rows(lines)}\n\n{escaped(_legend(summary)).replace('*', chr(92) + '*')}"
+
+
+def _cells(c: Comparison, metric: Metric, summary: Summary) -> list[str]:
+    assert c.chances is not None
+    cells = [c.method, str(c.n), metric.change(c.mean, None), *(f"{p:.1%}".replace("%", " %") for p in c.chances)]
+    if c.not_worse is None:
+        return cells
+    test = c.not_worse
+    if test.p_holm is None or test.least_p_holm is None:
+        return [*cells, metric.change(test.worst, None), "-"]
+    level = summary.significance
+    mark = " *" if test.p_holm <= level else " ?" if test.least_p_holm > level else ""
+    return [*cells, metric.change(test.worst, None), p_text(test.p_holm) + mark]
+
+
+def _legend(summary: Summary) -> str:
+    within = "exactly 0, which is possible only where all differences are equal"
+    if summary.margin is not None:
+        within = f"within ±{bound(summary)}"
+    text = (
+        "Better, equal, worse: probabilities, given these seeds, of the true mean difference; equal is "
+        f"{within}. They are of Student's t around the mean difference (prior 1/sigma, normal differences, "
+        "independent seeds; Benavoli et al. 2017)."
+    )
+    if summary.margin is None:
+        return text
+    return (
+        f"{text} At worst: the end of the one-sided {100 * summary.confidence:g} % t interval. p, not worse: of "
+        f"the exact one-sided sign-flip test that the method is worse by {bound(summary)} or more (of the paired "
+        f"t test with more than {MOST_FLIPS} seeds), Holm-corrected over the methods of a network; *: at most "
+        f"{summary.significance:g}: it is not worse by that; ?: cannot be, with so few seeds."
+    )
+
+
+def bound(summary: Summary) -> str:
+    """The margin in words."""
+    units = {row.metric.points for row in summary.rows}
+    return f"{summary.margin:g}{units.pop() if len(units) == 1 else ' (points of shares)'}"
+
+
+def aggregated_markdown(summary: Summary) -> str:
+    """Methods over the networks and data sets that they share with the baseline; "" of fewer than two."""
+    found = aggregates(summary)
+    parts = []
+    for metric in dict.fromkeys(a.metric for a in found):
+        mine = [a for a in found if a.metric == metric]
+        head = ["method", "networks", "runs", metric.column, "difference"]
+        lines = [head, ["---", *["---:"] * (len(head) - 1)], *map(_row, mine)]
+        parts.append(markdown_rows(lines))
+    if not parts:
+        return ""
+    legend = (
+        "Networks: how many networks and data sets of those that the baseline has. All numbers are "
+        f"interquartile means over their runs, with the {100 * summary.confidence:g} % interval of the bootstrap "
+        f"that draws seeds within each (Agarwal et al. 2021). Difference: to {summary.baseline}, paired by seed."
+    )
+    return "\n\n".join(["## Over all networks", *parts, escaped(legend)])
+
+
+def _row(a: Aggregate) -> list[str]:
+    value = format(a.value, a.metric.form)
+    if a.interval:
+        value += f" [{', '.join(format(end, a.metric.form) for end in a.interval)}]"
+    change = "-" if a.difference is None else signed_interval(a.difference, a.difference_interval, a.metric.form)
+    of = f" of {a.of}" * (len(a.groups) < a.of)
+    return [a.method, f"{len(a.groups)}{of}", str(a.runs), value, change]

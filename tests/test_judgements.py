@@ -15,7 +15,7 @@ from dnat.lab.cli import cli
 from dnat.lab.summary import markdown, summarize
 from dnat.lab.summary.aggregation import aggregates, interquartile_mean, stratified_interval
 from dnat.lab.summary.comparison import not_worse
-from dnat.lab.summary.judgements import aggregated_markdown, judged_markdown
+from dnat.lab.summary.judgements import judgements
 from dnat.lab.summary.power import (
     Question,
     deviation_interval,
@@ -63,6 +63,16 @@ def test_not_worse_is_scipys_one_sided_test_of_shifted_differences(merits, margi
     assert (found.test, found.p, found.least_p) == ("sign-flip", found.p_flip, 0.5 ** len(merits))
 
 
+def told(summary):
+    """The tables of judgements in Markdown."""
+    return "\n\n".join(table.markdown() for table in judgements(summary))
+
+
+def over_all(summary):
+    """That over all networks; empty where there is none."""
+    return "".join(t.markdown() for t in judgements(summary) if t.title == "Over all networks")
+
+
 def test_many_seeds_take_the_t_test():
     merits = np.random.default_rng(0).normal(0, 0.3, 21).tolist()
     found = not_worse(merits, 0.2, 0.95)
@@ -97,14 +107,14 @@ def test_methods_of_a_summary_are_not_worse():
     assert [tests["nat"].p_holm, tests["random"].p_holm] == corrected
     assert tests["random"].p_holm == 2 / 2**6 <= summary.significance < tests["nat"].p_holm
     assert tests["nat"].least_p_holm == 2 / 2**6
-    text = judged_markdown(summary)
+    text = told(summary)
     (row,) = (line for line in text.splitlines() if line.startswith("|  | random") or "| random" in line)
     assert row.endswith(r"| 0.0312 * |")
     assert "within ±0.5 points" in text
     assert "original by 0.5 points or more" not in text
-    assert judged_markdown(summarize(records_of({"nat": OURS}))) == ""
-    assert "at worst" not in judged_markdown(summarize(records_of({"original": OURS, "nat": THEIRS})))
-    assert "?" in judged_markdown(summarize(records_of({"original": OURS[:3], "nat": OURS[:3]}), margin=0.5))
+    assert told(summarize(records_of({"nat": OURS}))) == ""
+    assert "at worst" not in told(summarize(records_of({"original": OURS, "nat": THEIRS})))
+    assert "?" in told(summarize(records_of({"original": OURS[:3], "nat": OURS[:3]}), margin=0.5))
 
 
 def test_less_is_better_of_some_metrics():
@@ -122,7 +132,7 @@ def test_less_is_better_of_some_metrics():
     (c,) = summarize(made, baseline="nat", margin=0.05).comparisons
     assert c.chances.worse > 0.95
     assert c.not_worse.worst > 0.15
-    assert "±0.05" in judged_markdown(summarize(made, margin=0.05))
+    assert "±0.05" in told(summarize(made, margin=0.05))
 
 
 @pytest.mark.parametrize("margin", [0, -0.3, math.nan, math.inf, True, "0.3"])
@@ -313,10 +323,10 @@ def test_methods_over_networks():
     assert nat.difference == pytest.approx(stats.trim_mean(differences, 0.25))
     assert nat.difference_interval[0] <= nat.difference <= nat.difference_interval[1]
     assert (found["original"].difference, found["original"].runs) == (None, 18)
-    text = aggregated_markdown(summary)
+    text = over_all(summary)
     assert "| nat | 2 of 3 | 10 |" in text
     assert "| original | 3 | 18 |" in text
-    assert aggregated_markdown(summarize(first)) == ""
+    assert over_all(summarize(first)) == ""
 
 
 # The commands.

@@ -15,6 +15,7 @@ from ...edges import is_share
 from ...naming import unknown
 from ..formatting import count, digits, duration, signed_interval
 from ..metrics import ACCURACY, capital, common
+from ..summary.judgements import judgements
 from ..summary.tables import headers, legend
 from .configuration import environments, recipes, settings
 from .figures import Figure, cost_figure, curve_figure, strip_figure, tradeoff_figure
@@ -150,6 +151,7 @@ def _told(report: Report, with_published: bool, layout: str) -> dict[str, Any]:
         ]
         if layout != "papers"
         else [],
+        "judgements": judgements(report.summary) if layout != "papers" else [],
         "legend": legend(report.summary),
         "notes": (*report.summary.notes, *report.notes),
         "sections": sections,

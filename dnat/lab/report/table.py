@@ -9,7 +9,7 @@ from ..formatting import digits, escaped, markdown_list, markdown_rows
 from ..metrics import ACCURACY, Metric, meaning
 from ..summary import Row
 from ..summary import markdown as long_table
-from ..summary.judgements import aggregated_markdown, judged_markdown
+from ..summary.judgements import judgements
 from ..summary.tables import cells
 from .gather import Group, Report, Unfinished
 from .headline import sentences
@@ -169,7 +169,7 @@ def markdown(report: Report, *, with_published: bool = False, layout: str = "bot
     if layout != "papers":
         parts.append("# Statistics")
         parts.append(long_table(report.summary).rstrip())
-        parts += filter(None, (judged_markdown(report.summary), aggregated_markdown(report.summary)))
+        parts += [table.markdown() for table in judgements(report.summary)]
     if report.notes:
         parts.append(markdown_list(report.notes))
     if report.unfinished:

@@ -54,6 +54,7 @@ class Row:
         params, madds: of the results, mean.
         params_change, madds_change: to before, in percent, mean; negative where the results are smaller.
         latency_before, latency_after: seconds, mean; None where a record has none.
+        latency_spread: distance of the quartiles of `latency_after`, mean; None where a record has none.
         search_hours, training_hours: of a run, mean.
         total_hours: of all runs together.
         devices: where they ran.
@@ -78,6 +79,7 @@ class Row:
     madds_change: float
     latency_before: float | None
     latency_after: float | None
+    latency_spread: float | None
     search_hours: float
     training_hours: float
     total_hours: float
@@ -193,6 +195,7 @@ def row_of(trials: Sequence[Trial], seed: int, confidence: float) -> Row:
         madds_change=exact_mean(100 * (t.madds - t.madds_before) / t.madds_before for t in trials),
         latency_before=_mean_of_all([t.latency_before for t in trials]),
         latency_after=_mean_of_all([t.latency_after for t in trials]),
+        latency_spread=_mean_of_all([t.latency_spread for t in trials]),
         search_hours=exact_mean(t.search_seconds for t in trials) / 3600,
         training_hours=exact_mean(t.training_seconds for t in trials) / 3600,
         total_hours=math.fsum(t.search_seconds + t.training_seconds for t in trials) / 3600,

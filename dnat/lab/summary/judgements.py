@@ -1,5 +1,7 @@
 """Tables beside the long one: what is to be believed of each method, and of all networks at once."""
 
+from dataclasses import dataclass
+
 from ..formatting import escaped, markdown_rows, p_text, signed_interval
 from ..metrics import Metric
 from .aggregation import Aggregate, aggregates
@@ -8,23 +10,47 @@ from .statistics import MOST_FLIPS
 from .summaries import Summary
 
 
-def judged_markdown(summary: Summary) -> str:
-    """What is to be believed of each method beside the baseline; "" where nothing is compared over seeds."""
+@dataclass(frozen=True)
+class Judgements:
+    """A table: its title, the names of its columns, rows of cells, and how to read it.
+
+    The columns in `texts` are names; the others are numbers.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    legend: str
+    texts: int = 1
+
+    def markdown(self) -> str:
+        """The table in Markdown."""
+        rule = ["---"] * self.texts + ["---:"] * (len(self.columns) - self.texts)
+        legend = escaped(self.legend).replace("*", r"\*")
+        return f"## {escaped(self.title)}\n\n{markdown_rows([self.columns, rule, *self.rows])}\n\n{legend}"
+
+
+def judgements(summary: Summary) -> list[Judgements]:
+    """What is to be believed of each method beside the baseline, and of methods over several networks at once."""
+    return [*_judged(summary), *_aggregated(summary)]
+
+
+def _judged(summary: Summary) -> list[Judgements]:
+    """Of each method; nothing where nothing is compared over seeds."""
     compared = [c for c in summary.comparisons if c.chances]
     if not compared:
-        return ""
+        return []
     metrics = {(row.data, row.network): row.metric for row in summary.rows}
     several = len({c.data for c in compared}) > 1
-    head = ["network", "method", "n", "difference", "better", "equal", "worse"]
-    head += ["at worst", "p, not worse"] if summary.margin is not None else []
-    lines = [head, ["---", "---", *["---:"] * (len(head) - 2)]]
-    last = None
+    columns = ["network", "method", "n", "difference", "better", "equal", "worse"]
+    columns += ["at worst", "p, not worse"] if summary.margin is not None else []
+    rows, last = [], None
     for c in compared:
         name = f"{c.network} on {c.data}" if several else c.network
-        lines.append([name if name != last else "", *_cells(c, metrics[c.data, c.network], summary)])
+        rows.append((name if name != last else "", *_cells(c, metrics[c.data, c.network], summary)))
         last = name
-    title = f"## Better, equal or worse than {escaped(summary.baseline)}"
-    return f"{title}\n\n{markdown_rows(lines)}\n\n{escaped(_legend(summary)).replace('*', chr(92) + '*')}"
+    title = f"Better, equal or worse than {summary.baseline}"
+    return [Judgements(title, tuple(columns), tuple(rows), _legend(summary), texts=2)]
 
 
 def _cells(c: Comparison, metric: Metric, summary: Summary) -> list[str]:
@@ -65,23 +91,20 @@ def bound(summary: Summary) -> str:
     return f"{summary.margin:g}{units.pop() if len(units) == 1 else ' (points of shares)'}"
 
 
-def aggregated_markdown(summary: Summary) -> str:
-    """Methods over the networks and data sets that they share with the baseline; "" of fewer than two."""
+def _aggregated(summary: Summary) -> list[Judgements]:
+    """Methods over the networks and data sets that they share with the baseline; nothing of fewer than two."""
     found = aggregates(summary)
-    parts = []
-    for metric in dict.fromkeys(a.metric for a in found):
-        mine = [a for a in found if a.metric == metric]
-        head = ["method", "networks", "runs", metric.column, "difference"]
-        lines = [head, ["---", *["---:"] * (len(head) - 1)], *map(_row, mine)]
-        parts.append(markdown_rows(lines))
-    if not parts:
-        return ""
     legend = (
         "Networks: how many networks and data sets of those that the baseline has. All numbers are "
         f"interquartile means over their runs, with the {100 * summary.confidence:g} % interval of the bootstrap "
         f"that draws seeds within each (Agarwal et al. 2021). Difference: to {summary.baseline}, paired by seed."
     )
-    return "\n\n".join(["## Over all networks", *parts, escaped(legend)])
+    tables = []
+    for metric in dict.fromkeys(a.metric for a in found):
+        rows = tuple(tuple(_row(a)) for a in found if a.metric == metric)
+        columns = ("method", "networks", "runs", metric.column, "difference")
+        tables.append(Judgements("Over all networks", columns, rows, legend))
+    return tables
 
 
 def _row(a: Aggregate) -> list[str]:

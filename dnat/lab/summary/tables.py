@@ -57,12 +57,24 @@ def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...
         row.metric.spread(row.mean, row.std),
         _difference(compared, row),
         _verdict(compared, level),
-        f"{count(row.params)} ({row.params_change:+z.1f} %)",
-        f"{count(row.madds)} ({row.madds_change:+z.1f} %)",
-        "-" if row.latency_after is None else digits(1e3 * row.latency_after),
+        _counted(row.params, row.params_change),
+        _counted(row.madds, row.madds_change),
+        _time(row),
         f"{digits(row.search_hours)} + {digits(row.training_hours)}",
         "-" if row.unknown == row.n else dead,
     )
+
+
+def _counted(number: float, change: float) -> str:
+    return f"{count(number)} ({change:+z.1f} %)" if change else count(number)
+
+
+def _time(row: Row) -> str:
+    """Milliseconds, with half of the quartiles' distance."""
+    if row.latency_after is None:
+        return "-"
+    half = "" if row.latency_spread is None else f" ± {500 * row.latency_spread:.2g}"
+    return digits(1e3 * row.latency_after) + half
 
 
 def _difference(compared: Comparison | None, row: Row) -> str:
@@ -90,5 +102,6 @@ def legend(summary: Summary) -> str:
         f"{MOST_FLIPS} seeds), "
         f"two-sided, Holm-corrected over the methods of a network; *: at most {summary.significance:g}; ?: cannot "
         "be, with so few seeds, whatever the method does. Params, MAdds: of the result, with the change to "
-        "before. Hours: search + training of one run."
+        "before. Latency: the median for one batch, ± half of the distance of its quartiles, mean over the runs. "
+        "Hours: search + training of one run."
     )

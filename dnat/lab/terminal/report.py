@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from ..report import Report
 from ..report.headline import sentences
 from ..summary import Row, Summary
+from ..summary.judgements import judgements
 from ..summary.tables import cells, headers, legend
 from .grid import Grid
 
@@ -16,6 +17,9 @@ def report_parts(report: Report) -> Iterator[str | Grid]:
     """A report for a terminal: what came out in words, the tables, what has to be known, what is not finished."""
     yield "\n".join(s for group in report.groups for s in sentences(report, group))
     yield from summary_tables(report.summary)
+    for table in judgements(report.summary):
+        numbers = frozenset(table.columns[table.texts :])
+        yield Grid(table.title, table.columns, table.rows, numbers, caption=table.legend)
     for note in (*report.summary.notes, *report.notes):
         yield f"note: {note}"
     if report.unfinished:

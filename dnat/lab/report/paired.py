@@ -1,13 +1,60 @@
 """Runs image by image: which are compared, and whether they were tested on the same images."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ...errors import UsageError
-from ...rundir import RunFiles
+from ...rundir import PREDICTIONS, RunFiles
 from ..labels import label
-from ..summary.images import Paired, Predictions, paired, read_predictions
+from ..summary.images import Paired, paired
 from .gather import Report, Run, check_run, gather, is_sweep, read_run
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What the networks of a run take each test image for.
+
+    Attributes:
+        labels, before, after: (N,) integers: the truth, by the network as it was given, by the result.
+        test: a digest that is equal where the test images are.
+    """
+
+    labels: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    test: str
+
+    def right(self, which: str = "after") -> np.ndarray:
+        """(N,) truth values: whether the network "before" or "after" has each image right."""
+        return np.asarray(getattr(self, which) == self.labels)
+
+
+def read_predictions(directory: str | Path) -> Predictions:
+    """The predictions of a finished run.
+
+    Raises:
+        ValueError: it has none, or a file that cannot be read.
+    """
+    file = Path(directory) / PREDICTIONS
+    if not file.exists():
+        raise UsageError(
+            f"{directory} has no {PREDICTIONS}: it is not finished, its task has no classes, or an older dnat "
+            "wrote it, which kept none"
+        )
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np") as opened:
+            table = {name: opened.get_tensor(name) for name in ("labels", "before", "after")}
+            test = str((opened.metadata() or {})["test"])
+    except (SafetensorError, KeyError, OSError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    if len({values.shape for values in table.values()}) > 1 or table["labels"].ndim != 1:
+        raise UsageError(f"{file} cannot be read: its tensors are of different lengths")
+    return Predictions(**table, test=test)
 
 
 def compared(

@@ -42,15 +42,18 @@ def _judged(summary: Summary) -> list[Judgements]:
         return []
     metrics = {(row.data, row.network): row.metric for row in summary.rows}
     several = len({c.data for c in compared}) > 1
-    columns = ["network", "method", "n", "difference", "better", "equal", "worse"]
+    alone = len({(c.data, c.network) for c in compared}) == 1
+    columns = [*([] if alone else ["network"]), "method", "n", "difference", "better", "equal", "worse"]
     columns += ["at worst", "p, not worse"] if summary.margin is not None else []
     rows, last = [], None
     for c in compared:
         name = f"{c.network} on {c.data}" if several else c.network
-        rows.append((name if name != last else "", *_cells(c, metrics[c.data, c.network], summary)))
+        rows.append(
+            (*([] if alone else [name if name != last else ""]), *_cells(c, metrics[c.data, c.network], summary))
+        )
         last = name
     title = f"Better, equal or worse than {summary.baseline}"
-    return [Judgements(title, tuple(columns), tuple(rows), _legend(summary), texts=2)]
+    return [Judgements(title, tuple(columns), tuple(rows), _legend(summary), texts=1 if alone else 2)]
 
 
 def _cells(c: Comparison, metric: Metric, summary: Summary) -> list[str]:
@@ -88,7 +91,8 @@ def _legend(summary: Summary) -> str:
 def bound(summary: Summary) -> str:
     """The margin in words."""
     units = {row.metric.points for row in summary.rows}
-    return f"{summary.margin:g}{units.pop() if len(units) == 1 else ' (points of shares)'}"
+    unit = units.pop() if len(units) == 1 else " (points of shares)"
+    return f"{summary.margin:g}{unit.removesuffix('s') if summary.margin == 1 else unit}"
 
 
 def _aggregated(summary: Summary) -> list[Judgements]:

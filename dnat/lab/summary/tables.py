@@ -91,17 +91,21 @@ def _verdict(compared: Comparison | None, level: float) -> str:
     return p_text(compared.p_holm) + mark
 
 
-def legend(summary: Summary) -> str:
-    """How to read the table, as plain text."""
+def legend(summary: Summary, *, costs: bool = True) -> str:
+    """How to read the table, as plain text; with or without its columns of costs."""
     metrics = list(dict.fromkeys(row.metric for row in summary.rows))
     points = "in points, " if any(m.is_share for m in metrics) else ""
-    return (
+    text = (
         f"{meaning(metrics)}, mean ± sample standard deviation over n seeds. Difference: to "
         f"{summary.baseline}, {points}paired by seed, with its {100 * summary.confidence:g} % t interval, each "
         "for itself. p: of the exact sign-flip test of the mean difference (of the paired t test with more than "
         f"{MOST_FLIPS} seeds), "
         f"two-sided, Holm-corrected over the methods of a network; *: at most {summary.significance:g}; ?: cannot "
-        "be, with so few seeds, whatever the method does. Params, MAdds: of the result, with the change to "
-        "before. Latency: the median for one batch, ± half of the distance of its quartiles, mean over the runs. "
-        "Hours: search + training of one run."
+        "be, with so few seeds, whatever the method does. "
+    )
+    if not costs:
+        return f"{text}MAdds: multiply-adds of the result, as a change to before."
+    return (
+        f"{text}Params, MAdds: of the result, with the change to before. Latency: the median of one batch, ± half "
+        "of the distance of its quartiles, mean over the runs. Hours: search + training of one run."
     )

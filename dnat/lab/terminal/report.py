@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ..report import Report
 from ..report.headline import sentences
 from ..summary import Row, Summary
-from ..summary.judgements import judgements
+from ..summary.judgements import Judgements, judgements
 from ..summary.tables import cells, headers, legend
 from .grid import Grid
 
@@ -19,12 +19,23 @@ def report_parts(report: Report) -> Iterator[str | Grid]:
     yield from summary_tables(report.summary)
     for table in judgements(report.summary):
         numbers = frozenset(table.columns[table.texts :])
-        yield Grid(table.title, table.columns, table.rows, numbers, caption=table.legend)
+        yield Grid(table.title, *_keyed(table), numbers, caption=table.legend)
     for note in (*report.summary.notes, *report.notes):
         yield f"note: {note}"
     if report.unfinished:
         rows = tuple((run.name, run.state, run.reason) for run in report.unfinished)
         yield Grid("not finished", ("run", "state", "reason"), rows, prose=frozenset(("reason",)))
+
+
+def _keyed(table: Judgements) -> tuple[tuple[str, ...], tuple[tuple[str, ...], ...]]:
+    """Columns and rows with one name in front, which a list can begin with."""
+    if table.texts == 1:
+        return table.columns, table.rows
+    network, rows = "", []
+    for first, second, *others in table.rows:
+        network = first or network
+        rows.append((f"{network}, {second}", *others))
+    return (f"{table.columns[0]}, {table.columns[1]}", *table.columns[2:]), tuple(rows)
 
 
 def summary_tables(summary: Summary) -> Iterator[Grid]:
@@ -39,7 +50,7 @@ def summary_tables(summary: Summary) -> Iterator[Grid]:
             columns,
             tuple(_cells(row, summary, bool(dead)) for row in rows),
             frozenset(columns[1:]),
-            caption=legend(summary) if group == groups[-1] else "",
+            caption=legend(summary, costs=False) if group == groups[-1] else "",
         )
 
 

@@ -51,7 +51,9 @@ def test_every_command_stands_in_the_readme(name):
 def test_the_settings_that_are_named_exist():
     assert set(PRESETS["paper"]) == set(PRESETS["improved"]) <= {*OWNERS}
     assert f"weight {PRESETS['improved']['cost_weight']}" in (ROOT / "docs" / "concepts.md").read_text()
-    flags = {flag for command in cli.commands.values() for p in command.params for flag in p.opts}
+    flags = {
+        flag for command in cli.commands.values() for p in command.params for flag in (*p.opts, *p.secondary_opts)
+    }
     flags |= OTHER_PROGRAMS
     assert sum("--" in text for text in GUIDES.values()) >= 5
     for path, text in GUIDES.items():

@@ -1,6 +1,6 @@
 """The command `dnat`. Each command parses, calls and prints; torch is imported only by those that need it."""
 
-from . import listing, planning, results, running, sweeping  # noqa: F401 (each adds its commands)
+from . import exporting, listing, planning, results, running, sweeping  # noqa: F401 (each adds its commands)
 from .group import cli as cli
 from .group import exit_code as exit_code
 from .group import main as main

@@ -246,3 +246,15 @@ def test_a_network_of_the_papers_by_the_number_of_its_norms():
     folding = check(network, torch.zeros(2, 3, 32, 32))
     assert len(folding.norms) == 19
     assert folding.kept == {}
+
+
+def test_timms_norms_leave_their_activation(timm, tmp_path):
+    torch.manual_seed(0)
+    network = lived_in(timm.create_model("mobilenetv4_conv_small", num_classes=10))
+    x = torch.randn(2, 3, 64, 64)
+    folding = check(network, x)
+    assert (len(folding.norms), folding.kept) == (46, {})
+    activations = [m for m in network.modules() if isinstance(m, nn.ReLU)]
+    assert len([m for m in folding.network.modules() if isinstance(m, nn.ReLU)]) == len(activations) > 20
+    written = export(network, x, "py", tmp_path / "folded", fold=True, verify=False)
+    torch.testing.assert_close(imported(written.files[0]).load()(x), network(x), rtol=1e-3, atol=1e-3)

@@ -31,7 +31,8 @@ class Folding:
     """A network without the batch norms that could be folded.
 
     Attributes:
-        network: the network, in eval mode; in a folded norm's place is an `nn.Identity`.
+        network: the network, in eval mode; in a folded norm's place is an `nn.Identity`, or the activation that
+            timm has in its norms.
         norms: {path of a norm that is gone: path of the layer that computes it}.
         kept: {path of a norm that stays: why}.
         difference: the largest difference between what it computes on the example and what the network does.
@@ -80,7 +81,7 @@ def fold(network: nn.Module, example: Example) -> Folding:
     for path, layer in norms.items():
         fused = _fused(twin.get_submodule(layer), twin.get_submodule(path))
         _replace(twin, twin.get_submodule(layer), fused)
-        _replace(twin, twin.get_submodule(path), nn.Identity().eval())
+        _replace(twin, twin.get_submodule(path), _rest(twin.get_submodule(path)))
     cases = [arguments, doubled(arguments)]
     largest = max((apart(network, twin, args, kwargs) for args, kwargs in cases[: 2 if norms else 0]), default=0.0)
     return Folding(twin, norms, kept, largest)
@@ -101,7 +102,7 @@ def _feeder(network: nn.Module, trace: Trace, path: str) -> tuple[str, str]:
     calls = trace.calls_of(path)
     if not calls:
         return "", "it is not called on the example"
-    if base(norm) not in _NORMS:
+    if base(norm) not in _NORMS and not _is_timms(norm):
         return "", f"{type(norm).__name__} does more than a batch norm"
     if norm.running_mean is None or norm.running_var is None:
         return "", "it has no running statistics: it computes by each batch"
@@ -166,6 +167,19 @@ def _fused(layer: Any, norm: Any) -> nn.Module:
     return fused.to(layer.weight.dtype).requires_grad_(layer.weight.requires_grad).eval()
 
 
+def _is_timms(norm: nn.Module) -> bool:
+    """Whether a norm is timm's, with an activation behind it."""
+    return type(norm).__name__ == "BatchNormAct2d" and type(norm).__module__.split(".")[0] == "timm"
+
+
+def _rest(norm: Any) -> nn.Module:
+    """What a norm does beside the norm: nothing, or what timm's has behind it."""
+    behind = (norm.drop, norm.act) if _is_timms(norm) else ()
+    parts_of = [module for module in behind if not isinstance(module, nn.Identity)]
+    rest = nn.Identity() if not parts_of else parts_of[0] if len(parts_of) == 1 else nn.Sequential(*parts_of)
+    return rest.eval()
+
+
 def _replace(network: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put another module in all places where one stands."""
     for parent in list(network.modules()):
@@ -185,7 +199,7 @@ def without(network: nn.Module, recording: Recording, norms: Iterable[str]) -> t
         norms: their paths.
     """
     network = twin_of(network)
-    gone = {network.get_submodule(path) for path in norms}
+    gone = {m for m in map(network.get_submodule, norms) if isinstance(m, nn.Identity)}
     lists = (nn.ModuleList, nn.ModuleDict)
     stay = {c for m in network.modules() if isinstance(m, lists) for c in m._modules.values()}
     paths = {p for p, m in network.named_modules(remove_duplicate=False) if m in gone - stay}

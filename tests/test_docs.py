@@ -105,7 +105,7 @@ def test_a_tutorial_runs(name, tmp_path):
         assert re.search(r"^dnat-full 0.7 .*\d$", printed, re.M)
     else:  # the file alone gives the answers of dnat's own command
         answers = dict(re.findall(r"^(\S+\.png) -> (\w+)$", printed, re.M))
-        own = dict(re.findall(r"^(\S+\.png) +(\w+)", printed.split(" -> ")[0], re.M))
+        own = dict(re.findall(r"^(\S+\.png)\s+(\w+)", printed.split(" -> ")[0], re.M))
         assert len(answers) == 2
         assert answers == {file: own[file] for file in answers}
 

@@ -131,11 +131,11 @@ def quantized(path: Path, network: nn.Module, batches: Sequence[Call], told: Map
         )
     judged = list(itertools.islice(batches, max(1, _JUDGED // (batch_size(batches[0]) or 1))))
     tried: dict[tuple[bool, bool], float] = {}
-    for ways in itertools.product((True, False), (False, True)):
-        made = path.with_suffix(f".{ways[0]:d}{ways[1]:d}.onnx")
-        _quantize(ready, made, batches, ways, network)
-        tried[ways] = agreement(network, judged, answers(made, judged)).error
-    best = min(tried, key=lambda ways: tried[ways] if tried[ways] == tried[ways] else float("inf"))
+    for way in itertools.product((True, False), (False, True)):
+        made = path.with_suffix(f".{way[0]:d}{way[1]:d}.onnx")
+        _quantize(ready, made, batches, way, network)
+        tried[way] = agreement(network, judged, answers(made, judged)).error
+    best = min(tried, key=lambda way: tried[way] if tried[way] == tried[way] else float("inf"))
     model = onnx.load(path.with_suffix(f".{best[0]:d}{best[1]:d}.onnx"))
     rows = sum(batch_size(batch) or 1 for batch in batches)
     settings = {"weights": "int8", "activations": "int8", "per_channel": best[0], "bits": 7 if best[1] else 8}
@@ -143,13 +143,14 @@ def quantized(path: Path, network: nn.Module, batches: Sequence[Call], told: Map
     for name, text in {**told, "quantization": json.dumps(settings | {"calibrated_on": rows})}.items():
         model.metadata_props.add(key=name, value=text)
     onnx.save(model, path)
-    scales = "channel" if best[0] else "tensor"
-    bits = "7 bits, which this processor adds without overflow" if best[1] else "8 bits"
-    return f"weights have {bits} and a scale for each {scales}, which came nearest; calibrated on {rows} inputs"
+    scales, bits = "channel" if best[0] else "tensor", 7 if best[1] else 8
+    return (
+        f"weights have {bits} bits and a scale for each {scales}: the nearest of four; calibrated on {rows} inputs"
+    )
 
 
 def _quantize(
-    ready: Path, made: Path, batches: Sequence[Call], ways: tuple[bool, bool], network: nn.Module
+    ready: Path, made: Path, batches: Sequence[Call], way: tuple[bool, bool], network: nn.Module
 ) -> None:
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -162,8 +163,8 @@ def _quantize(
                 quant_format=QuantFormat.QDQ,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
-                per_channel=ways[0],
-                reduce_range=ways[1],
+                per_channel=way[0],
+                reduce_range=way[1],
             )
     except Exception as error:
         raise UsageError(f"{type(network).__name__} cannot be quantized by onnxruntime: {error}") from error

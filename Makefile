@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test slow check mutants format newest clean
+.PHONY: help demo test slow check docs tutorials mutants format newest clean
 
 help:
 	@echo "make demo     a sweep over three methods and three seeds on the digits, and its report (about two minutes)"
 	@echo "make test     the tests, but for the slow ones"
 	@echo "make slow     the slow tests"
 	@echo "make check    format, lint, types, doctests"
+	@echo "make docs     the manual as a site: site/index.html, which needs no server and no network"
+	@echo "make tutorials  runs the tutorials and stores their pictures (about three minutes)"
 	@echo "make mutants  whether the tests notice changes of the core: N=20 of them, drawn by SEED=0 (about 15 minutes)"
 	@echo "make format   put the code into shape"
 	@echo "make newest   the tests with the newest torch that pip offers, in a venv of its own"
@@ -40,6 +42,15 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q --doctest-modules dnat
 
+# The site's tools are for this alone, so they come when it is built.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo site/index.html
+
+tutorials: $(STAMP)
+	$(BIN)/python docs/blocks.py
+
 N ?= 20
 SEED ?= 0
 mutants: $(STAMP)
@@ -57,4 +68,4 @@ newest:
 	.venv-newest/bin/python -m pytest -q
 
 clean:
-	rm -rf $(VENV) .venv-newest build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-newest build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,4 +1,5 @@
 import ast
+import importlib.util
 import os
 import pkgutil
 import re
@@ -11,13 +12,158 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import dnat
+from dnat import lab
 from dnat.lab.cli import cli
 from dnat.networks import Genotype
 from dnat.settings import METHODS, OWNERS, PRESETS, Search
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-GUIDES = {path.name: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+DOCS = ROOT / "docs"
+GUIDES = {path.relative_to(DOCS).as_posix(): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+GUIDES["README.md"] = README
+
+
+def of_docs(name):
+    """A script beside the guides."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+blocks, site = of_docs("blocks"), of_docs("site")
+
+EXECUTED = {
+    "README.md": "test_the_code_of_the_readme_runs, test_the_commands_of_the_readme_run",
+    "any_network.md": "test_the_code_of_the_guide_to_any_network_runs",
+    "baselines.md": "test_the_code_of_the_guide_to_baselines_runs",
+    "exports.md": "test_the_guide_to_exports_runs",
+    "ground_truth.md": "tests/test_ground_truth.py",
+    "index.md": "test_the_manual_begins_as_the_readme_does: it is README's first block",
+    "results.md": "test_the_code_of_the_guide_to_results_runs, tests/test_tabulation.py",
+    "your_own.md": "test_the_code_of_the_guide_to_your_own_runs, that for_other_libraries_runs",
+    "tutorials/trained.md": "test_a_tutorial_runs",
+    "tutorials/paper.md": "test_a_tutorial_runs",
+    "tutorials/pictures.md": "test_a_tutorial_runs",
+}
+"""Where the blocks of Python and shell of a page are run, all of them."""
+TYPED = {
+    "README.md": "they need CIFAR-10, Tiny ImageNet, weights or pictures of the reader's, or hours",
+    "any_network.md": "they need a network and pictures of the reader's",
+    "baselines.md": "they need CIFAR-10 and days",
+    "cluster.md": "they need several machines, Slurm, Ray or GPUs, and hours",
+    "ground_truth.md": "they need a table of NAS-Bench",
+    "log.md": "they need CIFAR-10 and hours, as the experiments did",
+    "networks.md": "they need data of the reader's, or hours",
+    "reproducibility.md": "they need a sweep of hours",
+    "results.md": "they need finished sweeps, or other programs' servers",
+    "wandb.md": "they need an account at Weights & Biases",
+    "your_own.md": "they need modules of the reader's",
+}
+"""Why the commands that a page shows in indented lines are not run, but parsed with the types of their flags
+(`test_commands_that_are_shown_can_be_typed`)."""
+
+
+def test_every_block_is_run_or_says_why_not():
+    for page, text in GUIDES.items():
+        run = any(language in ("python", "sh", "console") for language, _ in blocks.blocks(text))
+        assert run == (page in EXECUTED), page
+        shown = re.search(
+            r"^    (dnat|make|pip|torchrun|sbatch|srun|wandb|python|tensorboard|mlflow) ", text, re.M
+        )
+        assert bool(shown) == bool(TYPED.get(page)), page
+        fenced = text.count("\n```") + text.startswith("```")
+        assert fenced == 2 * len(blocks.blocks(text)), f"{page}: a block is not closed"
+
+
+def test_the_manual_begins_as_the_readme_does():
+    (first,) = [code for language, code in blocks.blocks(GUIDES["index.md"]) if language == "python"]
+    assert first in README
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name == "pictures" else pytest.mark.slow) for name in blocks.PICTURES],
+)
+def test_a_tutorial_runs(name, tmp_path):
+    for library in {"pictures": ["onnxruntime"], "paper": ["pandas"]}.get(name, []):
+        pytest.importorskip(library)
+    page = DOCS / "tutorials" / f"{name}.md"
+    printed = blocks.run(page, tmp_path)
+    for made, stored in blocks.PICTURES[name].items():
+        assert (tmp_path / made).stat().st_size > 1000
+        assert (DOCS / "tutorials" / stored).stat().st_size < 300_000
+        assert f"]({stored})" in page.read_text()
+    if name == "trained":
+        assert "torch.Size([2, 10])" in printed
+        assert "read again without dnat" in printed
+    elif name == "paper":
+        assert len((tmp_path / "trials.csv").read_text().splitlines()) == 1 + 9
+        assert "\\toprule" in (tmp_path / "table.tex").read_text()
+        assert re.search(r"^dnat-full 0.7 .*\d$", printed, re.M)
+    else:  # the file alone gives the answers of dnat's own command
+        answers = dict(re.findall(r"^(\S+\.png) -> (\w+)$", printed, re.M))
+        own = dict(re.findall(r"^(\S+\.png)\s+(\w+)", printed.split(" -> ")[0], re.M))
+        assert len(answers) == 2
+        assert answers == {file: own[file] for file in answers}
+
+
+@pytest.mark.slow  # test_deployment and test_folding hold the same
+def test_the_guide_to_exports_runs(tmp_path):
+    pytest.importorskip("onnxruntime")
+    printed = blocks.run(DOCS / "exports.md", tmp_path)
+    assert "compact, int8" in printed
+    assert "7 folded, 0 kept" in printed
+
+
+def test_pictures_of_the_guides_exist():
+    shown = 0
+    for page, text in GUIDES.items():
+        folder = ROOT if page == "README.md" else (DOCS / page).parent
+        for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", text):
+            assert (folder / name).is_file(), f"{page}: {name}"
+            shown += 1
+    assert shown >= 9
+
+
+def test_the_reference_has_every_public_name_once_in_order():
+    listed = [name for _, _, names in site.REFERENCE.values() for name in names]
+    assert len(set(listed)) == len(listed)
+    assert {n for n in listed if "." not in n} == set(dnat.__all__)
+    assert {n.removeprefix("lab.") for n in listed if n.startswith("lab.")} == set(lab.__all__)
+    for _, _, names in site.REFERENCE.values():
+        public = [dnat.__all__.index(n) for n in names if n in dnat.__all__ and n not in ("Task", "Records")]
+        assert public == sorted(public)
+    for name in listed:
+        assert pkgutil.resolve_name(f"dnat.{name}").__doc__
+
+
+def test_the_page_of_the_command_has_every_flag():
+    text = site.command()
+    for name, command in cli.commands.items():
+        part = text.partition(f"\n## dnat {name}\n")[2].partition("\n## ")[0]
+        flags = {flag for p in command.params for flag in p.opts if flag.startswith("--")}
+        assert flags <= set(re.findall(r"--[a-z][a-z-]+", part)), name
+
+
+@pytest.mark.slow
+def test_the_manual_is_built_without_warnings(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings_handlers.python")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    pages = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.html")}
+    assert {page.replace(".md", ".html") for page in GUIDES if page != "README.md"} <= pages
+    for page in pages:  # it works where nothing can be fetched
+        assert not re.search(
+            r"""<(script|link|img|iframe)[^>]+(src|href)=["']?https?:""", (tmp_path / page).read_text()
+        )
+
 
 OTHER_PROGRAMS = {  # flags of torchrun, sbatch, `wandb sync` and benchmarks
     *("--standalone", "--nproc-per-node", "--max-restarts", "--no-python", "--array", "--gres", "--signal"),
@@ -51,7 +197,9 @@ def test_every_command_stands_in_the_readme(name):
 def test_the_settings_that_are_named_exist():
     assert set(PRESETS["paper"]) == set(PRESETS["improved"]) <= {*OWNERS}
     assert f"weight {PRESETS['improved']['cost_weight']}" in (ROOT / "docs" / "concepts.md").read_text()
-    flags = {flag for command in cli.commands.values() for p in command.params for flag in p.opts}
+    flags = {
+        flag for command in cli.commands.values() for p in command.params for flag in (*p.opts, *p.secondary_opts)
+    }
     flags |= OTHER_PROGRAMS
     assert sum("--" in text for text in GUIDES.values()) >= 5
     for path, text in GUIDES.items():
@@ -75,10 +223,11 @@ def test_the_commands_of_the_readme_run(tmp_path, monkeypatch):
     assert "wandb sync" in result.output
 
 
-@pytest.mark.parametrize("path", [*sorted(p.name for p in (ROOT / "docs").glob("*.md")), "README.md"])
+@pytest.mark.parametrize("path", GUIDES)
 def test_commands_that_are_shown_can_be_typed(path):
     """Each has known flags, and values of the right type; `...` stands for something."""
     lines = re.findall(r"^    (dnat .*)$", GUIDES[path], re.M)
+    lines += [shlex.join(words) for words in blocks.commands(GUIDES[path])]
     assert lines or not re.search(r"^ +\$? ?dnat [a-z]+ ", GUIDES[path], re.M)
     for line in lines:
         words = shlex.split(line, comments=True)

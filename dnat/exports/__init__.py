@@ -4,7 +4,9 @@ safetensors  the weights, and beside them a JSON file that lists the modules: fo
 py           one Python file that builds the network with torch alone, and the weights beside it: for training
              on, in train and in eval mode
 pt2          a torch.export program of the eval mode: for serving with torch
-onnx         an ONNX model of the eval mode: for other runtimes (needs `pip install dnat[onnx]`)
+onnx         an ONNX model of the eval mode: for other runtimes (needs `pip install dnat[onnx]`); also in 8 bits
+
+Batch norms can be folded into the layers before them in every form (`fold`).
 """
 
 import json
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..data import Preprocess, check_shape
@@ -22,10 +24,14 @@ from ..errors import UsageError, WrongTypeError
 from ..naming import unknown
 from ..relaxation import RelaxedNetwork
 from ..rundir import atomic_write
-from ..tracing import Example, copied, doubled, examples_of
-from . import graphs, verification, weights
+from ..tracing import Example, batch_size, doubled, examples_of
+from . import folding, graphs, quantization, verification, weights
 from .bodies import RefusedError
 from .construction import is_leaf
+from .folding import Folding as Folding
+from .folding import fold as fold
+from .quantization import QUANTIZATIONS as QUANTIZATIONS
+from .quantization import Agreement as Agreement
 from .recording import Recording, record
 from .source import TYPES, source
 from .structure import constants
@@ -43,13 +49,29 @@ class Exported:
         files: the files; the first is the one to open.
         difference: the largest difference between what they compute in a fresh process and what the network
             computes; 0 where nothing was compared.
-        notes: what is worth knowing (a batch that is fixed).
+        notes: what is worth knowing (a batch that is fixed, norms that are not folded).
+        quantized: "int8" of a network in 8 bits.
+        agreement: how near its answers on the calibration inputs are then, in a fresh process.
     """
 
     format: str
     files: tuple[Path, ...]
     difference: float
     notes: tuple[str, ...] = ()
+    quantized: str = ""
+    agreement: Agreement | None = None
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What is to be written: a network, its arguments, how images are made, folded norms, calibration inputs."""
+
+    network: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    preprocess: Preprocess | None
+    folded: tuple[str, ...]
+    calibration: Example | None
 
 
 @dataclass
@@ -68,6 +90,9 @@ def export(
     path: str | Path,
     *,
     preprocess: Preprocess | None = None,
+    fold: bool = False,
+    quantize: str | None = None,
+    calibration: Example | None = None,
     verify: bool = True,
 ) -> Exported:
     """Write a network to files of one form.
@@ -81,7 +106,11 @@ def export(
         preprocess: how its images are made and what its outputs are called (`Data.preprocess`), to be told by the
             files: as a function `preprocess` and CLASSES in Python, as JSON under "preprocess" in the metadata of
             safetensors and ONNX, and as "preprocess.json" among the extra files of a program.
-        verify: read the files in a fresh process and compare what they compute.
+        fold: fold batch norms into the layers before them, for eval mode; see `dnat.exports.fold`.
+        quantize: "int8" for an ONNX model in 8 bits: onnxruntime's static quantization.
+        calibration: for that some hundred training inputs, as `example` (`data.train_inputs(256, seed=0)`).
+        verify: read the files in a fresh process and compare what they compute. In 8 bits that differs from what
+            the network computes; how much is told (`Exported.agreement`).
 
     Returns:
         What was written.
@@ -101,28 +130,44 @@ def export(
         raise WrongTypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")
     if isinstance(network, RelaxedNetwork):
         raise UsageError("a relaxed network is not plain yet: make its choices with dnat.discretize first")
+    quantization.check(quantize, to, calibration)
     network, wrapper = _unwrapped(network)
     target = Path(path)
     if target.suffix != f".{to}":
         target = target.with_name(f"{target.name}.{to}")
     if target.is_dir():
         raise UsageError(f"{target} is a folder: name the file")
-    twin = copied(network).cpu().eval()
-    for ours, theirs in zip(network.modules(), twin.modules(), strict=True):
-        if isinstance(ours, fx.GraphModule):  # each has a class of its own, and a copy forgets its name
-            type(theirs).__name__ = type(ours).__name__
+    twin = folding.twin_of(network).cpu().eval()
     args, kwargs = tree_map_only(Tensor, lambda t: t.detach().cpu(), examples_of(example)[0])
     _check_preprocess(preprocess, args)
+    notes = [f"the network inside {wrapper} is written: names in it are without the wrapper's"] if wrapper else []
+    norms: tuple[str, ...] = ()
+    if fold:
+        without_norms = folding.fold(twin, kwargs or args)
+        twin, norms = without_norms.network, tuple(without_norms.norms)
+        notes += _told_of(without_norms)
+    given = _Given(twin, args, kwargs, preprocess, norms, calibration)
     target.parent.mkdir(parents=True, exist_ok=True)
     # Made and compared in a folder beside, so that whatever fails leaves the files of before.
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        draft = _WRITERS[to](twin, args, kwargs, Path(folder) / target.name, preprocess)
-        difference = _verify(to, twin, draft) if verify else 0.0
+        draft = _WRITERS[to](given, Path(folder) / target.name)
+        agreement = _agreement(twin, draft) if verify and quantize else None
+        difference = agreement.largest if agreement else _verify(to, twin, draft) if verify else 0.0
         files = tuple(target.with_name(f.name) for f in draft.files)
         for draft_file, place in reversed(list(zip(draft.files, files, strict=True))):
             atomic_write(place, draft_file.read_bytes())
-    notes = [f"the network inside {wrapper} is written: names in it are without the wrapper's"] if wrapper else []
-    return Exported(to, files, difference, (*notes, *draft.notes))
+    return Exported(to, files, difference, (*notes, *draft.notes), quantize or "", agreement)
+
+
+def _told_of(done: Folding) -> list[str]:
+    many = len(done.norms)
+    told = "no batch norm is folded"
+    if many:
+        told = (
+            f"{many} batch norm{'s are' if many > 1 else ' is'} folded, outputs differ by at most "
+            f"{done.difference:.2g}: for eval mode only"
+        )
+    return [told, *(f"{path} is not folded: {why}" for path, why in done.kept.items())]
 
 
 def _unwrapped(network: nn.Module) -> tuple[nn.Module, str]:
@@ -150,6 +195,19 @@ def _verify(form: str, network: nn.Module, draft: _Draft) -> float:
     return verification.difference(network, draft.cases, read["outputs"])
 
 
+def _agreement(network: nn.Module, draft: _Draft) -> Agreement:
+    """How near a quantized network is, in a fresh process.
+
+    Raises:
+        RuntimeError: it is no nearer than one that answers 0.
+    """
+    outputs = verification.read_again("onnx", draft.files[0], draft.cases)["outputs"]
+    found = quantization.agreement(network, [(c.args, c.kwargs) for c in draft.cases], outputs)
+    if not found.error < 1:
+        raise RuntimeError(f"in 8 bits the network computes something else: {found}")
+    return found
+
+
 def _check_preprocess(preprocess: object, args: tuple[Any, ...]) -> None:
     if preprocess is None:
         return
@@ -160,32 +218,21 @@ def _check_preprocess(preprocess: object, args: tuple[Any, ...]) -> None:
         check_shape(preprocess, args[0].shape)
 
 
-def _write_safetensors(
-    network: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    path: Path,
-    preprocess: Preprocess | None,
-) -> _Draft:
-    description = path.with_suffix(".json")
-    path.write_bytes(weights.packed(weights.state(network), preprocess))
-    description.write_bytes(weights.architecture(network, args, kwargs, preprocess))
+def _write_safetensors(given: _Given, path: Path) -> _Draft:
+    network, description = given.network, path.with_suffix(".json")
+    path.write_bytes(weights.packed(weights.state(network), given.preprocess))
+    description.write_bytes(weights.architecture(network, given.args, given.kwargs, given.preprocess))
     same = weights.aliases(weights.state(network))
     notes = [f"{name} is {other}, and stored once" for name, other in same.items()]
     return _Draft([path, description], [], [*notes, *_left_out(network)])
 
 
-def _write_py(
-    network: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    path: Path,
-    preprocess: Preprocess | None,
-) -> _Draft:
+def _write_py(given: _Given, path: Path) -> _Draft:
+    network, args, kwargs, preprocess = given.network, given.args, given.kwargs, given.preprocess
     try:
         _check_types(network)
-        recording = record(network, args, kwargs)
-        text = source(network, recording, (args, kwargs), preprocess)
+        network, recording = folding.without(network, record(network, args, kwargs), given.folded)
+        text = source(network, recording, (args, kwargs), preprocess, folded=bool(given.folded))
     except RefusedError as error:
         raise UsageError(
             f"{type(network).__name__} cannot be written as one Python file: {error}. The forms 'pt2', 'onnx' and "
@@ -234,35 +281,32 @@ def _check_types(network: nn.Module) -> None:
             raise RefusedError(f"{name} is of type {tensor.dtype}")
 
 
-def _write_pt2(
-    network: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    path: Path,
-    preprocess: Preprocess | None,
-) -> _Draft:
-    return _graph(graphs.write_program(path, network, args, kwargs, _told(preprocess)), args, kwargs, path)
+def _write_pt2(given: _Given, path: Path) -> _Draft:
+    told = _told(given.preprocess)
+    return _graph(graphs.write_program(path, given.network, given.args, given.kwargs, told), given, path)
 
 
-def _write_onnx(
-    network: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    path: Path,
-    preprocess: Preprocess | None,
-) -> _Draft:
+def _write_onnx(given: _Given, path: Path) -> _Draft:
     graphs.check_onnx()
-    return _graph(graphs.write_onnx(path, network, args, kwargs, _told(preprocess)), args, kwargs, path)
+    told = _told(given.preprocess)
+    dynamic = graphs.write_onnx(path, given.network, given.args, given.kwargs, told)
+    draft = _graph(dynamic, given, path)
+    if given.calibration is None:
+        return draft
+    rows = None if dynamic else batch_size((given.args, given.kwargs))
+    batches = quantization.batches_of(given.calibration, rows)
+    note = quantization.quantized(path, given.network, batches, told)
+    return _Draft([path], [Case(False, *batch) for batch in batches], [*draft.notes, note])
 
 
 def _told(preprocess: Preprocess | None) -> dict[str, str]:
     return {"preprocess": json.dumps(preprocess.table())} if preprocess else {}
 
 
-def _graph(dynamic: bool, args: tuple[Any, ...], kwargs: dict[str, Any], path: Path) -> _Draft:
-    cases = [Case(False, args, kwargs)]
+def _graph(dynamic: bool, given: _Given, path: Path) -> _Draft:
+    cases = [Case(False, given.args, given.kwargs)]
     if dynamic:
-        return _Draft([path], [*cases, Case(False, *doubled((args, kwargs)))], [])
+        return _Draft([path], [*cases, Case(False, *doubled((given.args, given.kwargs)))], [])
     return _Draft([path], cases, ["the batch is fixed to the example's: torch.export found it in the graph"])
 
 

@@ -30,6 +30,8 @@ def source(
     recording: Recording,
     inputs: tuple[tuple[Any, ...], dict[str, Any]],
     preprocess: Preprocess | None = None,
+    *,
+    folded: bool = False,
 ) -> str:
     """The file's text.
 
@@ -38,6 +40,7 @@ def source(
         recording: what it does.
         inputs: the example, whose shapes are checked at the beginning of the forward where they decide.
         preprocess: how its images are made, for a function that does so.
+        folded: whether batch norms were folded, which the file then tells.
     """
     structure = Structure(network, recording)
     definitions = Definitions(structure, inputs)
@@ -49,7 +52,12 @@ def source(
     loading = _loading(network, recording, definitions.root)
     blocks = [*_helpers(definitions, root + "".join(classes)), *classes, root, loading]
     blocks += [preparation(preprocess)] if preprocess else []
-    docstring = _docstring(network, definitions.root, prepares=preprocess is not None)
+    told = []
+    if preprocess:
+        told.append("`preprocess` makes what it takes of an image; its outputs are CLASSES.")
+    if folded:
+        told.append("Batch norms are folded into the layers before them: it is for eval mode only.")
+    docstring = _docstring(network, definitions.root, told)
     return f"{docstring}\n{_imports(''.join(blocks))}\n" + "".join(f"\n\n{block.rstrip()}\n" for block in blocks)
 
 
@@ -66,14 +74,14 @@ def _root(structure: Structure, definitions: Definitions, instances: Instances) 
     )
 
 
-def _docstring(network: nn.Module, name: str, *, prepares: bool) -> str:
+def _docstring(network: nn.Module, name: str, told: list[str]) -> str:
     count = sum(p.numel() for p in network.parameters())
     lines = [
         f'"""{name}: {count:,} parameters. Needs torch only; `load()` takes the weights from beside it.',
         "",
         "Names of modules and keys of the state dict are the trained network's. The forwards are what it did,",
         "step by step, in train and in eval mode.",
-        *(["`preprocess` makes what it takes of an image; its outputs are CLASSES."] if prepares else []),
+        *told,
         '"""',
     ]
     return "\n".join(lines) + "\n"

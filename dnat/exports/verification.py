@@ -139,6 +139,16 @@ def difference(network: nn.Module, cases: Sequence[Case], outputs: Sequence[Sequ
     return largest
 
 
+def apart(network: nn.Module, other: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """The largest difference between what two networks compute in eval mode.
+
+    Raises:
+        RuntimeError: they differ by more than rounding.
+    """
+    case = Case(False, args, kwargs)
+    return difference(network, [case], [_run(other, case)])
+
+
 def _run(network: nn.Module, case: Case) -> list[Tensor]:
     twin = copied(network).train(case.training)
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -78,9 +78,9 @@ def take_statistics(network: nn.Module, batches: Iterable[Any]) -> None:
 def images_last(network: nn.Module, machine: Machine, device: torch.device) -> bool:
     """Whether images and kernels are to be laid out channels last: if it is asked for, and safe.
 
-    On a CPU oneDNN (of torch 2.13) writes past its memory in the weights' gradient of a 1x1 convolution with a stride
-    and fewer than 16 input channels, if they lie last, and the process dies: on some processors with several threads
-    alone, on others (with AVX2 and no AVX-512) with one as well. Reductions of null edges and of cells hold such.
+    On a CPU oneDNN (of torch 2.13) writes past its memory in the weights' gradient of a 1x1 convolution with a
+    stride and fewer than 16 input channels, if they lie last, and the process dies: on some processors with several
+    threads alone, on others (AVX2, no AVX-512) with one as well. Reductions of null edges and of cells hold such.
     """
     narrow = (
         isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 16

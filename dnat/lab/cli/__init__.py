@@ -1,6 +1,14 @@
 """The command `dnat`. Each command parses, calls and prints; torch is imported only by those that need it."""
 
-from . import comparing, listing, planning, results, running, sweeping  # noqa: F401 (each adds its commands)
+from . import (  # noqa: F401 (each adds its commands)
+    comparing,
+    exporting,
+    listing,
+    planning,
+    results,
+    running,
+    sweeping,
+)
 from .group import cli as cli
 from .group import exit_code as exit_code
 from .group import main as main

@@ -1,4 +1,4 @@
-"""What becomes of finished runs: evaluated, used, drawn, exported, reported."""
+"""What becomes of finished runs: evaluated, used, drawn, reported."""
 
 import os
 import sys
@@ -115,39 +115,6 @@ def draw(what: str, after: str | None, formats: tuple[str, ...], out: Path | Non
         files = draw_named(what, after, out, formats)
     for path in files:
         click.echo(path)
-
-
-@cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--to", "form", required=True, help="safetensors, py (torch-only Python), pt2 or onnx.")
-@click.option("--out", type=click.Path(path_type=Path), help="File to write (default: RUN/exported.FORM).")
-@click.option("--verify/--no-verify", default=True, help="Read it again in a fresh process and compare.")
-def export(run: Path, form: str, out: Path | None, verify: bool) -> None:
-    """Write a finished run's network to files that need no dnat.
-
-    \b
-    dnat export runs/resnet8-digits-dnat-seed0 --to py
-    dnat export runs/resnet8-digits-dnat-seed0 --to onnx --out model.onnx
-    """
-    from ...exports import FORMATS
-    from ...exports import export as write
-    from ...naming import unknown
-    from ..runs import preprocess_of, restore
-
-    if form not in FORMATS:  # before a run is read for it
-        raise unknown("form", form, FORMATS)
-    network, _, example = restore(run)
-    preprocess = preprocess_of(run)
-    # A run's own network.safetensors stays as it is.
-    written = write(network, example, form, out or run / "exported", preprocess=preprocess, verify=verify)
-    for path in written.files:
-        click.echo(path)
-    for note in written.notes:
-        click.echo(f"note: {note}")
-    if preprocess is None:
-        click.echo("note: how images are made is not told: the run is of an older dnat, which did not note it")
-    if verify:
-        click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
 
 
 @cli.command()

@@ -1,0 +1,137 @@
+"""A finished run's network as files that need no dnat."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...errors import UsageError
+from .group import cli
+from .options import flag
+
+if TYPE_CHECKING:
+    from ...data import Source
+    from ...exports import Exported
+    from ...tracing import Example
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--to", "form", required=True, help="safetensors, py (torch-only Python), pt2 or onnx.")
+@click.option("--out", type=click.Path(path_type=Path), help="File to write (default: RUN/exported.FORM).")
+@click.option("--fold", is_flag=True, help="Fold batch norms into the layers before them; for eval mode only.")
+@click.option("--quantize", metavar="int8", help="With --to onnx: in 8 bits, calibrated on training images.")
+@click.option(
+    "--images", type=click.IntRange(1), help="Training images to calibrate with, drawn by the seed (default: 256)."
+)
+@click.option(
+    "--measure/--no-measure",
+    default=None,
+    help="Show metric, time and size beside the run's other forms (default: with --quantize).",
+)
+@click.option("--verify/--no-verify", default=True, help="Read it again in a fresh process and compare.")
+@flag("data_root", more="Where it moved; for --quantize and --measure.")
+def export(
+    run: Path,
+    form: str,
+    out: Path | None,
+    *,
+    fold: bool,
+    quantize: str | None,
+    images: int | None,
+    measure: bool | None,
+    verify: bool,
+    data_root: str | None,
+) -> None:
+    """Write a finished run's network to files that need no dnat.
+
+    \b
+    dnat export runs/resnet8-digits-dnat-seed0 --to py
+    dnat export runs/resnet8-digits-dnat-seed0 --to py --fold
+    dnat export runs/resnet8-digits-dnat-seed0 --to onnx --out model.onnx
+    dnat export runs/resnet8-digits-dnat-seed0 --to onnx --quantize int8
+    """
+    from ...exports import export as write
+    from ..runs import load_data, preprocess_of, restore
+
+    _check(form, quantize, images)  # before a run is read for it
+    network, job, example = restore(run)
+    measure = bool(quantize) if measure is None else measure
+    data = load_data(job.but(data_root=data_root or job.data_root)) if quantize or measure else None
+    calibration = _training_inputs(data, images or 256, job.config.seed) if quantize and data is not None else None
+    preprocess = preprocess_of(run)
+    # A run's own network.safetensors stays as it is.
+    written = write(
+        network,
+        example,
+        form,
+        out or run / f"exported{f'.{quantize}' if quantize else ''}",
+        preprocess=preprocess,
+        fold=fold,
+        quantize=quantize,
+        calibration=calibration,
+        verify=verify,
+    )
+    for path in written.files:
+        click.echo(path)
+    for note in written.notes:
+        click.echo(f"note: {note}")
+    if preprocess is None:
+        click.echo("note: how images are made is not told: the run is of an older dnat, which did not note it")
+    if written.agreement:
+        click.echo(f"read again without dnat, and compared with the network: {written.agreement}")
+    elif verify:
+        click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
+    if measure and data is not None:
+        _show(run, data, written)
+
+
+def _check(form: str, quantize: str | None, images: int | None) -> None:
+    """Refuse flags that do not fit together, or need what is not installed."""
+    from ...exports import FORMATS, QUANTIZATIONS
+    from ...exports.graphs import check_onnx
+    from ...naming import unknown
+
+    if form not in FORMATS:
+        raise unknown("form", form, FORMATS)
+    if quantize is not None and quantize not in QUANTIZATIONS:
+        raise unknown("quantization", quantize, QUANTIZATIONS)
+    if quantize and form != "onnx":
+        raise UsageError(f"--quantize is for --to onnx, not --to {form}")
+    if images and not quantize:
+        raise UsageError("--images is for --quantize: leave it out")
+    if form == "onnx":
+        check_onnx()
+
+
+def _training_inputs(data: "Source", count: int, seed: int) -> "Example":
+    if not data.train_count:
+        raise UsageError(f"{data.name} has no training images, on which --quantize finds the range of numbers")
+    return data.train_inputs(min(count, data.train_count), seed)
+
+
+def _show(run: Path, data: "Source", written: "Exported") -> None:
+    """Print the run's forms, measured here."""
+    import torch
+    from rich.table import Table
+
+    from ..deployment import cells, forms, is_slower
+    from ..terminal import console
+
+    metric, measured = forms(run, data, written)
+    head, *rows = cells(metric, measured)
+    where = f"on {torch.get_num_threads()} threads of this CPU".replace("on 1 threads", "on one thread")
+    table = Table(
+        title=f"{run.name}, on {data.test_count} test examples",
+        caption=f"ms: median ± half the distance of the quartiles, {where}",
+        caption_justify="left",
+    )
+    for name in head:
+        table.add_column(name, justify="left" if name in head[:2] else "right")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+    if is_slower(measured):
+        click.echo(
+            "note: 8 bits are no faster here: they are on a CPU (or NPU) with instructions for them, as VNNI"
+        )

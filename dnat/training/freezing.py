@@ -79,7 +79,7 @@ def images_last(network: nn.Module, machine: Machine, device: torch.device) -> b
     """Whether images and kernels are to be laid out channels last: if it is asked for, and safe.
 
     On a CPU oneDNN (of torch 2.13) writes past its memory in the weights' gradient of a 1x1 convolution with a
-    stride and fewer than 16 input channels, if they lie last, and the process dies: on some processors with several
+    stride and fewer than 16 input channels, if they lie last, and the process dies: on some machines with several
     threads alone, on others (AVX2, no AVX-512) with one as well. Reductions of null edges and of cells hold such.
     """
     narrow = (

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The folder stands on the path, so that type checkers of other projects find it, too.
+PLAIN := --config-settings editable_mode=compat
 
 .PHONY: help demo test slow check docs tutorials mutants format newest clean
 
@@ -19,7 +21,7 @@ help:
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]" $(PLAIN)
 	@touch $@
 
 # What is done is not done again: `rm -r runs/demo` to see it once more.
@@ -44,7 +46,7 @@ check: $(STAMP)
 
 # The site's tools are for this alone, so they come when it is built.
 docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]" $(PLAIN)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	@echo site/index.html
 

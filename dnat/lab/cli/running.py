@@ -116,6 +116,7 @@ def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str, trac
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from ...rundir import RunFiles
     from ..runs import run
+    from ..sweep.trials import progress
     from ..terminal import console
 
     screen = console()
@@ -126,6 +127,8 @@ def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str, trac
         highlight=False,
     )
     done = RunFiles(directory).is_done()
+    if not done and (begun := progress(directory)):
+        screen.print(f"goes on after epoch {begun[1]} ({begun[0]} stage)", highlight=False, markup=False)
     tracker = _tracker(job, directory, wandb, tracks, screen)
     try:
         with stop_on_signals() as stop, _warnings_to(screen):

@@ -64,7 +64,7 @@ def test_a_run_writes_what_it_says(finished):
         "status.json",
     }
     assert "test accuracy  " in result.stdout
-    assert len(re.findall(r"^epoch \d/2 ", result.stdout, re.M)) == 2
+    assert len(re.findall(r"^ +\d/2 ", result.stdout, re.M)) == 2
     assert "\x1b" not in result.stdout + result.stderr  # plain lines where nobody watches
     record = json.loads((folder / "runs" / "one" / "record.json").read_text())
     accuracy = record["results"]["test_accuracy"]

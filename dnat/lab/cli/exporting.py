@@ -113,24 +113,16 @@ def _training_inputs(data: "Source", count: int, seed: int) -> "Example":
 def _show(run: Path, data: "Source", written: "Exported") -> None:
     """Print the run's forms, measured here."""
     import torch
-    from rich.table import Table
 
     from ..deployment import cells, forms, is_slower
-    from ..terminal import console
+    from ..terminal import Grid, console
 
     metric, measured = forms(run, data, written)
     head, *rows = cells(metric, measured)
     where = f"on {torch.get_num_threads()} threads of this CPU".replace("on 1 threads", "on one thread")
-    table = Table(
-        title=f"{run.name}, on {data.test_count} test examples",
-        caption=f"ms: median ± half the distance of the quartiles, {where}",
-        caption_justify="left",
-    )
-    for name in head:
-        table.add_column(name, justify="left" if name in head[:2] else "right")
-    for row in rows:
-        table.add_row(*row)
-    console().print(table)
+    title = f"{run.name}, on {data.test_count} test examples"
+    caption = f"ms: median ± half the distance of the quartiles, {where}"
+    console().print(Grid(title, tuple(head), tuple(map(tuple, rows)), frozenset(head[2:]), caption=caption))
     if is_slower(measured):
         click.echo(
             "note: 8 bits are no faster here: they are on a CPU (or NPU) with instructions for them, as VNNI"

@@ -2,6 +2,7 @@
 """Progress and results on a terminal: live bars where someone watches, plain lines elsewhere."""
 
 from .console import console, watched
+from .grid import Grid
 from .report import report_parts, summary_tables
 from .sweep import SweepScreen, sweep_table, troubles_text
 from .tables import (

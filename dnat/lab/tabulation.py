@@ -89,8 +89,9 @@ def results(*paths: str | Path) -> Any:
     (as reports have it), preset, seed, budget, latency_budget; each setting in which the trials differ, as --set
     names it; metric (which one counts), test_before and test_after (its value), test_loss, other metrics; madds
     and params, before and of the result; seconds of search and training; latency before and after, seconds for a
-    batch of latency_batch; dead (whether the result gives every example the same answer); finished (when);
-    weights_sha256; directory.
+    batch of latency_batch, with the spread, and whether it was measured when no other trial ran; bytes of weights
+    and of activations at their most; dead (whether the result gives every example the same answer); finished
+    (when); weights_sha256; directory.
 
     Args:
         paths: of run directories and of sweeps; what is named twice counts once.
@@ -142,7 +143,8 @@ def _row(path: Path, run: Run | Unfinished) -> dict[str, Any]:
 _MEASURED = (
     *("metric", "test_before", "test_after", "test_loss"),
     *("madds_before", "madds", "params_before", "params", "search_seconds", "training_seconds"),
-    *("latency_before", "latency", "latency_batch", "latency_device", "dead", "finished", "weights_sha256"),
+    *("latency_before", "latency", "latency_spread", "latency_batch", "latency_device", "latency_alone"),
+    *("weights_before", "weights", "activations_before", "activations", "dead", "finished", "weights_sha256"),
 )
 
 
@@ -152,6 +154,7 @@ def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
     found, seconds = record["results"], record["seconds"]
     latency = record.get("latency") or {}
     before, after = latency.get("before", {}), latency.get("after", {})
+    held_before, held = ((record.get("memory") or {}).get(when, {}) for when in ("before", "after"))
     return {
         "metric": first.name,
         "test_before": found.get(f"test_{first.name}_before"),
@@ -163,8 +166,12 @@ def _measured(record: Mapping[str, Any]) -> dict[str, Any]:
         "training_seconds": round(sum(v for stage, v in seconds.items() if stage != "search"), 3),
         "latency_before": before.get("seconds"),
         "latency": after.get("seconds"),
+        "latency_spread": after.get("spread"),
         "latency_batch": after.get("batch"),
         "latency_device": after.get("device"),
+        "latency_alone": bool(after.get("alone")) if after else None,
+        **{f"{key}_before": held_before.get(key) for key in ("weights", "activations")},
+        **{key: held.get(key) for key in ("weights", "activations")},
         "dead": found.get("dead"),
         "finished": record.get("finished"),
         "weights_sha256": found.get("weights_sha256"),

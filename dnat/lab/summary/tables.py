@@ -60,7 +60,7 @@ def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...
         _counted(row.params, row.params_change),
         _counted(row.madds, row.madds_change),
         _time(row),
-        f"{digits(row.search_hours)} + {digits(row.training_hours)}",
+        (f"{digits(row.search_hours)} + " if row.search_hours else "") + digits(row.training_hours),
         "-" if row.unknown == row.n else dead,
     )
 
@@ -107,5 +107,6 @@ def legend(summary: Summary, *, costs: bool = True) -> str:
         return f"{text}MAdds: multiply-adds of the result, as a change to before."
     return (
         f"{text}Params, MAdds: of the result, with the change to before. Latency: the median of one batch, ± half "
-        "of the distance of its quartiles, mean over the runs. Hours: search + training of one run."
+        "of the distance of its quartiles, mean over the runs. Hours: of one run; where a method searches first, "
+        "search + training."
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UsageError
-from ...rundir import PREDICTIONS
+from ...rundir import PREDICTIONS, RunFiles
 from ...seeds import check_seed
 from .statistics import Interval, check_confidence
 
@@ -49,7 +49,7 @@ def read_predictions(directory: str | Path) -> Predictions:
     """The predictions of a finished run.
 
     Raises:
-        ValueError: it has none, or a file that cannot be read.
+        ValueError: it has none, or a file that cannot be read, or is not what the run wrote.
     """
     file = Path(directory) / PREDICTIONS
     if not file.exists():
@@ -57,6 +57,8 @@ def read_predictions(directory: str | Path) -> Predictions:
             f"{directory} has no {PREDICTIONS}: it is not finished, its task has no classes, or an older dnat "
             "wrote it, which kept none"
         )
+    if RunFiles(directory).is_done():
+        RunFiles(directory).check(PREDICTIONS)
     from safetensors import SafetensorError, safe_open
 
     try:

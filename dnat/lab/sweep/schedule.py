@@ -189,7 +189,7 @@ def run_sweep(
         _download(trials, notify)
     if options.engine == "local":  # another machine may have what is missing here
         check_networks(_new(trials, directory), stop)
-    with SweepDirectory.open(directory, sweep, trials) as opened:
+    with SweepDirectory.open(directory, sweep, trials, notify) as opened:
         found = _Loop(opened, options, watch, stop).run()
         beside = options.engine == "local" and (options.jobs or 1) > 1
         if beside and (problem := measure([s.directory for s in found if s.state == "done"], stop)):
@@ -209,7 +209,7 @@ def write_plan(
         How all trials stand, and those that are left to be carried out.
     """
     sweep, trials = prepare(given, directory, options.jobs, notify)
-    with SweepDirectory.open(directory, sweep, trials) as opened:
+    with SweepDirectory.open(directory, sweep, trials, notify) as opened:
         found = opened.standings()
     return found, selected(found, options.retry_failed)
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import click.testing
 from PIL import Image
+from safetensors import safe_open
 
 from dnat import Config
 from dnat.errors import DnatError
@@ -34,6 +35,7 @@ from dnat.lab.sweep.directory import SweepDirectory, read
 from dnat.lab.sweep.schedule import prepare
 from dnat.lab.sweep.trials import Outcome
 from dnat.lab.tabulation import tabulate
+from dnat.rundir import LATENCY, RunFiles, read_job
 from dnat.settings import Job
 from dnat.training import Interrupted
 
@@ -77,7 +79,8 @@ def job(**options: Any) -> Job:
 def places(folder: Path) -> list[Place]:
     """A finished run, an unfinished one and a sweep, and another one of each."""
     for name, lr in (("one", 0.02), ("two", 0.05)):
-        run(job(lr=lr), folder / "done" / name)
+        record = run(job(lr=lr), folder / "done" / name)
+        RunFiles(folder / "done" / name).write_latency(record["latency"] | {"alone": True})
         try:
             run(job(lr=lr), folder / "part" / name, stop=lambda progress: progress.step == 5)
         except Interrupted:
@@ -133,7 +136,8 @@ def _command(*arguments: str) -> Callable[[Path], tuple[Any, str]]:
 def _export(directory: Path) -> tuple[Any, str]:
     out = directory.parent / "exported"
     _, said = _command("export", "RUN", "--to", "safetensors", "--no-verify", "--out", str(out))(directory)
-    return out.with_suffix(".safetensors").read_bytes(), said
+    with safe_open(out.with_suffix(".safetensors"), "np") as file:
+        return {**(file.metadata() or {}), **{k: file.get_tensor(k).tobytes() for k in file.keys()}}, said  # noqa: SIM118
 
 
 def _draw(directory: Path) -> tuple[Any, str]:
@@ -142,8 +146,6 @@ def _draw(directory: Path) -> tuple[Any, str]:
 
 
 def _resume(directory: Path) -> tuple[Any, str]:
-    from dnat.rundir import RunFiles, read_job
-
     told: list[str] = []
     record = run(read_job(directory), directory, notify=told.append)
     files = RunFiles(directory)
@@ -201,6 +203,8 @@ def cases(found: list[Place], flips: int, cuts: int) -> Iterator[Case]:
             ways = [(way, 0) for way in ONE_ANSWER] + [("flipped", i) for i in range(flips)]
             ways += [("cut", 1 + i) for i in range(cuts)]
             for way, seed in ways:
+                if (file, way) == (LATENCY, "deleted"):
+                    continue  # it comes later than the record, which has times of its own, not measured "alone"
                 for command in COMMANDS[place.kind]:
                     yield Case(place.kind, file, way, command, seed)
 

@@ -156,7 +156,10 @@ class RunFiles:
         """
         if not self.is_done():
             place = self.directory
-            raise UsageError(f"{place} holds a run that is not finished: `dnat resume {place}` goes on with it")
+            raise UsageError(
+                f"{place} holds a run that is not finished: `dnat resume {place}` goes on with it "
+                f"(there is no {RECORD})"
+            )
         table = self._sealed_record()
         self._check_settings(table)
         alone = self.latency() if "latency" in table else {}
@@ -280,7 +283,8 @@ class RunFiles:
             status = read_table(self.path(STATUS))
         except ValueError as error:
             return "damaged", str(error)
-        return str(status.get("state", "pending")), str(status.get("reason", ""))
+        gone = f"there is no {STATUS}" if self.is_run() and not status else ""
+        return str(status.get("state", "pending")), str(status.get("reason", gone))
 
     def rows(self, name: str = METRICS) -> list[dict[str, Any]]:
         """The rows of a file with one in each line."""

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ...errors import UsageError
-from ...rundir import RunFiles
+from ...errors import DataError, UsageError
+from ...rundir import RECORD, RunFiles
 from ..labels import label
 from ..summary.images import Paired, Predictions, paired, read_predictions
 from .gather import Report, Run, check_run, gather, is_sweep, read_run
@@ -57,8 +57,15 @@ def _finished(path: Path) -> Run:
 
 
 def _of_methods(report: Report) -> list[tuple[str, Paired]]:
-    """Each method beside the baseline."""
+    """Each method beside the baseline.
+
+    Raises:
+        DataError: a run whose result is damaged or gone, so that the others would be compared without it.
+    """
     found = []
+    lost = [u for u in report.unfinished if u.state == "damaged" or RECORD in u.reason]
+    if lost:
+        raise DataError("; ".join(f"{u.name}: {u.reason}" for u in lost))
     for group in report.groups:
         base = {run.trial.seed: run for run in group.runs.get(report.summary.baseline, ())}
         for method, runs in group.runs.items():

@@ -177,7 +177,7 @@ def _derived(standing: Standing, running: bool) -> Standing:
     state, reason = files.why_unfinished()
     if state == "failed":
         return replace(standing, state="failed", reason=reason)
-    return replace(standing, state="interrupted", reason=reason or "its process is gone")
+    return replace(standing, state="interrupted", reason=standing.reason or reason or "its process is gone")
 
 
 class SweepDirectory(SweepFiles):
@@ -375,6 +375,10 @@ def continued(given: Sweep, directory: str | Path) -> Sweep:
     number of CPU threads stays in any case, since sums depend on it. Variants that come alone come to those there.
     """
     if not SweepFiles(directory).is_sweep():
+        if not given.networks and (Path(directory) / "trials").is_dir():
+            raise UsageError(
+                f"{Path(directory) / SWEEP} is gone: put it back, or name networks, methods and seeds"
+            )
         return given
     there = SweepFiles(directory).read()
     lists = {kind: getattr(given, kind) or getattr(there, kind) for kind in ("networks", "methods", "seeds")}

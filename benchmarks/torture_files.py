@@ -1,6 +1,6 @@
 """Damages every file of runs and of a sweep in every way, and tries every command: nothing may differ in silence.
 
-    python benchmarks/torture_files.py                  all of them
+    python benchmarks/torture_files.py                  all of them, about 2,100
     python benchmarks/torture_files.py --share 0.1      a tenth, drawn by --seed
 
 A file is emptied, cut off, deleted, becomes a folder, has one bit flipped, or is replaced by that of another run
@@ -266,7 +266,7 @@ def _undamaged(place: Place, command: str, work: Path) -> Any:
 def main() -> None:
     """Try all cases, and say how they ended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--flips", type=int, default=4, help="bits of each file that are flipped, one at a time")
+    parser.add_argument("--flips", type=int, default=6, help="bits of each file that are flipped, one at a time")
     parser.add_argument("--cuts", type=int, default=2, help="places where each file is cut off, beside one")
     parser.add_argument("--share", type=float, default=1.0, help="of the cases that are tried, drawn by --seed")
     parser.add_argument("--seed", type=int, default=0)

@@ -251,7 +251,7 @@ class Checkpoints(RunFiles):
         content = pack({**state, _LOG: rows}, step=step, metrics_bytes=len(rows.encode()), **header)
         atomic_write(self.directory / f"{self.stage}-{step:09d}.ckpt", content)
         for _, path in list(self._checkpoints())[KEEP:]:
-            path.unlink()
+            remove(path)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append a row.

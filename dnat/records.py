@@ -16,7 +16,7 @@ from .checkpoints import Checkpoints
 from .checkpoints import CorruptError as CorruptError
 from .distributed import world
 from .errors import DataError, UsageError
-from .files import atomic_write, read_table
+from .files import atomic_write, digest_of, read_table
 from .locks import LOCK, THERE_ARE_LOCKS, Lock
 from .locks import LockedError as LockedError
 from .networks.weights import state_of, write_state
@@ -180,7 +180,8 @@ class Records(Checkpoints):
         """Say how the run stands."""
         attempts = self._readable(STATUS).get("attempts", 0)
         attempts = (attempts if isinstance(attempts, int) else 0) + attempt
-        self.write_json(STATUS, {"state": state, "reason": reason, "attempts": attempts, "updated": _now()})
+        told = {"state": state, "reason": reason, "attempts": attempts, "updated": _now()}
+        self.write_json(STATUS, told | {"config": digest_of(self.path(CONFIG))})
 
     def write_state(self, name: str, network: nn.Module) -> None:
         """Write a network's state as a safetensors file, atomically."""

@@ -283,8 +283,12 @@ class RunFiles:
             status = read_table(self.path(STATUS))
         except ValueError as error:
             return "damaged", str(error)
-        gone = f"there is no {STATUS}" if self.is_run() and not status else ""
-        return str(status.get("state", "pending")), str(status.get("reason", gone))
+        reasons = [str(status.get("reason", f"there is no {STATUS}" if self.is_run() and not status else ""))]
+        if "config" in status and not (
+            self.path(CONFIG).is_file() and digest_of(self.path(CONFIG)) == status["config"]
+        ):
+            reasons.append(f"{CONFIG} was changed since")
+        return str(status.get("state", "pending")), "; ".join(filter(None, reasons))
 
     def rows(self, name: str = METRICS) -> list[dict[str, Any]]:
         """The rows of a file with one in each line."""

@@ -296,7 +296,7 @@ def _trials(sweep: Path, notes: list[str]) -> dict[str, tuple[str, str]]:
 def _of_sweep(sweep: Path, name: str, told: tuple[str, str], notes: list[str]) -> Run | Unfinished:
     """A trial of a sweep: its directory says whether it is done, the sweep why it is not."""
     state, reason = told
-    begun = RunFiles(sweep / name).is_run()
+    begun = RunFiles(sweep / name).is_run() or RunFiles(sweep / name).is_done()
     found = read_run(sweep / name, notes) if begun else Unfinished(name, "pending", "", "")
     if isinstance(found, Run) or found.state == "damaged" or not state:
         return found

@@ -351,15 +351,18 @@ def refuse_others(directory: Path, trials: Iterable[Trial]) -> None:
         ValueError: with the settings that differ.
     """
     listed: dict[str, str] = {}
+    first = ""
     for trial in trials:
-        there = _job_in(SweepFiles(directory).job_file(trial.name))
+        file = SweepFiles(directory).job_file(trial.name)
+        there = _job_in(file)
         if there is not None:  # a damaged one is written anew
             for key, (old, now) in there.differences(trial.job).items():
                 listed.setdefault(key, f"{key} {_short(old)} (there) / {_short(now)} (now)")
+                first = first or str(file)
     if listed:
         raise UsageError(
             f"{directory} holds a sweep with other settings: {', '.join(listed.values())}; choose another "
-            "directory (--out)"
+            f"directory (--out), or put back {first} if it was changed"
         )
 
 

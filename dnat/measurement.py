@@ -9,6 +9,7 @@ A run has it as `sensitivity.json` in its directory, an unfinished plan beside i
     not_judged    {group: {choice: why}}: what could not be made, or does more than can be counted
     digest        of all that damages depend on
     batches       distances batch by batch, from which it goes on
+    sha256        of all of that: what was changed is measured again
 """
 
 import hashlib
@@ -18,8 +19,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .files import SEAL, atomic_write, seal_of, sealed
 from .relaxation import RelaxedNetwork
-from .rundir import atomic_write
 from .sensitivity import Distances, Judge, Sensitivity
 from .tasks import Classification, Task
 from .tracing import add_bits, tensors_of
@@ -83,12 +84,12 @@ def batches_in(path: Path, digest: str) -> list[Distances]:
     """What a file holds of the same measurement; nothing where that cannot be told."""
     try:
         table: Any = json.loads(path.read_text(encoding="utf-8"))
-        if table["digest"] != digest:
+        if table["digest"] != digest or table[SEAL] != seal_of(table):  # another, or damaged: measured again
             return []
         return [
             {g: {c: infinite(d) for c, d in row.items()} for g, row in part.items()} for part in table["batches"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []
 
 
@@ -106,7 +107,7 @@ def _table(judge: Judge, digest: str, found: Sequence[Distances]) -> dict[str, A
             "batches": found,
         }
     )
-    return table
+    return sealed(table)
 
 
 def not_judged(relaxed: RelaxedNetwork, sensitivity: Sensitivity) -> dict[str, dict[str, str]]:

@@ -1,5 +1,6 @@
 """An open run directory: locked, with its job, its status and its result. `dnat.rundir` has what stands in it."""
 
+import json
 import platform
 import subprocess
 import time
@@ -14,7 +15,8 @@ from . import __version__
 from .checkpoints import Checkpoints
 from .checkpoints import CorruptError as CorruptError
 from .distributed import world
-from .errors import UsageError
+from .errors import DataError, UsageError
+from .files import atomic_write, digest_of, read_table
 from .locks import LOCK, THERE_ARE_LOCKS, Lock
 from .locks import LockedError as LockedError
 from .networks.weights import state_of, write_state
@@ -25,13 +27,14 @@ from .rundir import (
     ENVIRONMENT,
     LATENCIES,
     METRICS,
+    NETWORK,
     RECORD,
     STATUS,
-    atomic_write,
+    bound,
     check_name,
     read_job,
 )
-from .settings import Job, conflicts, shown
+from .settings import SETTINGS, WHERE, Job, conflicts, shown
 
 
 class Records(Checkpoints):
@@ -43,9 +46,11 @@ class Records(Checkpoints):
         is_new: whether the directory held no run before.
     """
 
-    def __init__(self, directory: Path, job: Job, notify: Callable[[str], None], anew: bool) -> None:
-        super().__init__(directory, "checkpoint", METRICS, notify, anew=anew)
-        self.job, self.is_new = job, False
+    def __init__(
+        self, directory: Path, job: Job, notify: Callable[[str], None], anew: bool, accept_changes: bool
+    ) -> None:
+        super().__init__(directory, "checkpoint", METRICS, notify, anew=anew, accept_changes=accept_changes)
+        self.job, self.is_new, self.settings = job, False, counted(job)
         self._lock: Lock | None = None
 
     @classmethod
@@ -56,6 +61,7 @@ class Records(Checkpoints):
         *,
         notify: Callable[[str], None] = lambda text: None,
         anew: bool = False,
+        accept_changes: bool = False,
     ) -> "Records":
         """Make a run directory, or open it again for the same job.
 
@@ -64,15 +70,19 @@ class Records(Checkpoints):
             job: what is done in it. CPU threads that are this machine's own number do not count: a run goes on
                 where there are others, with those that it began with (`Records.job` has them).
             notify: is given each of the `notices`, at once.
-            anew: whether a run begins again whose checkpoints are all damaged; without, that is an error.
+            anew: whether a run begins again whose checkpoints are all damaged, or whose result is lost; without,
+                that is an error.
+            accept_changes: whether files, settings or images that differ from what the run wrote are taken as they
+                are, each with a word; without, that is an error.
 
         Raises:
             ValueError: it belongs to another job (the settings that differ are listed), or to something else.
+            DataError: it was finished, and its result is gone.
             LockedError: another process works in it, or it cannot be written.
         """
         directory = Path(directory)
         check_name(directory.resolve().name)
-        records = cls(directory, job, notify, anew)
+        records = cls(directory, job, notify, anew, accept_changes)
         if records.is_run():
             _refuse_other(directory, job)
         elif directory.exists() and any(
@@ -95,28 +105,55 @@ class Records(Checkpoints):
             self._notice("this system has no file locks: do not run two processes in one directory")
         for stray in self.directory.glob(".*.tmp"):
             stray.unlink()  # of a process that was killed while it wrote
-        self.is_new = not self.is_run()
-        if self.is_new:
+        self.is_new = self.is_new or not self.is_run()
+        if not self.is_run():
             atomic_write(self.path(CONFIG), self.job.to_toml().encode())
         given = self.job
         self.job = _refuse_other(self.directory, given)  # another process may have made it in between
         if self.job.label != given.label and given.label is not None:
             kept = self.job.label or "none"
             self._notice(f"label {given.label!r} is not taken: a run keeps the one that it began with ({kept})")
+        self.settings = counted(self.job)
         if self.is_done():
             return
+        self._refuse_lost_result()
         if self.job.config.machine.threads != given.config.machine.threads:
             self._notice(
                 f"threads = {self.job.config.machine.threads} stays, as the run began with it: "
                 f"results depend on it"
             )
-        here, there = environment(self.job), self.read_json(ENVIRONMENT)
-        if there is None:
+        here, there = environment(self.job), self._readable(ENVIRONMENT)
+        if not there:
             self.write_json(ENVIRONMENT, here)
         elif other := [k for k in here if k in there and here[k] != there[k]]:
             changes = ", ".join(f"{k} {there[k]} (then) / {here[k]} (now)" for k in other)
             self._notice(f"results may not be equal to the bit, since the run began elsewhere: {changes}")
         self.status("running", attempt=True)
+
+    def _readable(self, name: str) -> dict[str, Any]:
+        """The table in a side file; an empty one where it is missing, or damaged and set aside."""
+        try:
+            return read_table(self.path(name))
+        except DataError as error:
+            self._set_aside(name, str(error))
+            return {}
+
+    def _refuse_lost_result(self) -> None:
+        """Deal with a run that was finished, and whose record is gone: nobody should train it again unasked."""
+        was_done = self.path(NETWORK).exists() or self._readable(STATUS).get("state") == "done"
+        if not was_done or any(self._checkpoints()):  # killed just before the record: that goes on
+            return
+        text = f"{self.directory} was finished, but its {RECORD} is gone"
+        if not self._anew:
+            raise DataError(
+                f"{text}: put it back; with --begin-again (Records.open(..., anew=True)) the run is trained again"
+            )
+        self._notice(f"{text}: the run begins again at its first epoch")
+
+    def begin_again(self, why: str) -> None:
+        """Set a damaged result aside, so that the run can be done again."""
+        self._set_aside(RECORD, why)
+        self._begin()
 
     def __enter__(self) -> "Records":
         return self
@@ -141,17 +178,22 @@ class Records(Checkpoints):
 
     def status(self, state: str, reason: str = "", *, attempt: bool = False) -> None:
         """Say how the run stands."""
-        attempts = (self.read_json(STATUS) or {}).get("attempts", 0) + attempt
-        self.write_json(STATUS, {"state": state, "reason": reason, "attempts": attempts, "updated": _now()})
+        attempts = self._readable(STATUS).get("attempts", 0)
+        attempts = (attempts if isinstance(attempts, int) else 0) + attempt
+        told = {"state": state, "reason": reason, "attempts": attempts, "updated": _now()}
+        self.write_json(STATUS, told | {"config": digest_of(self.path(CONFIG))})
 
     def write_state(self, name: str, network: nn.Module) -> None:
         """Write a network's state as a safetensors file, atomically."""
         atomic_write(self.path(name), write_state(state_of(network)))
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Write the result, which makes the run done; checkpoints are of no more use then."""
+        """Write the result with the digests of all files that it ends with, which makes the run done.
+
+        Checkpoints are of no more use then.
+        """
         self.status("done")
-        self.write_json(RECORD, record)
+        self.write_json(RECORD, bound(self.directory, record))
         for stage in (self, self.of_search()):
             stage.forget()
 
@@ -188,6 +230,13 @@ def _code_version() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit.strip()[:12] + ("+" if changes.strip() else "")
+
+
+def counted(job: Job) -> dict[str, Any]:
+    """The settings of a job that bits depend on, and its label; also those that are not given, as None."""
+    flat = json.loads(json.dumps(job.flat()))
+    names = {*SETTINGS, *Job.model_fields} - {*WHERE, "config", "device"}
+    return {name: flat.get(name) for name in sorted(names)}
 
 
 def holds_other(directory: Path, job: Job) -> dict[str, tuple[Any, Any]]:

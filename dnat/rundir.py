@@ -9,25 +9,31 @@ checkpoint-000000123.ckpt  the two newest; checksummed
 search.jsonl, search-000000123.ckpt, search.json   of a search before the training: rows, moments, result
 control.json, control.safetensors                  of a control before the training: choices, smaller network
 latency.json               time of the network before and after, measured when no other trial of its sweep ran
+                           (after the record; it names the record that it belongs to)
 latencies.json             measured seconds of each operation, where a latency budget counts
 sensitivity.json           what each choice does to the answers, where they decide
 architecture.json, network.safetensors, pictures
 predictions.safetensors    what the network as it was given, and the result, take each test image for
 wandb.json, mlflow.json    the run's id there, and what Weights & Biases has of it
 metrics.csv, events        of other trackers: the rows as a table, and TensorBoard's files
-record.json                written last: its presence means that the run is done
+record.json                written last: its presence means that the run is done. It holds size and SHA-256 of
+                           the other files that the run ends with (`BOUND`), and a seal of its own
+
+NAME.corrupt               a file that was damaged, set aside
 """
 
-import contextlib
 import json
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import UsageError
+from .errors import DataError, DnatError, UsageError
+from .files import SEAL, digest_of, read_sealed, read_table, seal_of, sealed, write_json
+from .files import atomic_write as atomic_write
 from .naming import unknown
-from .settings import Job, read_toml
+from .settings import WHERE, Job, read_toml, shown
 
 CONFIG = "config.toml"
 ENVIRONMENT = "environment.json"
@@ -49,63 +55,13 @@ TABLE = "metrics.csv"
 EVENTS = "events"
 RECORD = "record.json"
 
+RESULT = (CONFIG, ARCHITECTURE, NETWORK, PREDICTIONS)
+"""What a result is made of beside the record: refused where it is not what the run wrote."""
+BOUND = (*RESULT, ENVIRONMENT, METRICS, SEARCH_ROWS, SEARCH_RESULT, CHOSEN, CUT, LATENCIES, SENSITIVITY)
+"""The files whose digests a record holds: not pictures and trackers' files, which may be written again."""
 
-def atomic_write(path: str | Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whenever the process or the machine dies.
-
-    A temporary file in the same directory is written, flushed to the disk and moved into place, and the move is
-    flushed as well. On any error the temporary file is removed and the error raised.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):
-        return  # Windows cannot, and need not
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, atomically.
-
-    Raises:
-        ValueError: it holds NaN or infinity, which JSON cannot hold.
-    """
-    atomic_write(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """The table in a JSON file; an empty one where the file is missing.
-
-    Raises:
-        ValueError: it cannot be read, or holds no table.
-    """
-    if not path.exists():
-        return {}
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UsageError(f"{path.name} cannot be read: {error}") from error
-    if not isinstance(table, dict):
-        raise UsageError(f"{path.name} holds no table")
-    return table
+_FILES = "files"
+"""The entry of a record with size and digest of each bound file."""
 
 
 def check_name(name: str) -> str:
@@ -142,17 +98,38 @@ def read_job(directory: str | Path) -> Job:
         if near and not files.directory.exists():
             raise unknown(f"run in {folder}", files.directory.name, near)
         raise UsageError(f"{directory} is not a run directory: it has no {CONFIG}")
-    return Job.from_flat(read_toml(files.path(CONFIG)))
+    table = read_toml(files.path(CONFIG))
+    try:
+        return Job.from_flat(table)
+    except DnatError as error:
+        raise type(error)(f"{files.path(CONFIG)}: {error}") from error
 
 
 class RunFiles:
     """What a run directory holds, whether a process works in it or not.
 
-    A file that is missing reads as an empty one, but for the result; a damaged one is a ValueError that names it.
+    A file that is missing reads as an empty one, but for the result; a damaged one is a DataError that names it.
+    So is a file of a finished run that is not what the run wrote; runs of an older dnat kept no digests, and
+    of them nothing can be told.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        accept: Callable[[str], None] | None = None,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            directory: of the run.
+            accept: is told what differs from what the run wrote, which is taken as it is then; without, that is an
+                error.
+            notify: is told what does not matter to the result.
+        """
         self.directory = Path(directory)
+        self.accept, self.notify = accept, notify
 
     def path(self, name: str = "") -> Path:
         """The path of a file in the directory, or of the directory."""
@@ -164,23 +141,140 @@ class RunFiles:
 
     def is_done(self) -> bool:
         """Whether the run has ended with a result."""
-        return self.path(RECORD).exists()
+        return os.path.lexists(self.path(RECORD))
+
+    def is_bound(self) -> bool:
+        """Whether the record of a finished run tells the digests of its files; one of an older dnat does not."""
+        return _FILES in self._sealed_record()
 
     def record(self) -> dict[str, Any]:
         """The result of a run that is done, with the times that were measured when nothing else ran.
 
         Raises:
-            ValueError: it is not.
+            UsageError: it is not.
+            DataError: the record is damaged, or was made with other settings than config.toml has.
         """
         if not self.is_done():
             place = self.directory
-            raise UsageError(f"{place} holds a run that is not finished: `dnat resume {place}` goes on with it")
-        record = read_table(self.path(RECORD))
-        alone = self.read_json(LATENCY)
-        return record if alone is None or "latency" not in record else record | {"latency": alone}
+            raise UsageError(
+                f"{place} holds a run that is not finished: `dnat resume {place}` goes on with it "
+                f"(there is no {RECORD})"
+            )
+        table = self._sealed_record()
+        self._check_settings(table)
+        alone = self.latency() if "latency" in table else {}
+        record = {key: value for key, value in table.items() if key not in (SEAL, _FILES)}
+        return record | ({"latency": alone} if alone else {})
+
+    def problem(self) -> str:
+        """Why the result of a run that is done cannot be taken; empty where it can, or there is none yet."""
+        try:
+            if self.is_done():
+                self.record()
+        except DataError as error:
+            return str(error).partition(_HINT)[0]
+        return ""
+
+    def latency(self) -> dict[str, Any]:
+        """The times that were measured alone, after the run; nothing where they were not, or are damaged."""
+        try:
+            alone = read_sealed(self.path(LATENCY))
+        except DataError as error:
+            self.notify(f"{error}; the times that the run itself measured are taken")
+            return {}
+        of = alone.pop("of", None)
+        if of is not None and of != self._sealed_record().get(SEAL):
+            self.notify(
+                f"{self.path(LATENCY)} is of another run; the times that the run itself measured are taken"
+            )
+            return {}
+        return alone
+
+    def write_latency(self, alone: Mapping[str, Any]) -> None:
+        """Keep times that were measured alone, {"before": ..., "after": ...}, after the run."""
+        of = self._sealed_record().get(SEAL)
+        write_json(self.path(LATENCY), sealed({**alone, **({"of": of} if of else {})}))
+
+    def _sealed_record(self) -> dict[str, Any]:
+        """The record as it stands in its file, with the digests of others."""
+        path = self.path(RECORD)
+        try:
+            table = read_table(path)
+        except DataError as error:
+            raise DataError(f"{error}; `dnat resume {self.directory} --begin-again` trains it again") from error
+        files = table.get(_FILES, {})
+        if (SEAL in table or _FILES in table) and not (table.get(SEAL) == seal_of(table) and _is_files(files)):
+            self.differs(f"{path} is not what the run wrote: its digest differs")
+            table[_FILES] = files if _is_files(files) else {}
+        return table
+
+    def _check_settings(self, record: Mapping[str, Any]) -> None:
+        """Refuse a config.toml with other settings than the record was made with; where images lie may change."""
+        path, wanted = self.path(CONFIG), record.get(_FILES, {}).get(CONFIG)
+        if wanted is None or (path.is_file() and digest_of(path) == wanted):
+            return
+        if not path.exists():
+            raise DataError(f"{path} is gone: put it back")
+        if listed := _other_settings(read_toml(path), record["job"]):
+            self.differs(f"{path} has other settings than the run was done with: {listed}")
+
+    def check(self, name: str) -> None:
+        """Refuse a file of a finished run that is not what the run wrote.
+
+        Raises:
+            DataError: it is gone, or differs and is not to be taken as it is.
+        """
+        record = self._sealed_record()
+        if _FILES not in record:
+            return
+        wanted, path = record[_FILES].get(name), self.path(name)
+        if wanted is None:
+            if os.path.lexists(path):
+                self.differs(f"{path} was not written by the run")
+            return
+        here = digest_of(path)
+        if here != wanted:
+            sizes = (
+                f"{wanted['size']} bytes, now {here['size']}"
+                if here["size"] != wanted["size"]
+                else "another digest"
+            )
+            self.differs(f"{path} is not what the run wrote ({sizes})")
+
+    def check_all(self) -> None:
+        """Refuse a finished run of which a file that its result is made of was changed; name the others.
+
+        Raises:
+            DataError: see `check`.
+        """
+        for name in self._sealed_record().get(_FILES, {}):
+            if name in RESULT and name != CONFIG:  # whose settings `record` compares
+                self.check(name)
+            elif name != CONFIG:
+                self.told(name)
+
+    def told(self, name: str) -> bool:
+        """Whether a side file of a finished run is what the run wrote; `notify` is told if not."""
+        try:
+            RunFiles(self.directory).check(name)
+        except DataError as error:
+            self.notify(str(error).partition(_HINT)[0])
+            return False
+        return True
+
+    def differs(self, text: str) -> None:
+        """Refuse what is not as the run wrote it, or take it and say so where that was asked for.
+
+        Raises:
+            DataError: it was not.
+        """
+        if self.accept is None:
+            raise DataError(text + _HINT)
+        self.accept(f"{text}; taken as it is")
 
     def architecture(self) -> dict[str, Any]:
         """The choices (`commitment`), the rows of the picture and the genotypes of a run that is done."""
+        self.check(ARCHITECTURE)
         return read_table(self.path(ARCHITECTURE))
 
     def why_unfinished(self) -> tuple[str, str]:
@@ -189,18 +283,51 @@ class RunFiles:
             status = read_table(self.path(STATUS))
         except ValueError as error:
             return "damaged", str(error)
-        return str(status.get("state", "pending")), str(status.get("reason", ""))
+        reasons = [str(status.get("reason", f"there is no {STATUS}" if self.is_run() and not status else ""))]
+        if "config" in status and not (
+            self.path(CONFIG).is_file() and digest_of(self.path(CONFIG)) == status["config"]
+        ):
+            reasons.append(f"{CONFIG} was changed since")
+        return str(status.get("state", "pending")), "; ".join(filter(None, reasons))
 
     def rows(self, name: str = METRICS) -> list[dict[str, Any]]:
         """The rows of a file with one in each line."""
-        path = self.path(name)
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = self.text(name).splitlines()
+        try:
+            rows = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.path(name)} cannot be read: {error}") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{self.path(name)} cannot be read: a row is no table")
+        return rows
 
     def text(self, name: str) -> str:
-        """The text of a file, whatever bytes it holds."""
+        """The text of a file, whatever bytes it holds; "" of what is missing, or no file."""
         path = self.path(name)
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
     def read_json(self, name: str) -> Any:
         """The table in a JSON file; None where it is missing."""
-        return read_table(self.path(name)) if self.path(name).exists() else None
+        return read_table(self.path(name)) if os.path.lexists(self.path(name)) else None
+
+
+_HINT = "; put back what was there, or take it as it is with --accept-changes"
+
+
+def _other_settings(there: Mapping[str, Any], made: Mapping[str, Any]) -> str:
+    """In which settings a config.toml differs from those that a record was made with."""
+    names = sorted((there.keys() | made.keys()) - WHERE - {"device"})
+    other = [n for n in names if there.get(n) != made.get(n)]
+    return ", ".join(f"{n} {shown(there.get(n))} (there) / {shown(made.get(n))} ({RECORD})" for n in other)
+
+
+def _is_files(files: Any) -> bool:
+    return isinstance(files, dict) and all(
+        isinstance(f, dict) and {*f} == {"size", "sha256"} for f in files.values()
+    )
+
+
+def bound(directory: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with the digests of the files beside it, sealed."""
+    files = {name: digest_of(directory / name) for name in BOUND if (directory / name).exists()}
+    return sealed({**record, _FILES: files})

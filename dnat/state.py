@@ -81,7 +81,8 @@ def newest(records: Checkpoints | None, session: Session) -> Mapping[str, Any] |
     """The newest checkpoint of a run directory; None at the beginning.
 
     Raises:
-        ValueError: it is of another network, other weights, other images, or of an older dnat.
+        ValueError: it is of another network, other weights, or of an older dnat.
+        DataError: it is of other images, and they are not to be taken.
     """
     held = from_first(lambda: records.newest() if records else None)
     if held is None:
@@ -94,10 +95,11 @@ def newest(records: Checkpoints | None, session: Session) -> Mapping[str, Any] |
     if checkpoint["given"] != here["given"]:
         raise UsageError("the run directory holds a run that began with other weights; choose another directory")
     if checkpoint["data"] != here["data"] or has_other_images(checkpoint, session.data):
-        raise UsageError(
+        text = (
             "the run directory holds a run on other images (pixels, classes, labels or sizes differ); point "
             "--data-root to those that it began with, or choose another directory"
         )
+        from_first(lambda: records.differs(text) if records else None)
     return checkpoint
 
 

@@ -124,12 +124,12 @@ def planned(given: Session, records: Records | None, plan: Plan | None = None) -
         records: where times are kept.
         plan: where it is known already; not that of a run that has times of its own.
     """
-    known = from_first(lambda: records.read_json(LATENCIES) if records else None)
+    known = from_first(lambda: records.kept(LATENCIES) if records else None)
     if known or plan is None:
         times = Times(**known) if known else None
         plan = make_plan(given.original, given.program, given.example, given.config, times)
     if records and plan.times and not known:
-        records.write_json(LATENCIES, asdict(plan.times))
+        records.keep(LATENCIES, asdict(plan.times))
     return plan
 
 

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import unsealed
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from scipy import stats
@@ -211,6 +212,9 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     (old / "predictions.safetensors").unlink()
     assert "older dnat wrote it, which kept none" in said(old)
     (old / "predictions.safetensors").write_bytes(b"no such file")
+    assert "is not what the run wrote" in said(old)
+    record = json.loads((old / "record.json").read_text())
+    (old / "record.json").write_text(json.dumps(unsealed(record)))  # of an older dnat: it is found out by reading
     assert "cannot be read" in said(old)
     (old / "record.json").unlink()
     assert "is not finished: `dnat resume" in said(old, runs / "other")

@@ -269,7 +269,7 @@ def test_a_run_goes_on_where_there_are_other_cores(tmp_path, monkeypatch):
         Records.open(tmp_path / "run", asked)
 
 
-@pytest.mark.parametrize("damage", ["environment.json", "config.toml"])
+@pytest.mark.parametrize("damage", ["config.toml"])
 def test_an_error_gives_the_lock_back(damage, tmp_path):
     job = Job(network="resnet8")
     with Records.open(tmp_path / "run", job):

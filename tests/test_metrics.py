@@ -10,6 +10,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from reference import unsealed
 from rich.console import Console
 from torch import nn
 
@@ -192,7 +193,7 @@ def test_curves_and_moments_of_a_validation_split(regression, tmp_path):
     folder = shutil.copytree(regression, tmp_path / "validated")
     record = json.loads((folder / RECORD).read_text())
     results = {k.replace("_test_", "_validation_"): v for k, v in record["results"].items()}
-    (folder / RECORD).write_text(json.dumps(record | {"results": results, "watched": "validation"}))
+    (folder / RECORD).write_text(json.dumps(unsealed(record) | {"results": results, "watched": "validation"}))
     rows = RunFiles(folder).rows()
     moved = [{k.replace("test_", "validation_"): v for k, v in row.items()} for row in rows]
     RunFiles(folder).path("metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in moved))
@@ -233,7 +234,7 @@ def vary(run, folder, method, seed, value, *, data="numbers", metrics=None, name
     before = record["results"]["cost_before"]
     record["results"]["cost_after"] = {k: round(SHARES[method] * v) for k, v in before.items()}
     record["metrics"] = metrics or record["metrics"]
-    (folder / RECORD).write_text(json.dumps(record))
+    (folder / RECORD).write_text(json.dumps(unsealed(record)))
     return folder
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from reference import unsealed
 from rich.console import Console
 from safetensors import safe_open
 from torch import nn
@@ -141,7 +142,7 @@ def test_folders_without_pictures_and_runs_that_do_not_tell(finished, tmp_path):
             (old / path.name).write_bytes(path.read_bytes())
     record = json.loads((old / "record.json").read_text())
     del record["preprocess"]
-    (old / "record.json").write_text(json.dumps(record))
+    (old / "record.json").write_text(json.dumps(unsealed(record)))
     result = dnat_("predict", old, folder / "abc/val/ape/0.jpg")
     assert "older dnat, which did not note how images are prepared" in str(result.exception)
     result = dnat_("export", old, "--to", "py", "--no-verify", "--out", tmp_path / "made")

@@ -19,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import unsealed
 
 from dnat.lab.cli import cli
 from dnat.lab.drawing import rows_to_json
@@ -65,7 +66,7 @@ def real(tmp_path_factory):
 
 
 def write(path, value):
-    path.write_text(json.dumps(value))
+    path.write_text(json.dumps(unsealed(value) if path.name == "record.json" else value))
 
 
 def vary(real, folder, method, seed, accuracy, *, network="resnet8", epochs=None, choices=(), **more):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from reference import unsealed
 
 from dnat.errors import UsageError
 from dnat.lab import results
@@ -155,7 +156,7 @@ def test_metrics_that_do_not_count_have_columns_too(sweep, tmp_path):
     record = truth(tmp_path / "other")
     record["metrics"] = {"mae": "min", "r2": "max"}
     record["results"] |= {"test_mae": 0.5, "test_mae_before": 2.0, "test_r2": 0.25, "test_r2_before": -1.0}
-    (tmp_path / "other" / "record.json").write_text(json.dumps(record))
+    (tmp_path / "other" / "record.json").write_text(json.dumps(unsealed(record)))
     (row,) = tabulate([tmp_path / "other"]).records()
     assert (row["metric"], row["test_before"], row["test_after"]) == ("mae", 2.0, 0.5)
     assert (row["test_r2_before"], row["test_r2"]) == (-1.0, 0.25)
@@ -224,7 +225,7 @@ def test_settings_tell_methods_of_the_latex_table_apart(sweep, tmp_path):
     record = truth(other)
     record["job"]["lr"] = 0.5
     record["results"]["test_accuracy"] = 0.25
-    (other / "record.json").write_text(json.dumps(record))
+    (other / "record.json").write_text(json.dumps(unsealed(record)))
     words = ["results", str(sweep), str(other), "--by", "lr"]
     done = CliRunner().invoke(cli, [*words, "--latex"], catch_exceptions=False)
     rows = [cells_of(line) for line in done.stdout.splitlines() if "dnat-full" in line]

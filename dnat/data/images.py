@@ -166,7 +166,7 @@ class Images:
             )
 
     def fingerprint(self) -> str:
-        """A SHA-256 over pixels and labels of both splits; of files, over names, sizes and the archive's CRCs."""
+        """A SHA-256 over pixels and labels of both splits; of files, see `ImageFiles.digest`."""
         digest = hashlib.sha256(f"{self.name} {self.classes}".encode())
         for tensor in (self.train_images, self.train_labels, self.train_index, self.test_images, self.test_labels):
             if isinstance(tensor, ImageFiles):

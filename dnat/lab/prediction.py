@@ -1,6 +1,6 @@
 """What a finished run's network takes pictures for, which are prepared as its test images were."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,12 @@ def found_in(places: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def predicted(directory: str | Path, files: Sequence[str | Path], top: int = 5) -> Iterator[Prediction]:
+def predicted(
+    directory: str | Path,
+    files: Sequence[str | Path],
+    top: int = 5,
+    accept: Callable[[str], None] | None = None,
+) -> Iterator[Prediction]:
     """Run a finished run's network on pictures.
 
     They are decoded and normalized as the run's test images were, and the network computes as in its test: the
@@ -67,6 +72,7 @@ def predicted(directory: str | Path, files: Sequence[str | Path], top: int = 5) 
         directory: of the run.
         files: pictures.
         top: so many classes of each, or as many as there are.
+        accept: see `RunFiles`.
 
     Yields:
         A prediction for each file, in their order.
@@ -75,12 +81,12 @@ def predicted(directory: str | Path, files: Sequence[str | Path], top: int = 5) 
         ValueError: no run directory, a run that is not finished, or one of an older dnat, which did not note how
             images are prepared.
     """
-    preprocess = preprocess_of(directory)
+    preprocess = preprocess_of(directory, accept)
     if preprocess is None:
         raise UsageError(
             f"{directory} was written by an older dnat, which did not note how images are prepared; train it again"
         )
-    network, job, _ = restore(directory)
+    network, job, _ = restore(directory, accept)
     paths, step = [Path(file) for file in files], usual_batch(preprocess.size)
     for start in range(0, len(paths), step):
         some = paths[start : start + step]

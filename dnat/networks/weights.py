@@ -57,6 +57,8 @@ def load_weights(
     path, trained = Path(source), None
     if path.is_dir():
         path = path / NETWORK
+    if path.name == NETWORK and RunFiles(path.parent).is_done():
+        RunFiles(path.parent).check(NETWORK)
     if path.suffix or path.exists() or not name.startswith("torchvision:"):
         state, trained = _read(path), _classes_of(path)
     else:

@@ -27,6 +27,7 @@ from ...discretization import Discretization, discretization
 from ...distributed import from_first
 from ...edges import Tally
 from ...errors import UsageError
+from ...files import digest_of
 from ...loop import Listeners, Stop
 from ...networks import build, fitting
 from ...networks.weights import read_state
@@ -177,16 +178,18 @@ class Control:
         Accuracies are filled in later.
         """
         identity = f"{self.given.digest} {self.given.data.identity()}"
-        known = from_first(lambda: records.read_json(CHOSEN) if records else None)
-        if known:
+        known = from_first(lambda: records.kept(CHOSEN) if records else None)
+        if known and from_first(lambda: records is None or records.has_files(known.get("files", {}))):
             check_identity(known, identity)
             commitment = Commitment.from_table(known["commitment"])
             return commitment, self._again(commitment, records)
         commitment, small = self._chosen()
         if records:
+            digests = {}
             if self.method == "control-prune":
                 records.write_state(CUT, small)
-            records.write_json(CHOSEN, {"identity": identity, "commitment": commitment.table()})
+                digests[CUT] = digest_of(records.path(CUT))
+            records.keep(CHOSEN, {"identity": identity, "commitment": commitment.table(), "files": digests})
         return commitment, small
 
     def _chosen(self) -> tuple[Commitment, nn.Module]:

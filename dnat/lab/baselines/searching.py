@@ -23,7 +23,7 @@ from ...planning import find_edges, make_plan
 from ...records import Records
 from ...relaxation import relax
 from ...results import Commitment, EdgeReport, FixedReport, Transformation, fixed_of
-from ...rundir import SEARCH_RESULT
+from ...rundir import SEARCH_RESULT, SEARCH_ROWS
 from ...session import Session, check_training, choose_device, images_of, named, session
 from ...settings import Config, Search
 from ...tracing import trace
@@ -168,9 +168,11 @@ def _result_of_search(
     """What the search finds, as JSON; read back where it is done already."""
     records = listeners.records
     identity = f"{given.digest} {given.data.identity()}"
-    known = records.read_json(SEARCH_RESULT) if records else None
+    known = records.kept(SEARCH_RESULT) if records else None
     if known:
         check_identity(known, identity)
+        if records and "rows" in known:  # of an older dnat in their own file alone
+            records.of_search().put_back(known.pop("rows"))
         return {**known, "history": records.of_search().metrics() if records else []}
     search: SearchRun[Any] = SearchRun(
         space, LEARNERS[method], images_of(given.data), given.config, identity, listeners
@@ -187,7 +189,7 @@ def _result_of_search(
         "notes": list(best.notes),
     }
     if records:
-        records.write_json(SEARCH_RESULT, result)
+        records.keep(SEARCH_RESULT, {**result, "rows": records.text(SEARCH_ROWS)})
         records.of_search().forget()
     return {**result, "history": list(best.history)}
 

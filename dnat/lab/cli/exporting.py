@@ -7,7 +7,7 @@ import click
 
 from ...errors import UsageError
 from .group import cli
-from .options import flag
+from .options import ACCEPT, accepted, flag
 
 if TYPE_CHECKING:
     from ...data import Source
@@ -31,17 +31,18 @@ if TYPE_CHECKING:
 )
 @click.option("--verify/--no-verify", default=True, help="Read it again in a fresh process and compare.")
 @flag("data_root", more="Where it moved; for --quantize and --measure.")
+@ACCEPT
 def export(
     run: Path,
     form: str,
     out: Path | None,
     *,
-    fold: bool,
     quantize: str | None,
     images: int | None,
     measure: bool | None,
-    verify: bool,
     data_root: str | None,
+    accept_changes: bool,
+    **how: bool,
 ) -> None:
     """Write a finished run's network to files that need no dnat.
 
@@ -55,11 +56,11 @@ def export(
     from ..runs import load_data, preprocess_of, restore
 
     _check(form, quantize, images)  # before a run is read for it
-    network, job, example = restore(run)
+    network, job, example = restore(run, accepted(accept_changes))
     measure = bool(quantize) if measure is None else measure
     data = load_data(job.but(data_root=data_root or job.data_root)) if quantize or measure else None
     calibration = _training_inputs(data, images or 256, job.config.seed) if quantize and data is not None else None
-    preprocess = preprocess_of(run)
+    preprocess = preprocess_of(run, (lambda text: None) if accept_changes else None)  # told above
     # A run's own network.safetensors stays as it is.
     written = write(
         network,
@@ -67,10 +68,9 @@ def export(
         form,
         out or run / f"exported{f'.{quantize}' if quantize else ''}",
         preprocess=preprocess,
-        fold=fold,
         quantize=quantize,
         calibration=calibration,
-        verify=verify,
+        **how,
     )
     for path in written.files:
         click.echo(path)
@@ -80,7 +80,7 @@ def export(
         click.echo("note: how images are made is not told: the run is of an older dnat, which did not note it")
     if written.agreement:
         click.echo(f"read again without dnat, and compared with the network: {written.agreement}")
-    elif verify:
+    elif how["verify"]:
         click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
     if measure and data is not None:
         _show(run, data, written)

@@ -112,6 +112,17 @@ DOWNLOAD = click.option(
     "--download", is_flag=True, help="Fetch the data set if it is missing; nothing is fetched without."
 )
 
+ACCEPT = click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="Take files, settings or data that are not what the run wrote or had; each is named. Refused without.",
+)
+
+
+def accepted(accept_changes: bool) -> Callable[[str], None] | None:
+    """What is told of changes that are taken; None refuses them."""
+    return (lambda text: click.echo(f"note: {text}", err=True)) if accept_changes else None
+
 
 def job_options(*without: str) -> Callable[..., Any]:
     """The flags that are settings: each overrides --set, which overrides the file, which overrides defaults."""

@@ -10,7 +10,7 @@ import click
 
 from ...errors import DataError, UsageError
 from .group import cli
-from .options import flag
+from .options import ACCEPT, accepted, flag
 
 BASELINE = click.option(
     "--baseline", default="original", show_default=True, help="Method that others are compared with."
@@ -26,7 +26,8 @@ BY = click.option(
 @click.argument("run", type=click.Path(path_type=Path))
 @flag("data_root", more="Where it moved, or with others of its classes.")
 @flag("skip_broken")
-def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None:
+@ACCEPT
+def evaluate(run: Path, data_root: str | None, skip_broken: bool | None, accept_changes: bool) -> None:
     """Test the network of a finished run again, from its files, or on other images of classes that it knows.
 
     \b
@@ -38,17 +39,19 @@ def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None
     from ...tasks import task_of
     from ...training import evaluate as test
     from ..metrics import Metric
-    from ..runs import load_data, other_images, restore
+    from ..runs import check_data, load_data, other_images, restore
 
-    job = read_job(run)
+    job, accept, given = read_job(run), accepted(accept_changes), data_root
     job = job.but(data_root=data_root or job.data_root, skip_broken=skip_broken or job.skip_broken)
     data = load_data(job)
     notes: list[str] = []
     if isinstance(data, Data):
-        data, notes = other_images(run, data)
+        data, notes = other_images(run, data, accept)
+    if given is None:  # whoever names other images knows
+        check_data(run, data, accept)
     for note in notes:
         click.echo(f"note: {note}")
-    network, job, _ = restore(run)
+    network, job, _ = restore(run, accept)
     result = test(network, data, job.config, task=task_of(job.task))
     told = ", ".join(f"{Metric(n).title} {Metric(n).text(v)}" for n, v in result.metrics.items())
     what = "images" if isinstance(data, Data) else "examples"
@@ -61,7 +64,8 @@ def evaluate(run: Path, data_root: str | None, skip_broken: bool | None) -> None
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to show, at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list in place of a table.")
-def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool) -> None:
+@ACCEPT
+def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool, accept_changes: bool) -> None:
     """Tell what a finished run's network takes pictures for, prepared as its test images were.
 
     FILES are pictures, or folders, of which all pictures are taken. Those that cannot be read are named, and the
@@ -77,7 +81,7 @@ def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool) -> None
     from ..terminal import console, predictions_table, predictions_text
 
     pictures = found_in(files)
-    found = list(predicted(run, pictures, top))
+    found = list(predicted(run, pictures, top, accepted(accept_changes)))
     broken = [p for p in found if p.problem]
     if as_json:
         click.echo(json.dumps([p.table() for p in found], indent=1))
@@ -97,7 +101,8 @@ def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool) -> None
 @click.option("--after", help="Also a genotype: what the first one became.")
 @click.option("--format", "formats", multiple=True, default=("png", "svg"), help="png, svg or pdf; repeatable.")
 @click.option("--out", type=click.Path(path_type=Path), help="File to write a genotype to, without its suffix.")
-def draw(what: str, after: str | None, formats: tuple[str, ...], out: Path | None) -> None:
+@ACCEPT
+def draw(what: str, after: str | None, formats: tuple[str, ...], out: Path | None, accept_changes: bool) -> None:
     """Draw a finished run's network before and after, again; or a genotype, by name or from a JSON file.
 
     \b
@@ -110,7 +115,7 @@ def draw(what: str, after: str | None, formats: tuple[str, ...], out: Path | Non
     if Path(what).is_dir():
         if after or out:
             raise UsageError("--after and --out are for genotypes; a run is drawn into its own directory")
-        files = redraw(what, formats)
+        files = redraw(what, formats, accepted(accept_changes))
     else:
         files = draw_named(what, after, out, formats)
     for path in files:

@@ -11,14 +11,14 @@ import click
 from ...errors import UsageError
 from ...settings import WHERE, Job, run_name
 from .group import FIRST, cli, exit_code
-from .options import DOWNLOAD, flag, given_settings, job_options, make_job
+from .options import ACCEPT, DOWNLOAD, flag, given_settings, job_options, make_job
 from .signals import stop_on_signals
 
 _ANEW = click.option(
     "--begin-again",
     "anew",
     is_flag=True,
-    help="Begin again where no checkpoint is whole; without, that is an error.",
+    help="Begin again where no checkpoint is whole, or the result is damaged or lost; without, that is an error.",
 )
 _WANDB = click.option(
     "--wandb",
@@ -47,14 +47,13 @@ _TRACK = click.option(
 @click.option("--plan-budget", help="Which of its budgets, where it has several.")
 @DOWNLOAD
 @_ANEW
+@ACCEPT
 @_WANDB
 @_TRACK
 def transform(
     out: Path | None,
     plan_file: Path | None,
     plan_budget: str | None,
-    download: bool,
-    anew: bool,
     wandb: str,
     tracks: tuple[str, ...],
     file: str | None,
@@ -69,13 +68,14 @@ def transform(
     dnat transform --network resnet20 --data cifar10 --data-root DIR --epochs 60 --seed 1
     dnat transform --network resnet8 --set network.width=8 --set lr_theta=0.01 --out runs/narrow
     """
+    how = {name: flags.pop(name) for name in ("download", "anew", "accept_changes")}
     if plan_budget and not plan_file:
         raise UsageError("--plan-budget says which budget of a plan: give --plan FILE, too")
     if plan_file:
         flags |= _choices_of(plan_file, plan_budget, given_settings(file, pairs, flags))
     job = make_job(file, pairs, flags)
     usual = run_name(job, with_threads="threads" in given_settings(file, pairs, flags))
-    _run(job, out or Path("runs") / usual, download, anew, wandb, tracks)
+    _run(job, out or Path("runs") / usual, how, wandb, tracks)
 
 
 def _choices_of(file: Path, budget: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -95,9 +95,17 @@ def _choices_of(file: Path, budget: str | None, given: dict[str, Any]) -> dict[s
 @click.argument("run", type=click.Path(path_type=Path))
 @flag("data_root", more="Where it moved.")
 @_ANEW
+@ACCEPT
 @_WANDB
 @_TRACK
-def resume(run: Path, data_root: str | None, anew: bool, wandb: str, tracks: tuple[str, ...]) -> None:
+def resume(
+    run: Path,
+    data_root: str | None,
+    anew: bool,
+    accept_changes: bool,
+    wandb: str,
+    tracks: tuple[str, ...],
+) -> None:
     """Go on with a run that was stopped; the result is the same, bit for bit.
 
     With --wandb what Weights & Biases lacks of the run is brought up, also of one that is done.
@@ -108,10 +116,11 @@ def resume(run: Path, data_root: str | None, anew: bool, wandb: str, tracks: tup
     from ...records import read_job
 
     job = read_job(run)
-    _run(job.but(data_root=data_root) if data_root else job, run, False, anew, wandb, tracks)
+    how = {"anew": anew, "accept_changes": accept_changes}
+    _run(job.but(data_root=data_root) if data_root else job, run, how, wandb, tracks)
 
 
-def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str, tracks: tuple[str, ...]) -> None:
+def _run(job: Job, directory: Path, how: dict[str, bool], wandb: str, tracks: tuple[str, ...]) -> None:
     # Older torch refuses deterministic matrix products on CUDA without it, and only reads it at the start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from ...rundir import RunFiles
@@ -126,8 +135,8 @@ def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str, trac
         f"{job.method}: {job.network} on {job.data}, seed {job.config.seed}, {job.config.training.epochs} epochs",
         highlight=False,
     )
-    done = RunFiles(directory).is_done()
-    if not done and (begun := progress(directory)):
+    done = RunFiles(directory).is_done() and not how["anew"]
+    if not done and not how["anew"] and (begun := progress(directory)):
         screen.print(f"goes on after epoch {begun[1]} ({begun[0]} stage)", highlight=False, markup=False)
     tracker = _tracker(job, directory, wandb, tracks, screen)
     try:
@@ -137,8 +146,7 @@ def _run(job: Job, directory: Path, download: bool, anew: bool, wandb: str, trac
                 directory,
                 tracker=tracker,
                 stop=stop,
-                download=download,
-                anew=anew,
+                **how,
                 notify=lambda t: screen.print(f"note: {t}", highlight=False, markup=False),
             )
         tracker.result(record)
@@ -190,7 +198,7 @@ def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
     from ..terminal import changes_table, result_table, verdict
 
     screen.print(result_table(record))
-    architecture = RunFiles(directory).architecture()
+    architecture = RunFiles(directory, accept=lambda text: None).architecture()  # told of already
     commitment = architecture["commitment"]
     if commitment and architecture.get("genotypes"):  # all cells of a kind are alike: each edge is shown once
         groups: dict[str, dict[str, Any]] = {}

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from ...rundir import SEARCH_ROWS, WANDB, RunFiles, write_json
+from ...errors import DataError
+from ...files import read_sealed, sealed, set_aside, write_json
+from ...rundir import SEARCH_ROWS, WANDB, RunFiles
 from ...settings import CONTROLS, SEARCHING, WHERE, Job
 from ...tracking import Tracker
 from ...training import Progress
@@ -184,14 +186,26 @@ class WandbTracker(Tracker):
     def _state(self) -> dict[str, Any]:
         """What wandb.json says; it is made with a new id where it is missing."""
         if not self.state:
-            self.state = self.files.read_json(WANDB) or {}
+            self.state = self._kept()
         if not self.state:
             self._keep({"id": secrets.token_hex(6), "rows": 0, "result": False})
         return self.state
 
+    def _kept(self) -> dict[str, Any]:
+        """What wandb.json says; a damaged one is set aside, and W&B gets a new run."""
+        path = self.files.path(WANDB)
+        try:
+            state = read_sealed(path)
+            if state and not {"id", "rows", "result"} <= state.keys():
+                raise DataError(f"{path} lacks the id, the rows or the result")
+        except DataError as error:
+            self.notify(f"{error}: it is set aside as {set_aside(path)}, and a new W&B run begun")
+            return {}
+        return state
+
     def _keep(self, state: dict[str, Any]) -> None:
         self.state = state
-        write_json(self.files.path(WANDB), state)
+        write_json(self.files.path(WANDB), sealed(state))
 
     def _mirror(self) -> None:
         """Bring up the rows that the W&B run lacks."""

@@ -6,6 +6,7 @@ ones with the reason, a finished run without its curves is noted.
 
 import json
 import math
+import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -185,6 +186,8 @@ def gather(
     unfinished = [run for run in found.values() if isinstance(run, Unfinished)]
     if not runs:
         raise UsageError(_no_result(unfinished))
+    if old := [str(run.directory) for run in runs if not run.record.get("data_held")]:
+        notes.append(f"of an older dnat, so that what was changed since is not noticed: {_some(old)}")
     runs = _once(runs, notes)
     names = labels_by([run.record for run in runs], by)
     runs = [replace(run, trial=replace(run.trial, method=name)) for run, name in zip(runs, names, strict=True)]
@@ -237,7 +240,7 @@ def is_sweep(path: str | Path) -> bool:
 
 def read_run(path: Path, notes: list[str]) -> Run | Unfinished:
     """A run from its directory; what cannot be read of a finished one is added to the notes."""
-    name, files = path.resolve().name, RunFiles(path)
+    name, files = path.resolve().name, RunFiles(path, notify=notes.append)
     if not files.is_done():
         state, reason = files.why_unfinished()
         if state == "running" and not reason:
@@ -247,7 +250,8 @@ def read_run(path: Path, notes: list[str]) -> Run | Unfinished:
         record = files.record()
         trial = trial_from(record)
     except (ValueError, TypeError) as error:
-        return Unfinished(name, "damaged", f"{RECORD}: {error}", "")
+        reason = (files.problem() or str(error)).replace(f"{path}{os.sep}", "")  # its name stands beside it
+        return Unfinished(name, "damaged", reason if RECORD in reason else f"{RECORD}: {reason}", "")
     return Run(
         name=name,
         directory=path,
@@ -292,7 +296,7 @@ def _trials(sweep: Path, notes: list[str]) -> dict[str, tuple[str, str]]:
 def _of_sweep(sweep: Path, name: str, told: tuple[str, str], notes: list[str]) -> Run | Unfinished:
     """A trial of a sweep: its directory says whether it is done, the sweep why it is not."""
     state, reason = told
-    begun = RunFiles(sweep / name).is_run()
+    begun = RunFiles(sweep / name).is_run() or RunFiles(sweep / name).is_done()
     found = read_run(sweep / name, notes) if begun else Unfinished(name, "pending", "", "")
     if isinstance(found, Run) or found.state == "damaged" or not state:
         return found
@@ -321,9 +325,12 @@ def _once(runs: Iterable[Run], notes: list[str]) -> list[Run]:
         else:
             alike.append(run)
     if again:
-        shown = ", ".join(again[:3]) + f" and {len(again) - 3} more" * (len(again) > 3)
-        notes.append(f"runs that have the same bits as others of their method and seed count once: {shown}")
+        notes.append(f"runs that have the same bits as others of their method and seed count once: {_some(again)}")
     return [run for alike in kept.values() for run in alike]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
 
 
 def _refuse_duplicates(runs: Iterable[Run]) -> None:
@@ -340,8 +347,10 @@ def _refuse_duplicates(runs: Iterable[Run]) -> None:
 
 
 def _metrics(files: RunFiles, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
-    """Rows that are tables with a number of an epoch."""
+    """Rows that are tables with a number of an epoch; none where they are not those that the run wrote."""
     rows, bad = [], 0
+    if not files.told(METRICS):
+        return ()
     for line in files.text(METRICS).splitlines():
         try:
             row = json.loads(line)
@@ -358,6 +367,8 @@ def _metrics(files: RunFiles, notes: list[str]) -> tuple[Mapping[str, Any], ...]
 
 
 def _noted(files: RunFiles, name: str, notes: list[str]) -> Mapping[str, Any]:
+    if not files.told(name):
+        return {}
     try:
         table = files.read_json(name)
         reason = f"{name} is missing"

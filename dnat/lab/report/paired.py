@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import UsageError
-from ...rundir import PREDICTIONS, RunFiles
+from ...errors import DataError, UsageError
+from ...rundir import PREDICTIONS, RECORD, RunFiles
 from ..labels import label
 from ..summary.images import Paired, paired
 from .gather import Report, Run, check_run, gather, is_sweep, read_run
@@ -44,6 +44,8 @@ def read_predictions(directory: str | Path) -> Predictions:
             f"{directory} has no {PREDICTIONS}: it is not finished, its task has no classes, or an older dnat "
             "wrote it, which kept none"
         )
+    if RunFiles(directory).is_done():
+        RunFiles(directory).check(PREDICTIONS)
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -104,8 +106,15 @@ def _finished(path: Path) -> Run:
 
 
 def _of_methods(report: Report) -> list[tuple[str, Paired]]:
-    """Each method beside the baseline."""
+    """Each method beside the baseline.
+
+    Raises:
+        DataError: a run whose result is damaged or gone, so that the others would be compared without it.
+    """
     found = []
+    lost = [u for u in report.unfinished if u.state == "damaged" or RECORD in u.reason]
+    if lost:
+        raise DataError("; ".join(f"{u.name}: {u.reason}" for u in lost))
     for group in report.groups:
         base = {run.trial.seed: run for run in group.runs.get(report.summary.baseline, ())}
         for method, runs in group.runs.items():

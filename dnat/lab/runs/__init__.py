@@ -8,6 +8,7 @@ pictures    a run's pictures, and genotypes by name
 surveys     what may change in a network: `dnat edges`, `dnat networks`
 """
 
+from .finished import check_data as check_data
 from .finished import other_images as other_images
 from .finished import preprocess_of as preprocess_of
 from .finished import restore as restore

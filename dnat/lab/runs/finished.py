@@ -1,6 +1,7 @@
 """What a finished run's network is, takes and can be tested on; needs no data set."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +9,32 @@ import torch
 from torch import nn
 
 from ...costs import Latency, latency
-from ...data import Data, Preprocess
+from ...data import Data, Preprocess, Source
 from ...discretization import discretize
-from ...errors import UsageError
+from ...errors import DataError, UsageError
 from ...networks import Genotype
 from ...networks.cells import CellNetwork, regrown
 from ...networks.weights import read_state
 from ...results import Commitment
 from ...rundir import NETWORK, RunFiles, read_job
-from ...session import choose_device, reproducible
+from ...session import choose_device, reproducible, weights_digest
 from ...settings import SEARCHING, Job
 from ...training import images_last
 from ..baselines import resized, works_on_genotype
 from .loading import build_network, load_data, narrower, network_for
 
+Accept = Callable[[str], None] | None
+"""Is told of each file or data that differs from the run's and is taken all the same; None refuses them."""
 
-def restore(directory: str | Path) -> tuple[nn.Module, Job, Any]:
+
+def restore(directory: str | Path, accept: Accept = None) -> tuple[nn.Module, Job, Any]:
     """The trained network of a finished run, its job, and a batch of the shape that it takes; needs no data set.
 
     Raises:
         ValueError: no run directory, or a run that is not finished.
+        DataError: a file that is damaged, or not what the run wrote.
     """
-    job, files = read_job(directory), RunFiles(directory)
+    job, files = read_job(directory), RunFiles(directory, accept=accept)
     record, architecture = files.record(), files.architecture()
     if ":" in job.data:  # of the user's own: their function tells what the network takes
         data = load_data(job)
@@ -55,8 +60,20 @@ def restore(directory: str | Path) -> tuple[nn.Module, Job, Any]:
         network = resized(network, widths)
     elif commitment:
         network = discretize(network, commitment.choices, example)
-    network.load_state_dict(read_state(files.path(NETWORK)))
+    _load(network, files, record["results"].get("weights_sha256"))
     return network.eval(), job, example
+
+
+def _load(network: nn.Module, files: RunFiles, digest: str | None) -> None:
+    """Put the run's weights into its network; what else than those are there is refused."""
+    path = files.path(NETWORK)
+    files.check(NETWORK)
+    try:
+        network.load_state_dict(read_state(path))
+    except Exception as error:  # whatever the library, or a network of the user's, makes of damaged bytes
+        raise DataError(f"{path} cannot be read as this network's weights: {error}") from error
+    if digest is not None and weights_digest(network) != digest:
+        files.differs(f"{path} does not hold the weights of the run: their digest differs from record.json's")
 
 
 def times(directory: str | Path) -> tuple[Latency, Latency]:
@@ -72,7 +89,7 @@ def times(directory: str | Path) -> tuple[Latency, Latency]:
         data = load_data(job)
         before, example = network_for(job, data), data.to(device).example(batch)
     else:
-        record = _record(directory)
+        record = _record(directory, None)
         shape = tuple(record["image_shape"])
         before = build_network(job.but(weights=None), len(record["classes"]), shape)
         example = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
@@ -84,28 +101,51 @@ def times(directory: str | Path) -> tuple[Latency, Latency]:
     return first, last
 
 
-def preprocess_of(directory: str | Path) -> Preprocess | None:
+def preprocess_of(directory: str | Path, accept: Accept = None) -> Preprocess | None:
     """How images are made for a finished run's network; None where an older dnat did not note it.
 
     Raises:
         ValueError: no run directory, or a run that is not finished.
     """
-    record = _record(directory)
+    record = _record(directory, accept)
     return Preprocess.from_table(record["preprocess"]) if "preprocess" in record else None
 
 
-def other_images(directory: str | Path, data: Data) -> tuple[Data, list[str]]:
+def check_data(directory: str | Path, data: Source, accept: Accept = None) -> None:
+    """Refuse data of a finished run that are not those that it was tested on.
+
+    Of an older dnat's run that cannot be told.
+
+    Raises:
+        DataError: they differ, and are not to be taken as they are.
+        ValueError: no run directory, or a run that is not finished.
+    """
+    record, files = _record(directory, accept), RunFiles(directory, accept=accept)
+    held = data.content().partition(" ")[0]
+    if (
+        files.is_bound()
+        and held == record.get("data_held", held)
+        and data.fingerprint() != record["data_fingerprint"]
+    ):
+        files.differs(
+            f"{data.name} is not the data of the run: examples, labels or names differ; other data are named with "
+            "--data-root"
+        )
+
+
+def other_images(directory: str | Path, data: Data, accept: Accept = None) -> tuple[Data, list[str]]:
     """Images with labels as a finished run's network numbers its classes, and what is worth knowing of them.
 
     Args:
         directory: of the run.
         data: of the same classes, or some of them, by name.
+        accept: see `RunFiles`.
 
     Raises:
         DataError: classes that the network does not know.
         ValueError: no run directory, or a run that is not finished.
     """
-    record = _record(directory)
+    record = _record(directory, accept)
     numbered, notes = data.numbered(record["classes"]), list(data.notes)
     if len(data.classes) < len(record["classes"]):
         notes.append(f"these images are of {len(data.classes)} of the network's {len(record['classes'])} classes")
@@ -116,6 +156,6 @@ def other_images(directory: str | Path, data: Data) -> tuple[Data, list[str]]:
     return numbered, notes
 
 
-def _record(directory: str | Path) -> dict[str, Any]:
+def _record(directory: str | Path, accept: Accept) -> dict[str, Any]:
     read_job(directory)  # what is no run at all is told of first
-    return RunFiles(directory).record()
+    return RunFiles(directory, accept=accept).record()

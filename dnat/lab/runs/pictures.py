@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
@@ -184,9 +184,13 @@ def _same_inputs(first: Genotype, last: Genotype) -> bool:
     )
 
 
-def redraw(directory: str | Path, formats: tuple[str, ...] = ("png", "svg")) -> list[Path]:
-    """Draw the pictures of a finished run again, from its files."""
-    job, files = read_job(directory), RunFiles(directory)
+def redraw(
+    directory: str | Path,
+    formats: tuple[str, ...] = ("png", "svg"),
+    accept: Callable[[str], None] | None = None,
+) -> list[Path]:
+    """Draw the pictures of a finished run again, from its files; `accept` as `RunFiles` has it."""
+    job, files = read_job(directory), RunFiles(directory, accept=accept)
     results = files.record()["results"]
     before, after = (Cost(**results[name]) for name in ("cost_before", "cost_after"))
     return draw(files.path(), files.architecture(), job, before, after, formats)

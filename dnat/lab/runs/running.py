@@ -13,10 +13,11 @@ from torch import nn
 from ...costs import memory
 from ...data import Data, Source
 from ...distributed import from_first, joined, world
-from ...errors import UsageError
+from ...errors import DataError, UsageError
+from ...files import atomic_write
 from ...records import Records, holds_other
 from ...results import Transformation
-from ...rundir import ARCHITECTURE, NETWORK, PREDICTIONS, RunFiles, atomic_write
+from ...rundir import ARCHITECTURE, NETWORK, PREDICTIONS, RunFiles
 from ...session import images_of
 from ...settings import SEARCHING, WHERE, Job
 from ...tasks import task_of
@@ -36,6 +37,7 @@ def run(
     stop: Callable[[Progress], bool] | None = None,
     download: bool = False,
     anew: bool = False,
+    accept_changes: bool = False,
     notify: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Carry a job out in a directory, or go on with it; a run that is done is not done again.
@@ -46,7 +48,8 @@ def run(
         tracker: is told of progress.
         stop: asked after each batch whether to save and stop (`Interrupted`).
         download: fetch the data set if it is missing.
-        anew: whether a run whose checkpoints are all damaged begins again.
+        anew: whether a run begins again whose checkpoints are all damaged, or whose result is damaged or lost.
+        accept_changes: whether files and data that differ from those of the run are taken, each with a word.
         notify: is given what the user should read (a damaged checkpoint, another machine).
 
     Returns:
@@ -59,7 +62,7 @@ def run(
     with joined(job.config.machine.device) as here:
         if here.size > 1 and job.method in SEARCHING:
             raise UsageError(f"method {job.method!r} trains in one process: start it without torchrun")
-        return _run(job, Path(directory), tracker, stop, download, anew, notify)
+        return _run(job, Path(directory), tracker, stop, download, anew, accept_changes, notify)
 
 
 def _run(
@@ -69,9 +72,13 @@ def _run(
     stop: Callable[[Progress], bool] | None,
     download: bool,
     anew: bool,
+    accept_changes: bool,
     notify: Callable[[str], None],
 ) -> dict[str, Any]:
-    done = from_first(lambda: _done(directory, job, notify))
+    opened = functools.partial(
+        Records.open, directory, job, notify=notify, anew=anew, accept_changes=accept_changes
+    )
+    done = from_first(lambda: _done(directory, job, opened, anew))
     if done is not None:
         return done
     if download and world().size > 1:  # by one process, before the others look
@@ -86,8 +93,8 @@ def _run(
         trained[:] = [progress]
         return bool(stop and stop(progress))
 
-    with _opened(directory, job, anew, notify) as records:
-        done = from_first(lambda: records.record() if records and records.is_done() else None)
+    with _opened(opened) as records:
+        done = from_first(lambda: _result(records, anew) if records else None)
         if done is not None:  # by another process, in between
             return done
         job = from_first(lambda: records.job if records else job)
@@ -131,25 +138,53 @@ def prepared(
     return network, data, of_method
 
 
-def _done(directory: Path, job: Job, notify: Callable[[str], None]) -> dict[str, Any] | None:
+def _done(directory: Path, job: Job, opened: Callable[[], Records], anew: bool) -> dict[str, Any] | None:
     """The record of a run that has ended; None of another one, or where the directory has another job's.
 
     That is refused when all else that may be wrong with the job was told.
     """
-    if not RunFiles(directory).is_done() or holds_other(directory, job):
+    files = RunFiles(directory)
+    if not files.is_done() or holds_other(directory, job) or (anew and _broken(files)):
         return None
-    with Records.open(directory, job, notify=notify) as records:
-        return records.record()
+    with opened() as records:
+        return _result(records, False)
+
+
+def _broken(files: RunFiles) -> str:
+    """Why the result of a run that is done cannot be taken as it is; empty where it can."""
+    try:
+        files.record()
+        files.check_all()
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _result(records: Records, anew: bool) -> dict[str, Any] | None:
+    """The record of a run that has ended, if all its files are those that it wrote; None of one that has not.
+
+    Raises:
+        DataError: they are not, and the run is not to begin again.
+    """
+    if not records.is_done():
+        return None
+    if anew and (why := _broken(RunFiles(records.directory))):
+        records.begin_again(why)
+        return None
+    record = records.record()
+    if not records.is_bound():
+        records.notify("the run is of an older dnat, which kept no digests: what was changed since is not noticed")
+    records.check_all()
+    return record
 
 
 @contextmanager
-def _opened(directory: Path, job: Job, anew: bool, notify: Callable[[str], None]) -> Iterator[Records | None]:
+def _opened(opened: Callable[[], Records]) -> Iterator[Records | None]:
     """The run directory, open in the first process; None in others that train with it."""
     with ExitStack() as stack:
-        opened: list[Records] = []
-        made = functools.partial(Records.open, directory, job, notify=notify, anew=anew)
-        from_first(lambda: opened.append(stack.enter_context(made())))
-        yield opened[0] if opened else None
+        found: list[Records] = []
+        from_first(lambda: found.append(stack.enter_context(opened())))
+        yield found[0] if found else None
 
 
 def _finish(
@@ -170,7 +205,9 @@ def _finish(
             for when, part in (("before", network), ("after", result.network))
         },
         "data_fingerprint": data.fingerprint(),
+        "data_held": data.content().partition(" ")[0],
         **(_of_images(data) if isinstance(data, Data) else {}),
+        **({"accepted": records.accepted} if records.accepted else {}),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -10,16 +10,18 @@
 Files of the trials themselves win over trials.json: what has a record.json is done, whoever did it.
 """
 
+import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError
+from ...errors import DataError, DnatError, UsageError
+from ...files import atomic_write, read_sealed, sealed, set_aside, write_json
 from ...locks import Lock, LockedError, is_held
 from ...naming import unknown
-from ...rundir import RECORD, RunFiles, atomic_write, check_name, read_table, write_json
+from ...rundir import RECORD, RunFiles, check_name
 from ...settings import WHERE, Job, read_toml
 from .settings import Sweep, Trial, grid
 from .trials import Outcome, State, trial_command
@@ -61,11 +63,15 @@ class SweepFiles:
         return Sweep.from_table(read_toml(self.path / SWEEP))
 
     def read_entries(self) -> dict[str, dict[str, Any]]:
-        """What is known of each trial that was started; nothing where that cannot be read."""
-        try:
-            return read_table(self._entries)
-        except ValueError:
-            return {}
+        """What is known of each trial that was started.
+
+        Raises:
+            DataError: trials.json is damaged.
+        """
+        entries = read_sealed(self._entries)
+        if not all(_is_entry(entry) for entry in entries.values()):
+            raise DataError(f"{self._entries} holds no trials")
+        return entries
 
     @property
     def _entries(self) -> Path:
@@ -132,7 +138,11 @@ def read(directory: str | Path) -> tuple[Standing, ...]:
         ValueError: it is no sweep's directory; names like it are suggested.
     """
     files = SweepFiles(directory)
-    return standings(files.path, files.read(), files.read_entries(), running=is_held(directory))
+    try:
+        entries = files.read_entries()
+    except DataError:  # their own files tell as much
+        entries = {}
+    return standings(files.path, files.read(), entries, running=is_held(directory))
 
 
 def standings(
@@ -151,7 +161,8 @@ def _derived(standing: Standing, running: bool) -> Standing:
     """The standing by the trial's own files, where they know better."""
     files = RunFiles(standing.directory)
     if files.is_done():
-        return replace(standing, state="done", reason="")
+        problem = files.problem()
+        return replace(standing, state="failed" if problem else "done", reason=problem)
     if standing.state == "running" and running:
         return standing
     if standing.state == "done":  # somebody deleted the result
@@ -166,7 +177,7 @@ def _derived(standing: Standing, running: bool) -> Standing:
     state, reason = files.why_unfinished()
     if state == "failed":
         return replace(standing, state="failed", reason=reason)
-    return replace(standing, state="interrupted", reason=reason or "its process is gone")
+    return replace(standing, state="interrupted", reason=standing.reason or reason or "its process is gone")
 
 
 class SweepDirectory(SweepFiles):
@@ -178,21 +189,30 @@ class SweepDirectory(SweepFiles):
         trials: of the sweep.
     """
 
-    def __init__(self, path: Path, sweep: Sweep, trials: tuple[Trial, ...]) -> None:
+    def __init__(self, path: Path, sweep: Sweep, trials: tuple[Trial, ...], notify: Callable[[str], None]) -> None:
         super().__init__(path)
         self.sweep, self.trials = sweep, trials
         self.entries: dict[str, dict[str, Any]] = {}
+        self._notify = notify
         self._lock: Lock | None = None
 
     @classmethod
-    def open(cls, path: str | Path, sweep: Sweep, trials: tuple[Trial, ...]) -> "SweepDirectory":
+    def open(
+        cls,
+        path: str | Path,
+        sweep: Sweep,
+        trials: tuple[Trial, ...],
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> "SweepDirectory":
         """Make a sweep's directory, or open it again for the same settings and at least the same trials.
+
+        A damaged file that can be made again is set aside, which `notify` is told.
 
         Raises:
             ValueError: it belongs to something else, to other settings, or has trials that `sweep` lacks.
             LockedError: another process works in it, or it cannot be written.
         """
-        found = cls(Path(path), sweep, trials)
+        found = cls(Path(path), sweep, trials, notify)
         check_name(found.path.resolve().name)
         for trial in trials:
             check_name(trial.name)
@@ -225,6 +245,13 @@ class SweepDirectory(SweepFiles):
                     "name them, too, or choose another directory (--out)"
                 )
         refuse_others(self.path, self.trials)
+        known = {trial.name for trial in self.trials}
+        lacking = sorted(p.stem for p in self.path.glob("trials/*.toml") if p.stem not in known)
+        if lacking:
+            raise UsageError(
+                f"{self.path / SWEEP} lacks trials that {self.path / 'trials'} has: put back what was there "
+                f"({', '.join(lacking[:5])})"
+            )
 
     def _write(self) -> None:
         for folder in ("trials", "logs"):
@@ -232,9 +259,12 @@ class SweepDirectory(SweepFiles):
         for stray in (*self.path.glob(".*.tmp"), *self.path.glob("trials/.*.tmp"), self.stop_file):
             stray.unlink(missing_ok=True)  # of a process that was killed
         for trial in self.trials:
-            _write_if_new(self.job_file(trial.name), trial.job.to_toml())
+            file = self.job_file(trial.name)
+            if os.path.lexists(file) and _job_in(file) is None:
+                self._notify(f"{file} is damaged: it is set aside as {set_aside(file)}, and written anew")
+            _write_if_new(file, trial.job.to_toml())
         _write_if_new(self.path / SWEEP, self.sweep.to_toml())
-        self.entries = self.read_entries()
+        self._take_entries()
         for name, entry in self.entries.items():
             if entry.get("state") == "running":  # its sweep was killed: the trial's own files say how it ended
                 self.entries[name] = entry | {"state": "pending"}
@@ -243,6 +273,13 @@ class SweepDirectory(SweepFiles):
                 self.entries[found.name] |= {"state": found.state, "reason": found.reason}
         if self.entries:
             self._save()
+
+    def _take_entries(self) -> None:
+        try:
+            self.entries = self.read_entries()
+        except DataError as error:
+            aside = set_aside(self._entries)
+            self._notify(f"{error}: it is set aside as {aside}, and made again from the trials' own files")
 
     def __enter__(self) -> "SweepDirectory":
         return self
@@ -284,13 +321,27 @@ class SweepDirectory(SweepFiles):
         self._save()
 
     def _save(self) -> None:
-        write_json(self._entries, self.entries)
+        write_json(self._entries, sealed(self.entries))
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether this is what trials.json has of a trial."""
+    kinds = {"state": str, "attempts": int, "exit_code": int | None, "reason": str, "seconds": int | float}
+    return isinstance(entry, dict) and all(isinstance(entry[k], kinds[k]) for k in _KEPT if k in entry)
 
 
 def _write_if_new(path: Path, text: str) -> None:
     """Files that stay the same keep their times."""
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         atomic_write(path, text.encode())
+
+
+def _job_in(file: Path) -> Job | None:
+    """The job in a file; None where it cannot be read."""
+    try:
+        return Job.from_flat(read_toml(file))
+    except DnatError:
+        return None
 
 
 def refuse_others(directory: Path, trials: Iterable[Trial]) -> None:
@@ -300,16 +351,18 @@ def refuse_others(directory: Path, trials: Iterable[Trial]) -> None:
         ValueError: with the settings that differ.
     """
     listed: dict[str, str] = {}
+    first = ""
     for trial in trials:
         file = SweepFiles(directory).job_file(trial.name)
-        if file.exists():
-            differing = Job.from_flat(read_toml(file)).differences(trial.job)
-            for key, (there, now) in differing.items():
-                listed.setdefault(key, f"{key} {_short(there)} (there) / {_short(now)} (now)")
+        there = _job_in(file)
+        if there is not None:  # a damaged one is written anew
+            for key, (old, now) in there.differences(trial.job).items():
+                listed.setdefault(key, f"{key} {_short(old)} (there) / {_short(now)} (now)")
+                first = first or str(file)
     if listed:
         raise UsageError(
             f"{directory} holds a sweep with other settings: {', '.join(listed.values())}; choose another "
-            "directory (--out)"
+            f"directory (--out), or put back {first} if it was changed"
         )
 
 
@@ -325,6 +378,10 @@ def continued(given: Sweep, directory: str | Path) -> Sweep:
     number of CPU threads stays in any case, since sums depend on it. Variants that come alone come to those there.
     """
     if not SweepFiles(directory).is_sweep():
+        if not given.networks and (Path(directory) / "trials").is_dir():
+            raise UsageError(
+                f"{Path(directory) / SWEEP} is gone: put it back, or name networks, methods and seeds"
+            )
         return given
     there = SweepFiles(directory).read()
     lists = {kind: getattr(given, kind) or getattr(there, kind) for kind in ("networks", "methods", "seeds")}

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ...errors import UsageError
+from ...errors import DnatError, UsageError
 from ...settings import cores
 from ..metrics import Measured
 from .cluster import Cluster, import_ray
-from .directory import Standing, SweepDirectory, SweepFiles, continued, read
+from .directory import SWEEP, Standing, SweepDirectory, SweepFiles, continued, read
 from .local import ANY_GPU, Local, visible_gpus
 from .preflight import check_networks
 from .settings import Sweep, Trial, plan, resolve
@@ -139,11 +139,17 @@ def prepare(
         ValueError: something is wrong with some trials; every mistake is listed.
     """
     meant = continued(given, directory)
-    sweep = resolve(meant, jobs or 1)
+    try:
+        sweep = resolve(meant, jobs or 1)
+        trials = plan(sweep)
+    except DnatError as error:
+        if given.settings or not SweepFiles(directory).is_sweep():
+            raise
+        raise type(error)(f"{SweepFiles(directory).path / SWEEP}: {error}") from error
     kept, usual = sweep.settings["threads"], max(1, cores() // (jobs or 1))
     if "threads" in meant.settings and "threads" not in given.settings and jobs and kept != usual:
         notify(f"threads = {kept} stays for each trial, as the sweep began with it: results depend on it")
-    return sweep, plan(sweep)
+    return sweep, trials
 
 
 def run_sweep(
@@ -189,7 +195,7 @@ def run_sweep(
         _download(trials, notify)
     if options.engine == "local":  # another machine may have what is missing here
         check_networks(_new(trials, directory), stop)
-    with SweepDirectory.open(directory, sweep, trials) as opened:
+    with SweepDirectory.open(directory, sweep, trials, notify) as opened:
         found = _Loop(opened, options, watch, stop).run()
         beside = options.engine == "local" and (options.jobs or 1) > 1
         if beside and (problem := measure([s.directory for s in found if s.state == "done"], stop)):
@@ -209,7 +215,7 @@ def write_plan(
         How all trials stand, and those that are left to be carried out.
     """
     sweep, trials = prepare(given, directory, options.jobs, notify)
-    with SweepDirectory.open(directory, sweep, trials) as opened:
+    with SweepDirectory.open(directory, sweep, trials, notify) as opened:
         found = opened.standings()
     return found, selected(found, options.retry_failed)
 

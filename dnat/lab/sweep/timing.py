@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from ...rundir import LATENCY, RunFiles, write_json
+from ...rundir import RunFiles
 from .trials import environment, waited
 
 
@@ -26,7 +26,7 @@ def measure(directories: Iterable[Path], stop: Callable[[], bool]) -> str:
     Returns:
         What went wrong, in a line; empty if nothing did.
     """
-    left = [str(place) for place in directories if not RunFiles(place).path(LATENCY).exists()]
+    left = [str(place) for place in directories if not RunFiles(place).latency()]
     if not left or stop():
         return ""
     with tempfile.TemporaryFile() as log:
@@ -53,7 +53,7 @@ def _main(*directories: str) -> None:
     for place in directories:
         before, after = times(place)
         alone = {"before": before, "after": after}
-        write_json(RunFiles(place).path(LATENCY), {name: asdict(t) | {"alone": True} for name, t in alone.items()})
+        RunFiles(place).write_latency({name: asdict(t) | {"alone": True} for name, t in alone.items()})
 
 
 if __name__ == "__main__":

@@ -182,7 +182,8 @@ def judged(code: int, directory: str | Path, text: str, seconds: float = 0.0) ->
     """
     last = reason_in(text)
     if RunFiles(directory).is_done():
-        return Outcome("done", code, "", seconds)
+        problem = RunFiles(directory).problem()
+        return Outcome("failed" if problem else "done", code, problem, seconds)
     if code == 0:
         return Outcome("failed", code, f"it ended without a result (exit code 0, no {RECORD})", seconds)
     if code < 0:

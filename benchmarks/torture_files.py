@@ -147,7 +147,10 @@ def _draw(directory: Path) -> tuple[Any, str]:
 
 def _resume(directory: Path) -> tuple[Any, str]:
     told: list[str] = []
-    record = run(read_job(directory), directory, notify=told.append)
+    try:
+        record = run(read_job(directory), directory, notify=told.append)
+    except DnatError as error:
+        raise type(error)("\n".join([*told, str(error)])) from error
     files = RunFiles(directory)
     times = ("seconds", "images_per_second", "memory")
     rows = [{k: v for k, v in row.items() if k not in times} for row in files.rows()]

@@ -99,14 +99,85 @@ def _verified(path: Path) -> tuple[dict[str, Any], bytes]:
     return header, payload
 
 
-class Checkpoints(RunFiles):
-    """Checkpoints and rows of one stage of an open run; whoever has the directory's `Records` may write them.
+class OpenRun(RunFiles):
+    """A run's directory while a process works in it: what it is told, and tables that it goes on with.
 
     Attributes:
         notices: what a user should know (a damaged checkpoint was left out).
         settings: of the run, that bits depend on; stands in each checkpoint.
         accepted: what differs from what the run wrote and was taken as it is, now and before.
     """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        notify: Callable[[str], None],
+        *,
+        accept_changes: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        notices: list[str] | None = None,
+        accepted: list[str] | None = None,
+    ) -> None:
+        """Nothing is read or written yet; see `Checkpoints`."""
+        super().__init__(directory, accept=self._take if accept_changes else None, notify=self._notice)
+        self.notices: list[str] = [] if notices is None else notices
+        self.accepted: list[str] = [] if accepted is None else accepted
+        self.settings: Mapping[str, Any] = settings or {}
+        self._notify = notify
+
+    def _notice(self, text: str) -> None:
+        self.notices.append(text)
+        self._notify(text)
+
+    def _take(self, text: str) -> None:
+        self.accepted.append(text)
+        self._notice(text)
+
+    def _set_aside(self, name: str, why: str) -> None:
+        """Rename a damaged file, and say so."""
+        self._notice(f"{why}: it is set aside as {set_aside(self.path(name))}, and written anew")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file, atomically."""
+        write_json(self.path(name), value)
+
+    def keep(self, name: str, table: Mapping[str, Any]) -> None:
+        """Write what the run goes on with, sealed and bound to its settings; see `kept`."""
+        self.write_json(name, sealed({**table, _RUN: dict(self.settings)}))
+
+    def kept(self, name: str) -> dict[str, Any] | None:
+        """A table that `keep` wrote; None where there is none.
+
+        What is damaged, or of other settings, is set aside with a word: it is made again then.
+        """
+        try:
+            table = read_sealed(self.path(name))
+            run = table.pop(_RUN, None)
+            if run is not None and run != self.settings:
+                raise DataError(f"{self.path(name)} was written with other settings than the run has")
+        except DataError as error:
+            self._set_aside(name, str(error))
+            return None
+        return table or None
+
+    def has_files(self, digests: Mapping[str, Any]) -> bool:
+        """Whether files are what their digests tell; one that is not is set aside with a word, or was deleted."""
+        for name, wanted in digests.items():
+            path = self.path(name)
+            try:
+                if digest_of(path) != wanted:
+                    raise DataError(f"{path} is not what the run wrote")
+            except DataError as error:
+                if os.path.lexists(path):
+                    self._set_aside(name, str(error))
+                else:
+                    self._notice(f"{error}: it is made again")
+                return False
+        return True
+
+
+class Checkpoints(OpenRun):
+    """Checkpoints and rows of one stage of an open run; whoever has the directory's `Records` may write them."""
 
     def __init__(
         self,
@@ -130,26 +201,18 @@ class Checkpoints(RunFiles):
             notify: is given each of the `notices`, at once.
             anew: whether the stage begins again when its checkpoints are all damaged; without, that is an error.
             accept_changes: whether what differs from what the run wrote is taken; without, that is an error.
-            settings: see the attribute.
+            settings: see `OpenRun`.
             notices, accepted: are told to these lists; new ones by default.
         """
-        super().__init__(directory, accept=self._take if accept_changes else None, notify=self._notice)
-        self.notices: list[str] = [] if notices is None else notices
-        self.accepted: list[str] = [] if accepted is None else accepted
-        self.settings: Mapping[str, Any] = settings or {}
-        self.stage, self._log, self._notify, self._anew = stage, self.path(rows), notify, anew
-
-    def _notice(self, text: str) -> None:
-        self.notices.append(text)
-        self._notify(text)
-
-    def _take(self, text: str) -> None:
-        self.accepted.append(text)
-        self._notice(text)
-
-    def _set_aside(self, name: str, why: str) -> None:
-        """Rename a damaged file, and say so."""
-        self._notice(f"{why}: it is set aside as {set_aside(self.path(name))}, and written anew")
+        super().__init__(
+            directory,
+            notify,
+            accept_changes=accept_changes,
+            settings=settings,
+            notices=notices,
+            accepted=accepted,
+        )
+        self.stage, self._log, self._anew = stage, self.path(rows), anew
 
     def newest(self) -> tuple[int, dict[str, Any]] | None:
         """Step and state of the newest checkpoint that is whole; the log is put back to that moment.
@@ -264,44 +327,6 @@ class Checkpoints(RunFiles):
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-
-    def write_json(self, name: str, value: Any) -> None:
-        """Write a JSON file, atomically."""
-        write_json(self.path(name), value)
-
-    def keep(self, name: str, table: Mapping[str, Any]) -> None:
-        """Write what the run goes on with, sealed and bound to its settings; see `kept`."""
-        self.write_json(name, sealed({**table, _RUN: dict(self.settings)}))
-
-    def kept(self, name: str) -> dict[str, Any] | None:
-        """A table that `keep` wrote; None where there is none.
-
-        What is damaged, or of other settings, is set aside with a word: it is made again then.
-        """
-        try:
-            table = read_sealed(self.path(name))
-            run = table.pop(_RUN, None)
-            if run is not None and run != self.settings:
-                raise DataError(f"{self.path(name)} was written with other settings than the run has")
-        except DataError as error:
-            self._set_aside(name, str(error))
-            return None
-        return table or None
-
-    def has_files(self, digests: Mapping[str, Any]) -> bool:
-        """Whether files are what their digests tell; one that is not is set aside with a word, or was deleted."""
-        for name, wanted in digests.items():
-            path = self.path(name)
-            try:
-                if digest_of(path) != wanted:
-                    raise DataError(f"{path} is not what the run wrote")
-            except DataError as error:
-                if os.path.lexists(path):
-                    self._set_aside(name, str(error))
-                else:
-                    self._notice(f"{error}: it is made again")
-                return False
-        return True
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows."""

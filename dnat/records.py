@@ -16,7 +16,7 @@ from .checkpoints import Checkpoints
 from .checkpoints import CorruptError as CorruptError
 from .distributed import world
 from .errors import DataError, UsageError
-from .files import atomic_write, digest_of, read_table
+from .files import atomic_write, digest_of, read_sealed, sealed
 from .locks import LOCK, THERE_ARE_LOCKS, Lock
 from .locks import LockedError as LockedError
 from .networks.weights import state_of, write_state
@@ -133,7 +133,7 @@ class Records(Checkpoints):
     def _readable(self, name: str) -> dict[str, Any]:
         """The table in a side file; an empty one where it is missing, or damaged and set aside."""
         try:
-            return read_table(self.path(name))
+            return read_sealed(self.path(name))
         except DataError as error:
             self._set_aside(name, str(error))
             return {}
@@ -181,7 +181,7 @@ class Records(Checkpoints):
         attempts = self._readable(STATUS).get("attempts", 0)
         attempts = (attempts if isinstance(attempts, int) else 0) + attempt
         told = {"state": state, "reason": reason, "attempts": attempts, "updated": _now()}
-        self.write_json(STATUS, told | {"config": digest_of(self.path(CONFIG))})
+        self.write_json(STATUS, sealed(told | {"config": digest_of(self.path(CONFIG))}))
 
     def write_state(self, name: str, network: nn.Module) -> None:
         """Write a network's state as a safetensors file, atomically."""

@@ -105,12 +105,45 @@ def read_job(directory: str | Path) -> Job:
         raise type(error)(f"{files.path(CONFIG)}: {error}") from error
 
 
-class RunFiles:
+class Readers:
+    """The files of a directory, read one by one.
+
+    A file that is missing reads as an empty one; a damaged one is a DataError that names it.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def path(self, name: str = "") -> Path:
+        """The path of a file in the directory, or of the directory."""
+        return self.directory / name
+
+    def rows(self, name: str = METRICS) -> list[dict[str, Any]]:
+        """The rows of a file with one in each line."""
+        lines = self.text(name).splitlines()
+        try:
+            rows = [json.loads(line) for line in lines]
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.path(name)} cannot be read: {error}") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise DataError(f"{self.path(name)} cannot be read: a row is no table")
+        return rows
+
+    def text(self, name: str) -> str:
+        """The text of a file, whatever bytes it holds; "" of what is missing, or no file."""
+        path = self.path(name)
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+    def read_json(self, name: str) -> Any:
+        """The table in a JSON file; None where it is missing."""
+        return read_table(self.path(name)) if os.path.lexists(self.path(name)) else None
+
+
+class RunFiles(Readers):
     """What a run directory holds, whether a process works in it or not.
 
-    A file that is missing reads as an empty one, but for the result; a damaged one is a DataError that names it.
-    So is a file of a finished run that is not what the run wrote; runs of an older dnat kept no digests, and
-    of them nothing can be told.
+    A file of a finished run that is not what the run wrote is a DataError that names it, as a damaged one is; runs
+    of an older dnat kept no digests, and of them nothing can be told.
     """
 
     def __init__(
@@ -128,12 +161,8 @@ class RunFiles:
                 error.
             notify: is told what does not matter to the result.
         """
-        self.directory = Path(directory)
+        super().__init__(directory)
         self.accept, self.notify = accept, notify
-
-    def path(self, name: str = "") -> Path:
-        """The path of a file in the directory, or of the directory."""
-        return self.directory / name
 
     def is_run(self) -> bool:
         """Whether this is a run directory."""
@@ -280,38 +309,31 @@ class RunFiles:
     def why_unfinished(self) -> tuple[str, str]:
         """The state of a run without a result ("pending" before it said one, or "damaged"), and the reason."""
         try:
-            status = read_table(self.path(STATUS))
+            status = read_sealed(self.path(STATUS))
         except ValueError as error:
             return "damaged", str(error)
-        reasons = [str(status.get("reason", f"there is no {STATUS}" if self.is_run() and not status else ""))]
-        if "config" in status and not (
-            self.path(CONFIG).is_file() and digest_of(self.path(CONFIG)) == status["config"]
-        ):
-            reasons.append(f"{CONFIG} was changed since")
-        return str(status.get("state", "pending")), "; ".join(filter(None, reasons))
+        state = str(status.get("state", "pending"))
+        if state == "done" and not self.is_done():
+            return "damaged", f"{self.path(RECORD)} is gone"
+        reason = str(status.get("reason", f"there is no {STATUS}" if self.is_run() and not status else ""))
+        return state, "; ".join(filter(None, (reason, _changed_config(self.path(CONFIG), status))))
 
-    def rows(self, name: str = METRICS) -> list[dict[str, Any]]:
-        """The rows of a file with one in each line."""
-        lines = self.text(name).splitlines()
+    def changed_config(self) -> str:
+        """What to say if config.toml was changed since the run was last at work; else, or if unknown, empty."""
         try:
-            rows = [json.loads(line) for line in lines]
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.path(name)} cannot be read: {error}") from error
-        if not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{self.path(name)} cannot be read: a row is no table")
-        return rows
-
-    def text(self, name: str) -> str:
-        """The text of a file, whatever bytes it holds; "" of what is missing, or no file."""
-        path = self.path(name)
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-    def read_json(self, name: str) -> Any:
-        """The table in a JSON file; None where it is missing."""
-        return read_table(self.path(name)) if os.path.lexists(self.path(name)) else None
+            return _changed_config(self.path(CONFIG), read_sealed(self.path(STATUS)))
+        except DataError:
+            return ""
 
 
 _HINT = "; put back what was there, or take it as it is with --accept-changes"
+
+
+def _changed_config(path: Path, status: Mapping[str, Any]) -> str:
+    """What to say if a config.toml is not the one that the status tells of."""
+    wanted = status.get("config")
+    same = wanted is None or (path.is_file() and digest_of(path) == wanted)
+    return "" if same else f"{path} (or {STATUS}) was changed since the run was last at work"
 
 
 def _other_settings(there: Mapping[str, Any], made: Mapping[str, Any]) -> str:

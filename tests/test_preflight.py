@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dnat.errors import UsageError
+from dnat.files import read_sealed
 from dnat.lab.runs import restore
 from dnat.lab.sweep import Options, Sweep, plan, run_sweep
 from dnat.lab.sweep.directory import SweepDirectory
@@ -85,7 +86,9 @@ def test_times_are_measured_again_when_no_trial_runs(here):
     for standing in found:
         files = RunFiles(standing.directory)
         measured, own = files.record()["latency"], json.loads(files.path("record.json").read_text())["latency"]
-        assert measured == json.loads(files.path(LATENCY).read_text())
+        kept = read_sealed(files.path(LATENCY))
+        assert kept.pop("of") == json.loads(files.path("record.json").read_text())["sha256"]
+        assert measured == kept
         for when in ("before", "after"):
             assert measured[when]["alone"] is True
             assert measured[when]["batch"] == own[when]["batch"] == 3

@@ -373,7 +373,7 @@ def _noted(files: RunFiles, name: str, notes: list[str]) -> Mapping[str, Any]:
         table = files.read_json(name)
         reason = f"{name} is missing"
     except ValueError as error:
-        table, reason = None, str(error)
+        table, reason = None, str(error).replace(f"{files.directory}{os.sep}", "")
     if table is None:
         notes.append(f"{files.directory.resolve().name}: {reason}")
     return table or {}

@@ -83,6 +83,8 @@ def _run(
         return done
     if download and world().size > 1:  # by one process, before the others look
         from_first(lambda: load_data(job, download=True) and None)
+    if from_first(lambda: RunFiles(directory).is_run()) and (text := RunFiles(directory).changed_config()):
+        notify(text)
     # Whatever can be known to fail does so here, before a directory is made that a corrected command would
     # find occupied by other settings.
     network, data, of_method = prepared(job, download=download, notify=notify)

@@ -46,7 +46,8 @@ class SweepFiles:
 
     def text(self) -> str:
         """What it is for, as TOML; "" where it is no sweep's directory."""
-        return (self.path / SWEEP).read_text(encoding="utf-8", errors="replace") if self.is_sweep() else ""
+        file = self.path / SWEEP
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
 
     def read(self) -> Sweep:
         """What it is for.

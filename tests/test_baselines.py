@@ -50,8 +50,8 @@ def cell_network(genotype="resblock"):
 
 
 def untimed(result):
-    """The rows of a run without its times."""
-    return [{k: v for k, v in row.items() if "second" not in k} for row in result.history]
+    """The rows of a run without its times and its memory."""
+    return [{k: v for k, v in row.items() if "second" not in k and k != "memory"} for row in result.history]
 
 
 GIVEN = {"cells": cell_network, "edges": dropping}

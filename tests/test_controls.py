@@ -335,7 +335,7 @@ def test_what_the_command_tells(tmp_path, monkeypatch):
         method: CliRunner().invoke(cli, [*words.split(), "--method", method], catch_exceptions=False).output
         for method in ("control-narrow", "control-random")
     }
-    assert "epoch 4/4" in told["control-narrow"]
+    assert " 4/4  " in told["control-narrow"]
     assert "for 4 epochs, which compute what 2 of the original do" in told["control-narrow"]
     assert "edges" not in told["control-narrow"]
     assert "chance" in told["control-random"]

@@ -57,6 +57,7 @@ TYPED = {
     "ground_truth.md": "they need a table of NAS-Bench",
     "log.md": "they need CIFAR-10 and hours, as the experiments did",
     "networks.md": "they need data of the reader's, or hours",
+    "reliability.md": "they take minutes, and need nothing but this repository",
     "reproducibility.md": "they need a sweep of hours",
     "results.md": "they need finished sweeps, or other programs' servers",
     "wandb.md": "they need an account at Weights & Biases",

@@ -786,13 +786,13 @@ def test_files_are_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     package = sys.modules["dnat.exports"]
     written = package.source
 
-    def wrong(*args):
-        return written(*args).replace("return self.head(x)", "return self.head(x) + 1")
+    def wrong(*args, **how):
+        return written(*args, **how).replace("return self.head(x)", "return self.head(x) + 1")
 
     monkeypatch.setattr(package, "source", wrong)
     with pytest.raises(RuntimeError, match="computes something else in eval mode"):
         export(small("residual"), images(), "py", tmp_path / "net")
-    monkeypatch.setattr(package, "source", lambda *args: "raise OSError('broken')")
+    monkeypatch.setattr(package, "source", lambda *args, **how: "raise OSError('broken')")
     with pytest.raises(RuntimeError, match=r"cannot be used in a fresh process: OSError: broken"):
         export(small("residual"), images(), "py", tmp_path / "net")
     assert [p.read_bytes() for p in made.files] == before

@@ -46,17 +46,16 @@ def test_a_loop_of_ones_own_equals_transform_to_the_bit(options):
     network = dnat.build("resnet8", seed=3, width=8).to(memory_format=torch.channels_last)
     with reproducible(config):
         arch = dnat.attach(network.train(), data.example(2), steps=8, **settings)
-        layout = torch.channels_last
         if not images_last(arch, config.machine, torch.device("cpu")):  # candidates with a stride and few channels
-            layout = torch.contiguous_format
-            arch.to(memory_format=layout)
+            arch.to(memory_format=torch.contiguous_format)
         optimizer = torch.optim.SGD(arch.parameters(), lr=config.training.lr, momentum=0.9, weight_decay=3e-4)
         step = 0
         for epoch in range(3):
             for x, y in data.train_batches(3, epoch, 50):
                 optimizer.param_groups[0]["lr"] = learning_rate(config.training, step, 12)
                 optimizer.zero_grad()
-                x = x.contiguous(memory_format=layout)
+                now = arch if step < 8 else arch.compact
+                x = x if images_last(now, config.machine, torch.device("cpu")) else x.contiguous()
                 (cross_entropy(arch(x), y) + (arch.matching if step < 8 else 0)).backward()
                 weights = arch.weights()
                 for part in weights:

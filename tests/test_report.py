@@ -370,12 +370,12 @@ def test_words_say_what_the_statistics_say(report, sweep):
     bounded = gather([sweep], margin=1.0)
     *_, last = sentences(bounded, group_of(bounded, "resnet8"))
     assert last == (
-        "resnet8 on digits: not worse than original by 1 points or more: not shown of dnat-full (too few seeds), "
+        "resnet8 on digits: not worse than original by 1 point or more: not shown of dnat-full (too few seeds), "
         "nat (too few seeds)."
     )
     loose = dataclasses.replace(bounded, summary=dataclasses.replace(bounded.summary, confidence=0.8))
     *_, last = sentences(loose, group_of(loose, "resnet8"))
-    assert last.endswith("by 1 points or more: shown of dnat-full (p = 0.125); not shown of nat (p = 0.875).")
+    assert last.endswith("by 1 point or more: shown of dnat-full (p = 0.125); not shown of nat (p = 0.875).")
     assert last in page(loose).replace("&#39;", "'")
     assert "| resnet8 | dnat-full | 4 | +2.30 |" in markdown(bounded)
     # Of equal means the cheaper one is named first, and the cheapest of all by itself.

@@ -60,7 +60,7 @@ def fold(network: nn.Module, example: Example) -> Folding:
     >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.BatchNorm2d(4))
     >>> folding = fold(network, torch.zeros(2, 3, 8, 8))
     >>> folding.norms, folding.kept
-    ({'1': '0'}, {'3': 'what feeds it is no convolution or linear layer'})
+    ({'1': '0'}, {'3': 'what feeds it, 2 (ReLU), is no plain convolution or linear layer'})
     """
     if not isinstance(network, nn.Module):
         raise WrongTypeError(f"a network must be a torch.nn.Module, not {type(network).__name__}")

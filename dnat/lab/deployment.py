@@ -139,7 +139,7 @@ def cells(metric: Metric, table: list[Form]) -> Iterator[tuple[str, ...]]:
     >>> from dnat.costs import Latency
     >>> row = Form("compact", "torch", 0.98, (Latency(0.001, 0.0002, 20, 1, "cpu"), None), 94_000)
     >>> list(cells(Metric("accuracy"), [row]))[1]
-    ('compact', 'torch', '98.00 %', '1.00 ± 0.10', '-', '94 kB')
+    ('compact', 'torch', '98.00%', '1.00 ± 0.10', '-', '94 kB')
     """
     yield ("network", "run by", metric.title, *(f"ms for {n}" for n in BATCHES), "file")
     for form in table:

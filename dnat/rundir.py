@@ -31,7 +31,6 @@ from typing import Any
 
 from .errors import DataError, DnatError, UsageError
 from .files import SEAL, digest_of, read_sealed, read_table, seal_of, sealed, write_json
-from .files import atomic_write as atomic_write
 from .naming import unknown
 from .settings import WHERE, Job, read_toml, shown
 

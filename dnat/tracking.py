@@ -13,7 +13,7 @@ from typing import Any, Self, TextIO
 from .distributed import world
 from .edges import Tally
 from .errors import WrongTypeError
-from .rundir import atomic_write
+from .files import atomic_write
 from .training import Burden, Progress
 
 REDRAW_SECONDS = 0.2

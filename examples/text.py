@@ -5,14 +5,12 @@
 A batch is a dict of what the network takes and "labels", as Hugging Face's loaders give it. The loop is dnat's.
 """
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import dnat
-from dnat.networks import import_torchvision
+from dnat.networks import mend_torchvision
 
 WORDS, LENGTH = 40, 12
 
@@ -41,8 +39,7 @@ class Sentences(Dataset):
 
 def classifier() -> nn.Module:
     """Four layers of 64, two classes."""
-    if find_spec("torchvision"):
-        import_torchvision()  # transformers asks for it
+    mend_torchvision()  # transformers asks for it
     from transformers import BertConfig, BertForSequenceClassification
 
     sizes = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}

@@ -16,9 +16,10 @@ import torch
 
 from dnat import checkpoints, files, rundir
 from dnat.checkpoints import CorruptError, pack, unpack
+from dnat.files import atomic_write
 from dnat.lab.labels import label as label_of
 from dnat.records import LockedError, Records
-from dnat.rundir import RunFiles, atomic_write, check_name, read_job
+from dnat.rundir import RunFiles, check_name, read_job
 from dnat.settings import Config, Job, run_name
 
 

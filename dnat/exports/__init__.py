@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_map_only
 
 from ..data import Preprocess, check_shape
 from ..errors import UsageError, WrongTypeError
+from ..files import atomic_write
 from ..naming import unknown
 from ..relaxation import RelaxedNetwork
-from ..rundir import atomic_write
 from ..tracing import Example, batch_size, doubled, examples_of
 from . import folding, graphs, quantization, verification, weights
 from .bodies import RefusedError

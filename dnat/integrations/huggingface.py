@@ -8,17 +8,15 @@
 The arguments need `remove_unused_columns=False`, since the Trainer cannot tell which columns `arch` takes.
 """
 
-from importlib.util import find_spec
 from typing import Any
 
 from torch import nn
 
 from ..attachment import Architecture
 from ..errors import UsageError
-from ..networks import import_torchvision
+from ..networks import mend_torchvision
 
-if find_spec("torchvision"):  # the library then imports it, also beside a torch that it was not built for
-    import_torchvision()
+mend_torchvision()
 try:
     from transformers import TrainerCallback
 except ImportError as error:

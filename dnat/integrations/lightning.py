@@ -2,17 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..attachment import Architecture, attach
 from ..errors import UsageError
-from ..networks import import_torchvision
+from ..networks import mend_torchvision
 
-if find_spec("torchvision"):  # the library then imports it, also beside a torch that it was not built for
-    import_torchvision()
+mend_torchvision()
 try:
     import lightning.pytorch as lightning
 except ImportError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
-from ..rundir import read_table, write_json
+from ..files import read_table, write_json
 from ..tracking import Tracker
 from ..training import Progress
 

@@ -28,6 +28,7 @@ from .catalogue import usual_size as usual_size
 from .genotypes import GENOTYPES as GENOTYPES
 from .genotypes import Genotype as Genotype
 from .torchvision import import_torchvision as import_torchvision
+from .torchvision import mend_torchvision as mend_torchvision
 from .weights import load_weights as load_weights
 
 

@@ -9,6 +9,7 @@ Calling the operators still fails, clearly, as it should.
 
 import importlib
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 
 import torch
@@ -41,6 +42,12 @@ def import_torchvision() -> ModuleType:
         if not _is_defined(f"torchvision::{operator}"):
             library.define(operator + _SCHEMA)
     return importlib.import_module("torchvision")
+
+
+def mend_torchvision() -> None:
+    """Import torchvision where it is installed, for libraries that do, beside a torch it does not fit."""
+    if find_spec("torchvision"):
+        import_torchvision()
 
 
 def _is_defined(name: str) -> bool:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError
-from ..rundir import SENSITIVITY, atomic_write
+from ..files import atomic_write
+from ..rundir import SENSITIVITY
 from .budgets import Budget, parse_budget
 from .planner import Planner, Tell
 from .result import Proposals

@@ -170,7 +170,7 @@ def report(
     if wandb["uploads"]:
         _print_uploads(runs)
         return
-    from ...records import atomic_write
+    from ...files import atomic_write
     from ..report import gather, is_sweep, markdown, page
     from ..summary import parse_by
 
@@ -237,7 +237,7 @@ def results(runs: tuple[Path, ...], form: str, baseline: str, by: str | None, ou
     dnat results runs/sweep runs/resnet8-* --parquet --out all.parquet
     dnat results runs/sweep --latex --out table.tex
     """
-    from ...rundir import atomic_write
+    from ...files import atomic_write
     from ..report import gather
     from ..summary import parse_by
     from ..tabulation import latex, tabulate

@@ -6,7 +6,6 @@ It is a process of its own since users' code runs in it: the sweep's own stays s
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import tomllib
@@ -14,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import DnatError, UsageError
-from ...rundir import atomic_write
+from ...files import atomic_write
 from ...settings import Job
 from .settings import Trial
-from .trials import environment, waited
+from .trials import beside
 
 _OF_NETWORK = ("network", "network_options", "weights", "data", "data_root", "image_size", "task")
 """What one try holds for, whatever method and seed a trial has."""
@@ -58,16 +57,7 @@ def _tried(jobs: Mapping[str, Job], stop: Callable[[], bool]) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="dnat-") as folder:
         asked, answers = (Path(folder) / name for name in ("jobs.json", "answers.json"))
         asked.write_text(json.dumps({name: job.to_toml() for name, job in jobs.items()}), encoding="utf-8")
-        with open(os.devnull, "wb") as nowhere:  # what users' code prints it prints again in the trials' logs
-            process = subprocess.Popen(  # noqa: S603 (dnat itself)
-                [sys.executable, "-P", "-m", __name__, str(asked), str(answers)],
-                env=environment({}),
-                stdin=subprocess.DEVNULL,
-                stdout=nowhere,
-                stderr=nowhere,
-                start_new_session=True,
-            )
-            waited(process, stop, lambda: False)
+        beside(__name__, (str(asked), str(answers)), stop)  # what it prints stands in the trials' logs, too
         told: dict[str, str] = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
         return told
 

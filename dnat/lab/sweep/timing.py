@@ -5,15 +5,13 @@ each network is measured again, before and after, in a process of its own while 
 """
 
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
 from ...rundir import RunFiles
-from .trials import environment, waited
+from .trials import beside
 
 
 def measure(directories: Iterable[Path], stop: Callable[[], bool]) -> str:
@@ -29,18 +27,8 @@ def measure(directories: Iterable[Path], stop: Callable[[], bool]) -> str:
     left = [str(place) for place in directories if not RunFiles(place).latency()]
     if not left or stop():
         return ""
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(  # noqa: S603 (dnat itself)
-            [sys.executable, "-P", "-m", __name__, *left],
-            env=environment({}),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        code = waited(process, stop, lambda: False)
-        log.seek(0)
-        lines = log.read().decode(errors="replace").splitlines()
+    code, printed = beside(__name__, left, stop)
+    lines = printed.splitlines()
     if not code or stop():
         return ""
     return f"times were not measured again: {lines[-1] if lines else f'exit code {code}'}"

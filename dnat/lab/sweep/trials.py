@@ -11,8 +11,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -156,6 +157,31 @@ def environment(more: Mapping[str, str | None]) -> dict[str, str]:
     if source.name not in ("site-packages", "dist-packages"):  # there it is found in any case
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(source), environment.get("PYTHONPATH"))))
     return environment
+
+
+def beside(module: str, arguments: Sequence[str], stop: Callable[[], bool]) -> tuple[int, str]:
+    """Run a module of dnat's in a process of its own, in which users' modules are found where the user stands.
+
+    Args:
+        module: its full name.
+        arguments: of it.
+        stop: asked several times a second whether the process is to end.
+
+    Returns:
+        Its exit code, and what it printed.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(  # noqa: S603 (dnat itself)
+            [sys.executable, "-P", "-m", module, *arguments],
+            env=environment({}),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        code = waited(process, stop, lambda: False)
+        log.seek(0)
+        return code, log.read().decode(errors="replace")
 
 
 def waited(process: subprocess.Popen[bytes], stop: Callable[[], bool], at_once: Callable[[], bool]) -> int:

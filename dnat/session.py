@@ -21,7 +21,7 @@ from .seeds import Stream, torch_seed
 from .settings import Config
 from .tasks import Classification, Segmentation, Task, task_of
 from .tracing import Program, add_bits, copied, in_training, trace
-from .training import check_finite, check_usable, cutout_side, images_last, weight_optimizer
+from .training import check_finite, check_usable, cutout_side, laid_out, weight_optimizer
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ def session(
         data, watched = watched_of(held_out, config)
         # What is made of the network cannot tell any more what it was made of.
         config = config.but(cutout=cutout_side(config.training, original, data))
-        if images_last(original, config.machine, device):
-            original = original.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        original = laid_out(original, config.machine, device)
         example = data.example(2)
         program = checked.program if checked else trace(original, example, batch=count_of(example))
         check_training(original, data, config, example, task)

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from ..costs import Latency, latency
 from ..data import Source
 from ..exports import Exported, export
-from ..exports.quantization import session
+from ..exports.quantization import feeds, session
 from ..exports.weights import packed, state
 from ..rundir import NETWORK, RunFiles
 from ..settings import Job
 from ..tasks import task_of
+from ..tracing import Example
 from ..training import evaluate
 from .metrics import Metric, metrics_of
-from .runs import network_for, restore
+from .runs import network_for
+from .runs.finished import Accept
 
 BATCHES = (1, 64)
 
@@ -59,14 +60,19 @@ class OnnxNetwork(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the network's own forward takes and gives, tensors alone."""
-        arrays = [t.numpy() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        names = [i.name for i in self.session.get_inputs()]
-        outputs = self.session.run(None, dict(zip(names, arrays, strict=True)))
+        (feed,) = feeds(self.session, [(args, kwargs)])
+        outputs = self.session.run(None, feed)
         tensors = tuple(map(torch.from_numpy, outputs))
         return tensors[0] if len(tensors) == 1 else tensors
 
 
-def forms(directory: str | Path, data: Source, written: Exported) -> tuple[Metric, list[Form]]:
+def forms(
+    directory: str | Path,
+    restored: tuple[nn.Module, Job, Example],
+    data: Source,
+    written: Exported,
+    accept: Accept = None,
+) -> tuple[Metric, list[Form]]:
     """What there is of a finished run's network, measured here: the original, the compact one, what was exported.
 
     Of an ONNX file the same networks are measured in onnxruntime, too, so that what the file gains can be told
@@ -74,14 +80,16 @@ def forms(directory: str | Path, data: Source, written: Exported) -> tuple[Metri
 
     Args:
         directory: of the run.
+        restored: what `restore` gives of it.
         data: the run's.
         written: what was exported of it.
+        accept: see `RunFiles`.
 
     Returns:
         The metric that is told, and the forms.
     """
-    compact, job, example = restore(directory)
-    files = RunFiles(directory)
+    compact, job, example = restored
+    files = RunFiles(directory, accept=accept)
     record = files.record()
     metric = metrics_of(record)[0]
     # Only its shape counts: what it was worth stands in the record.

@@ -11,6 +11,7 @@ from .evaluation import usual_batch as usual_batch
 from .freezing import frozen as frozen
 from .freezing import frozen_statistics as frozen_statistics
 from .freezing import images_last as images_last
+from .freezing import laid_out as laid_out
 from .freezing import take_statistics as take_statistics
 from .pressure import ArchitectureLoss as ArchitectureLoss
 from .probes import Burden as Burden

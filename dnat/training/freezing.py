@@ -75,6 +75,13 @@ def take_statistics(network: nn.Module, batches: Iterable[Any]) -> None:
             norm.momentum = momentum
 
 
+def laid_out(network: nn.Module, machine: Machine, device: torch.device) -> nn.Module:
+    """A network whose kernels lie as its images do; see `images_last`."""
+    if not images_last(network, machine, device):
+        return network
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
 def images_last(network: nn.Module, machine: Machine, device: torch.device) -> bool:
     """Whether images and kernels are to be laid out channels last: if it is asked for, and safe.
 

@@ -11,8 +11,9 @@ from .options import ACCEPT, accepted, flag
 
 if TYPE_CHECKING:
     from ...data import Source
-    from ...exports import Exported
     from ...tracing import Example
+    from ..deployment import Form
+    from ..metrics import Metric
 
 
 @cli.command()
@@ -56,11 +57,12 @@ def export(
     from ..runs import load_data, preprocess_of, restore
 
     _check(form, quantize, images)  # before a run is read for it
-    network, job, example = restore(run, accepted(accept_changes))
+    network, job, example = restored = restore(run, accepted(accept_changes))
     measure = bool(quantize) if measure is None else measure
     data = load_data(job.but(data_root=data_root or job.data_root)) if quantize or measure else None
     calibration = _training_inputs(data, images or 256, job.config.seed) if quantize and data is not None else None
-    preprocess = preprocess_of(run, (lambda text: None) if accept_changes else None)  # told above
+    told = (lambda text: None) if accept_changes else None
+    preprocess = preprocess_of(run, told)
     # A run's own network.safetensors stays as it is.
     written = write(
         network,
@@ -83,7 +85,9 @@ def export(
     elif how["verify"]:
         click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
     if measure and data is not None:
-        _show(run, data, written)
+        from ..deployment import forms
+
+        _show(run, forms(run, restored, data, written, told), data.test_count)
 
 
 def _check(form: str, quantize: str | None, images: int | None) -> None:
@@ -110,17 +114,17 @@ def _training_inputs(data: "Source", count: int, seed: int) -> "Example":
     return data.train_inputs(min(count, data.train_count), seed)
 
 
-def _show(run: Path, data: "Source", written: "Exported") -> None:
-    """Print the run's forms, measured here."""
+def _show(run: Path, found: tuple["Metric", list["Form"]], count: int) -> None:
+    """Print the run's forms, measured here on so many test examples."""
     import torch
 
-    from ..deployment import cells, forms, is_slower
+    from ..deployment import cells, is_slower
     from ..terminal import Grid, console
 
-    metric, measured = forms(run, data, written)
+    metric, measured = found
     head, *rows = cells(metric, measured)
     where = f"on {torch.get_num_threads()} threads of this CPU".replace("on 1 threads", "on one thread")
-    title = f"{run.name}, on {data.test_count} test examples"
+    title = f"{run.name}, on {count} test examples"
     caption = f"ms: median ± half the distance of the quartiles, {where}"
     console().print(Grid(title, tuple(head), tuple(map(tuple, rows)), frozenset(head[2:]), caption=caption))
     if is_slower(measured):

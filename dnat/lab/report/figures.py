@@ -24,7 +24,6 @@ from .series import (
     interval_of,
     mean_curve,
     mean_spots,
-    metric_column,
     pareto,
     reach,
     spots,
@@ -58,17 +57,17 @@ class Figure:
 
 def curve_figure(group: Group, look: Look) -> Figure | None:
     """The metric over the epochs, and what else is told of them: a thin line a seed, a thick one for the mean."""
-    shown = columns(group)
-    if not shown or shown[0].name != metric_column(group).name:
+    measured = curves(group)
+    if not measured:
         return None
-    views = {c.name: {"data": data, "layout": layout} for c in shown for data, layout in [_curves(group, c, look)]}
-    means = [mean_curve(list(c)) for _, c in itertools.groupby(curves(group), lambda c: c.method)]
+    views = {column.name: _curves(group, column, look) for column in columns(group)}
+    means = [mean_curve(list(c)) for _, c in itertools.groupby(measured, lambda c: c.method)]
     alt = "; ".join(f"{m.method} ends at {_shown(group, m.values[-1])}" for m in means if m.epochs)
     title = capital(group.watched.removesuffix(", %"))
     return Figure(group.title, f"{title} over the epochs: {alt}.", views)
 
 
-def _curves(group: Group, column: Column, look: Look) -> tuple[list[Any], dict[str, Any]]:
+def _curves(group: Group, column: Column, look: Look) -> dict[str, Any]:
     """A column of the rows over the epochs."""
     of_method = {m: list(c) for m, c in itertools.groupby(curves(group, column), lambda c: c.method)}
     means = {method: mean_curve(found) for method, found in of_method.items()}
@@ -99,7 +98,7 @@ def _curves(group: Group, column: Column, look: Look) -> tuple[list[Any], dict[s
         of_whom = f": {', '.join(methods)}" if len(moments) > 1 else ""
         layout["shapes"].append(_upright(epoch))
         layout["annotations"].append(_note(epoch, f"choices in force{of_whom}", epoch > (first + last) / 2))
-    return data, layout
+    return {"data": data, "layout": layout}
 
 
 def _mean_name(curve: Curve, of_method: Mapping[str, Sequence[Curve]]) -> str:
@@ -214,9 +213,10 @@ def _mean_mark(group: Group, method: str, y: float, look: Look) -> dict[str, Any
 
 def tradeoff_figure(group: Group, look: Look) -> Figure:
     """The metric against each cost: runs faint, means with their names, and the line of those not beaten."""
-    views = {axis.name: _tradeoff(group, axis, look) for axis in axes(group)}
-    means = mean_spots(spots(group, axes(group)[0]))
-    alt = "; ".join(f"{s.method}: {_shown(group, s.value)} at {s.cost:.3g} {axes(group)[0].unit}" for s in means)
+    costs = axes(group)
+    views = {axis.name: _tradeoff(group, axis, look) for axis in costs}
+    means = mean_spots(spots(group, costs[0]))
+    alt = "; ".join(f"{s.method}: {_shown(group, s.value)} at {s.cost:.3g} {costs[0].unit}" for s in means)
     return Figure(group.title, f"Test {group.metric.title} against multiply-adds, means. {alt}.", views)
 
 

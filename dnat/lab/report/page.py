@@ -370,12 +370,11 @@ def _panel(made: Gates) -> Panel:
     values = [v for line in made.gates.values() for v in line]
     low, high = min(0.0, *values), max(1.0, *values)
     last = max(made.epochs[-1], 1.0)
-    first = 0.0 if len(made.epochs) == 1 else made.epochs[0]
     step = max(len(made.epochs) // _GATE_POINTS, 1)
     kept = sorted({*range(0, len(made.epochs), step), len(made.epochs) - 1})
 
     def place(epoch: float, value: float) -> str:
-        x = 26 + 188 * (epoch - first) / max(last - first, 1e-9)
+        x = 26 + 188 * epoch / last
         return f"{x:.1f},{_height(value, low, high):.1f}"
 
     lines = tuple(

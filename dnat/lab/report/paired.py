@@ -1,5 +1,6 @@
 """Runs image by image: which are compared, and whether they were tested on the same images."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,7 @@ def _of_methods(report: Report) -> list[tuple[str, Paired]]:
     lost = [u for u in report.unfinished if u.state == "damaged" or RECORD in u.reason]
     if lost:
         raise DataError("; ".join(f"{u.name}: {u.reason}" for u in lost))
+    read = functools.cache(read_predictions)  # the baseline's are compared with every method's
     for group in report.groups:
         base = {run.trial.seed: run for run in group.runs.get(report.summary.baseline, ())}
         for method, runs in group.runs.items():
@@ -122,7 +124,7 @@ def _of_methods(report: Report) -> list[tuple[str, Paired]]:
             if method == report.summary.baseline or not pairs:
                 continue
             both = [run for pair in pairs for run in pair]
-            answers = [read_predictions(run.directory) for run in both]
+            answers = [read(run.directory) for run in both]
             _check_same(both, answers)
             rights = [a.right() for a in answers]
             seeds = [(run.trial.seed,) for _, run in pairs]

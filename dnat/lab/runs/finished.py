@@ -19,7 +19,7 @@ from ...results import Commitment
 from ...rundir import NETWORK, RunFiles, read_job
 from ...session import choose_device, reproducible, weights_digest
 from ...settings import SEARCHING, Job
-from ...training import images_last
+from ...training import laid_out
 from ..baselines import resized, works_on_genotype
 from .loading import build_network, load_data, narrower, network_for
 
@@ -94,9 +94,7 @@ def times(directory: str | Path) -> tuple[Latency, Latency]:
         before = build_network(job.but(weights=None), len(record["classes"]), shape)
         example = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     with reproducible(job.config):  # with as many threads as it was trained with
-        networks = [network.to(device).eval() for network in (before, after)]
-        if images_last(networks[0], machine, device):
-            networks = [n.to(memory_format=torch.channels_last) for n in networks]  # type: ignore[call-overload]
+        networks = (laid_out(network.to(device).eval(), machine, device) for network in (before, after))
         first, last = (latency(network, example, least_seconds=0.5) for network in networks)
     return first, last
 

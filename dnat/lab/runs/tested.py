@@ -13,7 +13,7 @@ from ...session import reproducible
 from ...settings import Config
 from ...tasks import Classification, Task
 from ...tracing import add_bits, copied, in_mode, kept_buffers
-from ...training import images_last
+from ...training import laid_out
 
 FORMAT = "1"
 """Of the file's metadata."""
@@ -40,9 +40,7 @@ def write_predictions(
     if not isinstance(task, Classification):
         return None
     device = next((t.device for t in after.parameters()), torch.device("cpu"))
-    given, data = copied(before).to(device), data.to(device)
-    if images_last(given, config.machine, device):
-        given = given.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    given, data = laid_out(copied(before).to(device), config.machine, device), data.to(device)
     with reproducible(config):
         tested = [list(_classes(network, data, config, task)) for network in (given, after)]
     labels = torch.cat([target for _, target in tested[0]])

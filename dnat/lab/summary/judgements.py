@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
-from ..formatting import escaped, markdown_rows, p_text, signed_interval
+from ..formatting import escaped, markdown_rows, signed_interval
 from ..metrics import Metric
 from .aggregation import Aggregate, aggregates
 from .comparison import Comparison
 from .statistics import MOST_FLIPS
 from .summaries import Summary
+from .tables import p_cell
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,7 @@ def _cells(c: Comparison, metric: Metric, summary: Summary) -> list[str]:
     cells = [c.method, str(c.n), metric.change(c.mean, None), *(f"{p:.1%}".replace("%", " %") for p in c.chances)]
     if c.not_worse is None:
         return cells
-    test = c.not_worse
-    if test.p_holm is None or test.least_p_holm is None:
-        return [*cells, metric.change(test.worst, None), "-"]
-    level = summary.significance
-    mark = " *" if test.p_holm <= level else " ?" if test.least_p_holm > level else ""
-    return [*cells, metric.change(test.worst, None), p_text(test.p_holm) + mark]
+    return [*cells, metric.change(c.not_worse.worst, None), p_cell(c.not_worse, summary.significance)]
 
 
 def _legend(summary: Summary) -> str:

@@ -4,7 +4,7 @@ import math
 
 from ..formatting import count, digits, escaped, markdown_list, markdown_rows, p_text
 from ..metrics import Metric, meaning
-from .comparison import Comparison, Row
+from .comparison import Comparison, NotWorse, Row
 from .statistics import MOST_FLIPS
 from .summaries import Summary
 
@@ -56,7 +56,7 @@ def cells(row: Row, compared: Comparison | None, level: float) -> tuple[str, ...
         str(row.n),
         row.metric.spread(row.mean, row.std),
         _difference(compared, row),
-        _verdict(compared, level),
+        p_cell(compared, level),
         _counted(row.params, row.params_change),
         _counted(row.madds, row.madds_change),
         _time(row),
@@ -84,11 +84,12 @@ def _difference(compared: Comparison | None, row: Row) -> str:
     return text if compared.n == row.n else f"{text} (n = {compared.n})"
 
 
-def _verdict(compared: Comparison | None, level: float) -> str:
-    if compared is None or compared.p_holm is None or compared.least_p_holm is None:
+def p_cell(test: Comparison | NotWorse | None, level: float) -> str:
+    """The corrected p of a test: marked `*` where it counts, and `?` where it could not with so few seeds."""
+    if test is None or test.p_holm is None or test.least_p_holm is None:
         return "-"
-    mark = " *" if compared.p_holm <= level else " ?" if compared.least_p_holm > level else ""
-    return p_text(compared.p_holm) + mark
+    mark = " *" if test.p_holm <= level else " ?" if test.least_p_holm > level else ""
+    return p_text(test.p_holm) + mark
 
 
 def legend(summary: Summary, *, costs: bool = True) -> str:

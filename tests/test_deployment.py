@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -161,6 +162,18 @@ def test_the_command_shows_all_forms_side_by_side(finished):
     sizes = [float(row[5].removesuffix(" kB")) for row in rows]
     assert sizes[4] == round(path.stat().st_size / 1e3)
     assert sizes[4] < 0.5 * sizes[3]
+
+
+def test_a_changed_run_is_measured_where_changes_are_taken(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "changed")
+    text = (run / "config.toml").read_text()
+    assert "weight_decay = 0.0003" in text
+    (run / "config.toml").write_text(text.replace("weight_decay = 0.0003", "weight_decay = 0.0004"))
+    words = ("export", run, "--to", "safetensors", "--measure")
+    assert "weight_decay" in str(command(*words).exception)
+    result = command(*words, "--accept-changes")
+    assert result.exit_code == 0, result.output
+    assert [line.split()[0] for line in result.output.splitlines() if " torch " in line] == ["original", "compact"]
 
 
 def test_the_command_folds(finished):

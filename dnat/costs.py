@@ -99,6 +99,10 @@ class Memory:
 class _Held(TorchDispatchMode):
     """Notes the most bytes that tensors hold which were made within."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # see `dnat.counting.Counter`
+
     def __init__(self) -> None:
         super().__init__()
         self.most = 0

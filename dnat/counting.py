@@ -187,6 +187,10 @@ class Counter(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # otherwise torch imports its compiler, a second of work, to keep it out of here
+
     def __init__(self) -> None:
         super().__init__()
         self.madds = 0

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from .forkserver import ForkServer
 from .trials import Attempt, Outcome, carry_out
 
 ANY_GPU = ("auto", "cuda")
@@ -45,10 +46,11 @@ class Local:
 
     Attributes:
         jobs: trials at a time.
+        server: which forks them; without, each is a new process.
     """
 
-    def __init__(self, jobs: int, gpus: Sequence[str] = ()) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: int, gpus: Sequence[str] = (), server: ForkServer | None = None) -> None:
+        self.jobs, self.server = jobs, server
         self.shares = gpu_shares(gpus, jobs)
         self.slots = list(range(jobs))
         self._threads: list[threading.Thread] = []
@@ -72,7 +74,7 @@ class Local:
 
     def _carry_out(self, slot: int, name: str, attempt: Attempt) -> None:
         try:
-            outcome = carry_out(attempt, self._stop.is_set, self._at_once.is_set)
+            outcome = carry_out(attempt, self._stop.is_set, self._at_once.is_set, self.server)
         except Exception as error:
             outcome = Outcome("failed", None, f"it could not be started: {error}")
         self._ended.put((slot, name, outcome))

@@ -15,6 +15,7 @@ from pathlib import Path
 from ...errors import DnatError, UsageError
 from ...files import atomic_write
 from ...settings import Job
+from .forkserver import ForkServer
 from .settings import Trial
 from .trials import beside
 
@@ -22,12 +23,15 @@ _OF_NETWORK = ("network", "network_options", "weights", "data", "data_root", "im
 """What one try holds for, whatever method and seed a trial has."""
 
 
-def check_networks(trials: Sequence[Trial], stop: Callable[[], bool] = lambda: False) -> None:
+def check_networks(
+    trials: Sequence[Trial], stop: Callable[[], bool] = lambda: False, server: ForkServer | None = None
+) -> None:
     """Make each network and data set of some trials, and check all that can be checked without training.
 
     Args:
         trials: of which the first of each network on its data is tried.
         stop: asked several times a second whether to leave it; nothing is known then, and nothing refused.
+        server: which forks the process; without, it is a new one.
 
     Raises:
         UsageError: what is wrong with them; equal reasons are told once.
@@ -38,7 +42,7 @@ def check_networks(trials: Sequence[Trial], stop: Callable[[], bool] = lambda: F
         alike.setdefault(json.dumps([flat.get(key) for key in _OF_NETWORK], default=str), []).append(trial)
     first = {group[0].name: group for group in alike.values()}
     reasons: dict[str, list[Trial]] = {}
-    for name, reason in _tried({name: group[0].job for name, group in first.items()}, stop).items():
+    for name, reason in _tried({name: group[0].job for name, group in first.items()}, stop, server).items():
         reasons.setdefault(reason, []).extend(first[name])
     if reasons:
         lines = [f"{reason} ({_named(of, len(trials))})" for reason, of in reasons.items()]
@@ -50,14 +54,16 @@ def _named(trials: Sequence[Trial], of: int) -> str:
     return f"{networks}: {len(trials)} of {of} trials"
 
 
-def _tried(jobs: Mapping[str, Job], stop: Callable[[], bool]) -> dict[str, str]:
+def _tried(jobs: Mapping[str, Job], stop: Callable[[], bool], server: ForkServer | None) -> dict[str, str]:
     """What is wrong with jobs, by their names; of those at which the process died the trials will tell."""
     if not jobs:
         return {}
     with tempfile.TemporaryDirectory(prefix="dnat-") as folder:
         asked, answers = (Path(folder) / name for name in ("jobs.json", "answers.json"))
         asked.write_text(json.dumps({name: job.to_toml() for name, job in jobs.items()}), encoding="utf-8")
-        beside(__name__, (str(asked), str(answers)), stop)  # what it prints stands in the trials' logs, too
+        beside(
+            __name__, (str(asked), str(answers)), stop, server
+        )  # what it prints stands in the trials' logs, too
         told: dict[str, str] = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
         return told
 

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -15,6 +16,7 @@ from ...settings import cores
 from ..metrics import Measured
 from .cluster import Cluster, import_ray
 from .directory import SWEEP, Standing, SweepDirectory, SweepFiles, continued, read
+from .forkserver import THERE_ARE_FORKS, ForkServer
 from .local import ANY_GPU, Local, visible_gpus
 from .preflight import check_networks
 from .settings import Sweep, Trial, plan, resolve
@@ -193,12 +195,14 @@ def run_sweep(
         import_ray()  # so that nothing is written where it is missing
     if options.download:
         _download(trials, notify)
-    if options.engine == "local":  # another machine may have what is missing here
-        check_networks(_new(trials, directory), stop)
-    with SweepDirectory.open(directory, sweep, trials, notify) as opened:
-        found = _Loop(opened, options, watch, stop).run()
+    with ExitStack() as stack:
+        server = stack.enter_context(ForkServer()) if THERE_ARE_FORKS else None
+        if options.engine == "local":  # another machine may have what is missing here
+            check_networks(_new(trials, directory), stop, server)
+        opened = stack.enter_context(SweepDirectory.open(directory, sweep, trials, notify))
+        found = _Loop(opened, options, watch, stop, server).run()
         beside = options.engine == "local" and (options.jobs or 1) > 1
-        if beside and (problem := measure([s.directory for s in found if s.state == "done"], stop)):
+        if beside and (problem := measure([s.directory for s in found if s.state == "done"], stop, server)):
             notify(problem)
         return found
 
@@ -245,9 +249,14 @@ class _Loop:
     """A sweep while it runs."""
 
     def __init__(
-        self, opened: SweepDirectory, options: Options, watch: Callable[[View], None], stop: Callable[[], bool]
+        self,
+        opened: SweepDirectory,
+        options: Options,
+        watch: Callable[[View], None],
+        stop: Callable[[], bool],
+        server: ForkServer | None,
     ) -> None:
-        self.opened, self.options, self.watch, self.stop = opened, options, watch, stop
+        self.opened, self.options, self.watch, self.stop, self.server = opened, options, watch, stop, server
         self.jobs = {trial.name: trial.job for trial in opened.trials}
         self.standings = {standing.name: standing for standing in opened.standings()}
         self.began: dict[str, float] = {}
@@ -299,7 +308,7 @@ class _Loop:
         options = self.options
         wants_gpu = any(job.config.machine.device in ANY_GPU for job in self.jobs.values())
         if options.engine == "local":
-            return Local(options.jobs or 1, visible_gpus(os.environ) if wants_gpu else ())
+            return Local(options.jobs or 1, visible_gpus(os.environ) if wants_gpu else (), self.server)
         threads = int(self.opened.sweep.settings["threads"])
         return Cluster(
             self.opened.stop_file, threads=threads, jobs=options.jobs, address=options.address, wants_gpu=wants_gpu

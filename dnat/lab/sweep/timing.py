@@ -11,15 +11,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...rundir import RunFiles
+from .forkserver import ForkServer
 from .trials import beside
 
 
-def measure(directories: Iterable[Path], stop: Callable[[], bool]) -> str:
+def measure(directories: Iterable[Path], stop: Callable[[], bool], server: ForkServer | None = None) -> str:
     """Measure the times of finished runs that nobody measured alone; each run's directory gets them.
 
     Args:
         directories: of the runs.
         stop: asked several times a second whether to leave it; what was measured is kept.
+        server: which forks the process; without, it is a new one.
 
     Returns:
         What went wrong, in a line; empty if nothing did.
@@ -27,7 +29,7 @@ def measure(directories: Iterable[Path], stop: Callable[[], bool]) -> str:
     left = [str(place) for place in directories if not RunFiles(place).latency()]
     if not left or stop():
         return ""
-    code, printed = beside(__name__, left, stop)
+    code, printed = beside(__name__, left, stop, server)
     lines = printed.splitlines()
     if not code or stop():
         return ""

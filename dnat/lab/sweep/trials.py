@@ -16,16 +16,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ...locks import holder, is_held
 from ...rundir import METRICS, RECORD, SEARCH_ROWS, RunFiles
 from ..metrics import Measured, measured_in
+from .forkserver import PARENT, ForkServer
 
 State = Literal["pending", "running", "done", "failed", "interrupted"]
-
-PARENT = "DNAT_PARENT"
-"""Environment variable with the process without which a trial stops: whatever ends a sweep ends its trials."""
 
 LOCK_SECONDS = 30.0
 """How long a trial waits for its directory: one whose sweep was killed just now ends after its present batch."""
@@ -34,6 +32,7 @@ _GOES_ON = {75, 130, -signal.SIGINT, -signal.SIGTERM, getattr(signal, "SIGKILL",
 """Exit codes after which the run goes on from its checkpoint: it was stopped, nothing is wrong with it."""
 
 _LOCKED = 73
+_COMMAND = "dnat.lab.cli"
 _NOT_REASONS = re.compile(r"dnat: this is a bug of dnat|files: |--- attempt ")
 
 
@@ -88,16 +87,35 @@ def trial_command(config: str, directory: str, *, download: bool = False, wandb:
 
 def program() -> tuple[str, ...]:
     """How this very dnat is started: -P keeps a folder of the same name in the working directory out of it."""
-    return sys.executable, "-P", "-m", "dnat.lab.cli"
+    return sys.executable, "-P", "-m", _COMMAND
 
 
-def carry_out(attempt: Attempt, stop: Callable[[], bool], at_once: Callable[[], bool] = lambda: False) -> Outcome:
+class Process(Protocol):
+    """What is waited for: a `subprocess.Popen`, or one that is forked."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
+def carry_out(
+    attempt: Attempt,
+    stop: Callable[[], bool],
+    at_once: Callable[[], bool] = lambda: False,
+    server: ForkServer | None = None,
+) -> Outcome:
     """Start a trial, wait for its end and judge it.
 
     Args:
         attempt: what to start.
         stop: asked several times a second whether the trial is to save and stop.
         at_once: whether it is to be killed.
+        server: which forks the trial; without, and for a program of its own, it is a new process.
     """
     began = time.monotonic()
     while True:
@@ -106,7 +124,7 @@ def carry_out(attempt: Attempt, stop: Callable[[], bool], at_once: Callable[[], 
                 "stopped before it began" if stop() else f"its directory is in use by {holder(attempt.directory)}"
             )
             return Outcome("interrupted", None, reason, time.monotonic() - began)
-        outcome = _once(attempt, stop, at_once)
+        outcome = _once(attempt, stop, at_once, server)
         # Another process may have taken the directory while this one started.
         late = time.monotonic() - began > LOCK_SECONDS
         if outcome.exit_code != _LOCKED or "is in use by" not in outcome.reason or late:
@@ -122,22 +140,29 @@ def _wait_until(true: Callable[[], bool], stop: Callable[[], bool], seconds: flo
     return not stop()
 
 
-def _once(attempt: Attempt, stop: Callable[[], bool], at_once: Callable[[], bool]) -> Outcome:
+def _once(
+    attempt: Attempt, stop: Callable[[], bool], at_once: Callable[[], bool], server: ForkServer | None
+) -> Outcome:
     began = time.monotonic()
     with open(attempt.log, "ab") as log:
         shown = f"--- attempt {attempt.number}, {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
         log.write(shown.encode())
         log.flush()
         start = log.tell()
-        process = subprocess.Popen(  # noqa: S603 (dnat itself)
-            [*(attempt.program or program()), *attempt.arguments],
-            cwd=attempt.folder,
-            env=environment(attempt.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which tells its trials once
-        )
+        variables = environment(attempt.environment)
+        process: Process
+        if server is not None and not attempt.program:
+            process = server.start(_COMMAND, attempt.arguments, attempt.folder, variables, attempt.log)
+        else:
+            process = subprocess.Popen(  # noqa: S603 (dnat itself)
+                [*(attempt.program or program()), *attempt.arguments],
+                cwd=attempt.folder,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which tells its trials once
+            )
         try:
             code = waited(process, stop, at_once)
         except BaseException:
@@ -159,32 +184,39 @@ def environment(more: Mapping[str, str | None]) -> dict[str, str]:
     return environment
 
 
-def beside(module: str, arguments: Sequence[str], stop: Callable[[], bool]) -> tuple[int, str]:
+def beside(
+    module: str, arguments: Sequence[str], stop: Callable[[], bool], server: ForkServer | None = None
+) -> tuple[int, str]:
     """Run a module of dnat's in a process of its own, in which users' modules are found where the user stands.
 
     Args:
         module: its full name.
         arguments: of it.
         stop: asked several times a second whether the process is to end.
+        server: which forks it; without, it is a new process.
 
     Returns:
         Its exit code, and what it printed.
     """
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(  # noqa: S603 (dnat itself)
-            [sys.executable, "-P", "-m", module, *arguments],
-            env=environment({}),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    with tempfile.NamedTemporaryFile(prefix="dnat-") as log:
+        process: Process
+        if server is not None:
+            process = server.start(module, arguments, os.getcwd(), environment({}), log.name)
+        else:
+            process = subprocess.Popen(  # noqa: S603 (dnat itself)
+                [sys.executable, "-P", "-m", module, *arguments],
+                env=environment({}),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         code = waited(process, stop, lambda: False)
         log.seek(0)
         return code, log.read().decode(errors="replace")
 
 
-def waited(process: subprocess.Popen[bytes], stop: Callable[[], bool], at_once: Callable[[], bool]) -> int:
+def waited(process: Process, stop: Callable[[], bool], at_once: Callable[[], bool]) -> int:
     """The exit code of a process that is asked to end when `stop` says so, and killed when `at_once` does."""
     asked = False
     while True:

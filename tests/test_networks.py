@@ -50,6 +50,29 @@ import_torchvision()
     assert python(code).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *(("resnet8", {"width": width}) for width in (0, -1, True, "8", float("nan"), float("inf"))),
+        ("resnet8", {"num_classes": 0}),
+        ("resnet8", {"in_channels": 1.5}),
+        ("vgg16", {"width": 0.5}),
+        ("mobilenet_v2", {"width": -0.25}),
+        ("darts_v2", {"layers": 0}),
+        ("nasbench201:301420", {"cells": -2}),
+    ],
+)
+def test_a_size_that_is_none_is_refused_and_not_rounded_up(name, size):
+    ((option, value),) = size.items()
+    with pytest.raises(dnat.errors.UsageError, match=f"{option} of {name} must be a .* number.*, not {value!r}"):
+        dnat.networks.build(name, **size)
+
+
+def test_a_width_need_not_be_whole_where_channels_are_rounded():
+    channels = [dnat.networks.build("resnet8", width=w).conv1.out_channels for w in (1.5, 2.4, 0.1)]
+    assert channels == [2, 2, 1]
+
+
 def test_networks_of_your_own(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n"

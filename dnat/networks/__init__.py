@@ -7,6 +7,7 @@
 import functools
 import importlib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from .genotypes import Genotype as Genotype
 from .torchvision import import_torchvision as import_torchvision
 from .torchvision import mend_torchvision as mend_torchvision
 from .weights import load_weights as load_weights
+
+_SIZES = frozenset({"num_classes", "in_channels", "width", "channels", "layers", "cells"})
+"""Options of networks that are sizes."""
 
 
 def build(name: str, *, seed: int | None = None, **options: Any) -> nn.Module:
@@ -56,6 +60,8 @@ def build(name: str, *, seed: int | None = None, **options: Any) -> nn.Module:
     for option in options:
         if known is not None and option not in known:
             raise unknown(f"option of {name}", option, known)
+    if name in NETWORKS or name.partition(":")[0] in FAMILIES:
+        _check_sizes(name, factory, options)
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(devices=devices, enabled=seed is not None):
         if seed is not None:
@@ -65,6 +71,18 @@ def build(name: str, *, seed: int | None = None, **options: Any) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise WrongTypeError(f"{name} must return a torch.nn.Module, not {type(network).__name__}")
     return network
+
+
+def _check_sizes(name: str, factory: Callable[..., nn.Module], options: Mapping[str, Any]) -> None:
+    """Refuse sizes of one of our own networks that are no sizes: rounded up to 1, they would build another one."""
+    for option, parameter in inspect.signature(factory).parameters.items():
+        if option not in _SIZES or option not in options:
+            continue
+        value, whole = options[option], parameter.annotation is int
+        is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+        if not (is_number and 0 < value < math.inf):
+            kind = "whole number of at least 1" if whole else "positive number"
+            raise UsageError(f"{option} of {name} must be a {kind}, not {value!r:.60}")
 
 
 def accepts(name: str, option: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from ..errors import UsageError
-from .part import Natural, Part, shown
+from .part import Part, shown
 
 MOST_THREADS = 1024
 """More threads than any machine that we know of has cores: torch dies of some, or asks for all memory."""
@@ -38,7 +38,7 @@ class Machine(Part):
     streaming: bool | None = None
     """Whether pictures of a data set by name are decoded while the network trains; by default where they do not
     fit into memory."""
-    workers: Natural | None = None
+    workers: Annotated[int, Field(ge=0, le=256)] | None = None
     """Processes that decode pictures which do not fit into memory; by default one a core, at most 8."""
 
 

@@ -32,11 +32,11 @@ demo: $(STAMP)
 
 # Each test has one thread; with a process a core (at most eight) the suite takes half the time on two cores.
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow"
 
 # Whole trainings, longer than what `make test` has of their kind.
 slow: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 -m slow
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

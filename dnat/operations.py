@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .layouts import with_dense_gradients
 from .naming import unknown
 
 
@@ -42,9 +43,10 @@ class FactorizedReduce(nn.Module):
         x = self.relu(x)
         out = self.conv1(x)
         if self.conv2 is not None:
-            # Zeros stand in for the row and column that the shift leaves empty, so that any size works.
-            shifted = nn.functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
-            out = torch.cat([out, self.conv2(shifted)], dim=1)
+            # Zeros stand in for the row and column that the shift leaves empty, so that any size works. One
+            # padding cuts and pads: the gradient of a slice would lose the memory layout, and so its speed.
+            shifted = nn.functional.pad(x, (-1, 1, -1, 1))
+            out = with_dense_gradients(torch.cat([out, self.conv2(shifted)], dim=1))
         return self.bn(out)
 
 

@@ -86,7 +86,7 @@ def test_the_manual_begins_as_the_readme_does():
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=() if name == "pictures" else pytest.mark.slow) for name in blocks.PICTURES],
+    [pytest.param(name, marks=pytest.mark.slow) for name in blocks.PICTURES],
 )
 def test_a_tutorial_runs(name, tmp_path):
     for library in {"pictures": ["onnxruntime"], "paper": ["pandas"]}.get(name, []):

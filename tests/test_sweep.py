@@ -378,8 +378,9 @@ def stand_in(tmp_path, monkeypatch):
     (tmp_path / "stand_in.py").write_text(STAND_IN)
     (tmp_path / "mine.py").write_text("raise RuntimeError('only trials import users modules')\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(schedule, "check_networks", lambda trials, stop: None)
-    monkeypatch.setattr(schedule, "measure", lambda directories, stop: "")
+    monkeypatch.setattr(schedule, "THERE_ARE_FORKS", False)
+    monkeypatch.setattr(schedule, "check_networks", lambda trials, *rest: None)
+    monkeypatch.setattr(schedule, "measure", lambda directories, *rest: "")
     monkeypatch.setattr(trial_module, "program", lambda: (sys.executable, "-SE", str(tmp_path / "stand_in.py")))
     return tmp_path
 

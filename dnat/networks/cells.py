@@ -16,7 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..operations import CellOperation, DropPath, FactorizedReduce, NullEdge, operation, relu_conv
+from ..layouts import with_dense_gradients
+from ..operations import (
+    CellOperation,
+    DropPath,
+    FactorizedReduce,
+    NullEdge,
+    operation,
+    relu_conv,
+)
 from ..seeds import Stream, torch_seed
 from .genotypes import CellEdge, CellGenotype, Genotype, pruned, read_genotype
 
@@ -96,7 +104,7 @@ class Cell(nn.Module):
             pairs = zip(cast(nn.ModuleList, edges), inputs, strict=True)
             terms = [edge(values[i]) for edge, i in pairs]
             values.append(functools.reduce(operator.add, terms))
-        return torch.cat([values[i] for i in self.concat], dim=1)
+        return with_dense_gradients(torch.cat([values[i] for i in self.concat], dim=1))
 
 
 class AuxiliaryHead(nn.Module):

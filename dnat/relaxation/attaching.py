@@ -12,6 +12,9 @@ from ..operations import CellOperation, NullEdge, operation
 from .hooks import EdgeHooks, WidthHooks
 from .passes import ForwardPasses
 
+WEIGHED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""Norms of which it is known that their output is their weight times something, plus their bias."""
+
 IDENTITY_NAME = "identity_operation"
 """The name under which a null edge holds the operation that connects it."""
 
@@ -37,7 +40,11 @@ def attach(
     yield entry.register_forward_pre_hook(hooks.enter, with_kwargs=True, prepend=True)
     if exit is not entry:
         yield entry.register_forward_hook(hooks.between, with_kwargs=True)
+        if type(exit) in WEIGHED:
+            yield exit.register_forward_pre_hook(hooks.weigh)
     yield exit.register_forward_hook(hooks.leave, with_kwargs=True)
+    if exit is not entry and type(exit) in WEIGHED:
+        yield exit.register_forward_hook(hooks.restore, always_call=True)
 
 
 def attach_width(

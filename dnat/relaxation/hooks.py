@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..distributed import SyncedNorms
 from ..edges import IDENTITY, ORIGINAL, Edge
 from ..tracing import kept_buffers
-from .mixing import distance, mix, value_of
+from .mixing import added, distance, mix, value_of
 from .passes import ForwardPasses
 from .theta import CHOICES
 
@@ -42,6 +42,8 @@ class EdgeHooks:
         self.is_pair = edge.entry != edge.exit
         self.waiting: list[tuple[Tensor, Tensor]] = []
         self.most = edge.interleaved()
+        self.unweighed: tuple[Tensor, Tensor] | None = None
+        """The norm's own weight and bias, while it has weighed ones."""
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the edge's first module: note what it is given."""
@@ -57,16 +59,43 @@ class EdgeHooks:
         self.inputs.clear()  # left behind by a forward that raised
         return x
 
+    def weigh(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Before the norm that ends an edge: let its weight and bias be weighed, in place of its output.
+
+        It is the same number for a fraction of the work: the output is neither multiplied, nor kept to find the
+        gate's gradient. A gate of 0 would not silence inf and NaN that way, and where other operations take part
+        the norm's own output is asked for.
+        """
+        weight, bias = module._parameters["weight"], module._parameters["bias"]
+        gate = self.passes.row(self.row)[CHOICES.index(ORIGINAL)]
+        if not isinstance(weight, nn.Parameter) or bias is None or not value_of(gate) or self._needed():
+            return
+        self.unweighed = weight, bias
+        module._parameters["weight"], module._parameters["bias"] = (  # type: ignore[assignment]
+            p * gate.to(p.dtype) for p in self.unweighed
+        )
+
+    def restore(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After that norm, also when it failed: give it its own weight and bias again."""
+        if self.unweighed is not None:
+            module._parameters["weight"], module._parameters["bias"] = self.unweighed  # type: ignore[assignment]
+            self.unweighed = None
+
+    def _needed(self) -> list[int]:
+        """The columns of other operations that take part."""
+        return [column for column in self.passes.needed(self.row) if column in self.others]
+
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """After the edge's last module: what the relaxed edge makes of it, or of the part that is read."""
         if self.part is None:
-            return self._relaxed(args, output)
+            only_ours = len(module._forward_hooks) == 2
+            return self._relaxed(args, output, in_place=only_ours)
         leaves, structure = tree_flatten(output)
         place = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)][self.part]
         leaves[place] = self._relaxed(args, leaves[place])
         return tree_unflatten(leaves, structure)
 
-    def _relaxed(self, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    def _relaxed(self, args: tuple[Any, ...], output: Tensor, *, in_place: bool = False) -> Tensor:
         if self.is_pair:
             # Where a block around the first module is an edge of its own, its mixture is what comes in here.
             places = (i for i, (begun, _) in enumerate(self.waiting) if begun is args[0])
@@ -74,7 +103,10 @@ class EdgeHooks:
         else:
             x = self._input()
         gates = self.passes.row(self.row)
-        needed = [column for column in self.passes.needed(self.row) if column in self.others]
+        if self.unweighed is not None:
+            _, *others = self._own(output, x, gates)
+            return added(output, *others[0], in_place=in_place) if others else output
+        needed = self._needed()
         if not needed:
             return mix(self._own(output, x, gates))
         mixed = self._taught if self.passes.teaches() else self._mixed
@@ -98,11 +130,10 @@ class EdgeHooks:
     def _own(self, y: Tensor, x: Tensor, gates: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
         """The terms of the edge's DNAT choices, for its input x and its operation's output y."""
         identity, original = gates[CHOICES.index(IDENTITY)], gates[CHOICES.index(ORIGINAL)]
-        if self.is_null:
-            original = torch.zeros_like(original)  # the operation gives zeros, so that only the identity counts
         if not self.has_identity:
             return [(y, original)]
-        return [(y, original), (x if self.reduction is None else self.reduction(x), identity)]
+        passed = x if self.reduction is None else self.reduction(x), identity
+        return [passed] if self.is_null else [(y, original), passed]  # a null edge's operation gives zeros
 
     def _mixed(self, y: Tensor, x: Tensor, columns: list[int], *gates: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The edge with all that has a say."""
@@ -119,7 +150,7 @@ class EdgeHooks:
         return mix([*self._own(y, x, gates), *others], slope), distances
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"inputs": [], "waiting": []}
+        return self.__dict__ | {"inputs": [], "waiting": [], "unweighed": None}
 
 
 class WidthHooks:

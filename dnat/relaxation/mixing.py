@@ -13,8 +13,9 @@ class _Mix(torch.autograd.Function):
     """The sum of `scale * tensor` over pairs of tensors and 0-dim scales; a scale of 0 also silences inf and NaN.
 
     Arguments: what stands in the first scale's place in the backward pass, or None; the tensors; their scales.
-    Keeps only these for the backward pass. The operation's output comes first, so that the sum takes its memory
-    layout: with the input first later kernels see other strides and round differently.
+    Keeps only the scales for the backward pass, and the tensors whose scales learn. The operation's output comes
+    first, so that the sum takes its memory layout: with the input first later kernels see other strides and round
+    differently.
     """
 
     generate_vmap_rule = True
@@ -35,7 +36,11 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+        slope, *terms = inputs
+        n = len(terms) // 2
+        learns = ctx.needs_input_grad[1 + n :]
+        kept = [x if needed else None for x, needed in zip(terms[:n], learns, strict=True)]
+        ctx.save_for_backward(slope, *kept, *terms[n:])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -54,9 +59,50 @@ class _Mix(torch.autograd.Function):
         return tuple(results)
 
 
+class _Addition(torch.autograd.Function):
+    """`y + gate * x`, written into y; a gate of 0 also silences inf and NaN. Keeps x where the gate learns."""
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, gate: Tensor) -> Tensor:
+        number = value_of(gate)
+        assert number is not None
+        return y.add_(x, alpha=number) if number != 0 else y
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        y, x, gate = inputs
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, gate)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (x, gate) = gradients, ctx.saved_tensors
+        of_y, of_x, of_gate = ctx.needs_input_grad
+        return (
+            gradient if of_y else None,
+            gradient * gate if of_x and (torch.is_grad_enabled() or value_of(gate) != 0) else None,
+            _inner(gradient, x, gate) if of_gate else None,
+        )
+
+
+def added(y: Tensor, x: Tensor, gate: Tensor, *, in_place: bool) -> Tensor:
+    """A relaxed edge whose operation's output is weighed already: `y + gate * x`, on a CPU.
+
+    Args:
+        y: the weighed output, whose type and memory layout the sum has.
+        x: of its shape.
+        gate: 0-dim.
+        in_place: whether the sum may be written into y, which nobody else holds then.
+    """
+    if value_of(gate) == 0 and not (gate.requires_grad and torch.is_grad_enabled()):
+        return y
+    return _Addition.apply(y if in_place else y.clone(), x.to(y.dtype), gate.to(y.dtype))
+
+
 def value_of(scale: Tensor) -> float | None:
-    """The value of a scale where it costs nothing to know it; None where a device would have to be waited for."""
-    if scale.device.type != "cpu":
+    """The value of a scale where it costs nothing to know it; None where a device would have to be waited for, and
+    for a compiler, which would compile one function for each value."""
+    if scale.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     try:
         return float(scale.detach())
@@ -74,11 +120,24 @@ def _scaled(x: Tensor, scale: Tensor, number: float | None) -> Tensor:
 def _inner(gradient: Tensor, x: Tensor, scale: Tensor) -> Tensor:
     """The gradient of a scale: the inner product over finite elements, summed in at least float32."""
     wide = torch.promote_types(scale.dtype, torch.float32)
-    product = (gradient * x).to(wide)
-    number = value_of(total := product.sum())
+    total = _dot(gradient, x) if x.dtype == wide and x.device.type == "cpu" else None
+    if total is None:
+        total = (gradient * x).to(wide).sum()
+    number = value_of(total)
     if number is None or not math.isfinite(number):
+        product = (gradient * x).to(wide)
         total = torch.where(torch.isfinite(x), product, torch.zeros_like(product)).sum()
     return total.to(scale.dtype)
+
+
+def _dot(gradient: Tensor, x: Tensor) -> Tensor | None:
+    """The inner product in one pass; None where the two do not lie alike in memory, or it is derived again."""
+    if torch.is_grad_enabled() or gradient.stride() != x.stride() or gradient.shape != x.shape:
+        return None
+    strides = x.stride()
+    order = sorted(range(x.dim()), key=lambda d: (-strides[d], x.shape[d] == 1))
+    flat = [t.permute(order) for t in (gradient, x)]
+    return torch.dot(*(t.view(-1) for t in flat)) if all(t.is_contiguous() for t in flat) else None
 
 
 def mix(terms: Sequence[tuple[Tensor, Tensor]], slope: Tensor | None = None) -> Tensor:

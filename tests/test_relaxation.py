@@ -9,7 +9,8 @@ from reference import SMALL, images, relaxed_by_hand, small
 from torch import nn
 
 import dnat
-from dnat.relaxation import CHOICES, mix, relax
+from dnat.relaxation import CHOICES, attaching, mix, relax
+from dnat.relaxation.mixing import added
 
 
 def relaxed_of(name, **options):
@@ -286,3 +287,116 @@ def test_a_norm_behind_a_block_that_is_an_edge_itself():
         relaxed.set_one_hot({e.key: choices.get(e.key, "original") for e in edges})
         made = dnat.discretize(network, choices, x).eval()
         assert torch.allclose(relaxed(x), made(x), atol=1e-6), choices
+
+
+# --- norms that are weighed in place of their outputs
+
+
+def learned(network, inputs):
+    """Output, gradients and buffers of a step of all that can learn."""
+    network.train().zero_grad()
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    output = network(inputs)
+    output.square().mean().backward()
+    gradients = {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    return {"output": output, **gradients, **{name: b.clone() for name, b in network.named_buffers()}}
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet8 with skips", "in place", "shared", "residual"])
+def test_weighing_a_norm_is_weighing_its_output(name, monkeypatch):
+    network = small(name)
+    x = images(dtype=torch.float64)
+    found = []
+    for weighed in (attaching.WEIGHED, ()):
+        monkeypatch.setattr(attaching, "WEIGHED", weighed)
+        relaxed = relax(network, dnat.find_edges(dnat.trace(network, images()))).double()
+        theta = torch.randn(len(relaxed.groups), 3, generator=torch.Generator().manual_seed(4)).double()
+        theta[0, CHOICES.index("original")] = 0.0
+        relaxed.architecture.theta.data.copy_(theta)
+        found.append(learned(relaxed, x))
+    folded, plain = found
+    assert folded.keys() == plain.keys()
+    for key, value in plain.items():
+        assert torch.allclose(folded[key], value, rtol=1e-9, atol=1e-11), key
+
+
+def test_a_step_of_the_weights_keeps_no_more_than_the_network_alone():
+    network = dnat.build("resnet8", width=4, seed=0).train()
+    relaxed = relax(network, dnat.find_edges(dnat.trace(network, images()))).train()
+    relaxed.architecture.theta.data += 0.1
+    relaxed.architecture.theta.requires_grad_(False)
+    kept = []
+    for part in (network, relaxed):
+        sizes = {}
+        own = {p.data_ptr() for p in part.parameters()}
+
+        def pack(x, sizes=sizes, own=own):
+            if x.dim() > 1 and x.data_ptr() not in own:
+                sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            part(images())
+        kept.append(sum(sizes.values()))
+    assert kept[0] == kept[1] > 0
+
+
+def test_addition_passes_gradcheck_to_second_order():
+    torch.manual_seed(0)
+    y, x = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    gate = torch.randn((), dtype=torch.float64, requires_grad=True)
+
+    def summed(y, x, gate):
+        return added(y * 1.0, x, gate, in_place=True)
+
+    for value in (gate.item(), 0.0):
+        gate.data.fill_(value)
+        assert torch.equal(summed(y, x, gate), y + gate * x)
+        assert torch.autograd.gradcheck(summed, (y, x, gate))
+        assert torch.autograd.gradgradcheck(summed, (y, x, gate))
+    silenced = added(
+        torch.ones(2), torch.tensor([math.inf, math.nan]), torch.zeros((), requires_grad=True), in_place=True
+    )
+    assert torch.equal(silenced, torch.ones(2))
+
+
+def test_norms_have_their_own_weights_again_whatever_happens():
+    network = dnat.build("resnet8", width=4, seed=0)
+    relaxed = relax(network, dnat.find_edges(dnat.trace(network, images()))).train()
+    relaxed.architecture.theta.data += 0.1
+    own = dict(relaxed.named_parameters())
+
+    def same():
+        return all(p is own[name] for name, p in relaxed.named_parameters()) and own.keys() == {
+            name for name, _ in relaxed.named_parameters()
+        }
+
+    relaxed(images())
+    assert same()
+    block = relaxed.network.layer1[0]
+
+    def fail(*args):
+        raise RuntimeError("as it may")
+
+    handle = block.bn1.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="as it may"):
+        relaxed(images())
+    handle.remove()
+    assert same()
+    # A recomputation ends in the middle of a forward, when all that was asked for is there.
+    torch.utils.checkpoint.checkpoint(relaxed, images(), use_reentrant=False).sum().backward()
+    assert same()
+
+
+def test_whoever_listens_to_a_norm_keeps_what_it_was_given():
+    network = dnat.build("resnet8", width=4, seed=0).eval()
+    relaxed = relax(network, dnat.find_edges(dnat.trace(network, images()))).eval()
+    relaxed.architecture.theta.data[:, CHOICES.index("identity")] = 1.0
+    heard = []
+    relaxed.network.layer1[0].bn1.register_forward_hook(
+        lambda m, args, out: heard.append((out, out.clone())), prepend=True
+    )
+    with torch.no_grad():
+        relaxed(images())
+    assert torch.equal(*heard[0])

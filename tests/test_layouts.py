@@ -1,0 +1,69 @@
+"""Gradients keep the memory layout of their values; what is computed is what the obvious code computes."""
+
+import pytest
+import torch
+from torch import nn
+
+from dnat.layouts import with_dense_gradients
+from dnat.networks.resnet import Shortcut
+from dnat.operations import FactorizedReduce
+
+LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+def parts(layout, count=3):
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(2, c + 2, 5, 4, generator=generator).to(memory_format=layout) for c in range(count)]
+    return [part.requires_grad_() for part in made]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parts_of_what_is_joined_get_dense_gradients(layout):
+    own, other = parts(layout), parts(layout)
+    joined, plain = with_dense_gradients(torch.cat(own, dim=1)), torch.cat(other, dim=1)
+    assert torch.equal(joined, plain)
+    weights = torch.randn(joined.shape).to(memory_format=layout)
+    seen = {}
+    for i, part in enumerate(own):
+        part.register_hook(lambda g, i=i: seen.update({i: (g.is_contiguous(memory_format=layout), g.stride())}))
+    (joined * weights).sum().backward()
+    (plain * weights).sum().backward()
+    for i, (part, twin) in enumerate(zip(own, other, strict=True)):
+        assert seen[i][0], seen[i][1]
+        assert torch.equal(part.grad, twin.grad)
+
+
+def test_what_needs_no_gradient_is_left_alone():
+    x = torch.ones(1, 2, 3, 3)
+    joined = torch.cat([x, x], dim=1)
+    assert with_dense_gradients(joined) is joined
+    first, second = parts(torch.contiguous_format, 2)
+    with_dense_gradients(torch.cat([first, second.detach()], dim=1)).sum().backward()
+    assert torch.equal(first.grad, torch.ones_like(first))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_shortcut_takes_every_second_pixel(layout, size):
+    x = torch.randn(2, 4, *size).to(memory_format=layout).requires_grad_()
+    twin = x.detach().clone().requires_grad_()
+    out = Shortcut(4, 8, 2)(x)
+    wanted = nn.functional.pad(twin[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
+    assert torch.equal(out, wanted)
+    weights = torch.randn(out.shape)
+    (out * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    assert torch.equal(x.grad, twin.grad)
+    assert x.grad.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (1, 1)])
+def test_a_reduction_looks_at_the_pixels_between(size):
+    reduction = FactorizedReduce(4, 6, 2).train()
+    x = torch.randn(2, 4, *size)
+    relu = x.relu()
+    shifted = torch.zeros(2, 4, size[0] + 1, size[1] + 1)
+    shifted[:, :, :-1, :-1] = relu
+    both = [reduction.conv1(relu), reduction.conv2(shifted[:, :, 1:, 1:])]
+    if size != (1, 1):  # a norm needs more than one value
+        assert torch.equal(reduction(x), nn.functional.batch_norm(torch.cat(both, 1), None, None, training=True))

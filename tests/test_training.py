@@ -285,7 +285,8 @@ def test_what_is_no_seed_is_refused(seed):
 
 
 @pytest.mark.parametrize(
-    ("size", "batch"), [((8, 8), 500), ((64, 64), 500), ((128, 64), 250), ((224, 224), 40), ((9999, 9999), 1)]
+    ("size", "batch"),
+    [((8, 8), 500), ((32, 32), 100), ((64, 64), 98), ((224, 224), 8), ((448, 224), 4), ((9999, 9999), 1)],
 )
 def test_the_batches_of_a_test_hold_about_as_many_pixels(size, batch):
     assert usual_batch(size) == batch

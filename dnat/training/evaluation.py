@@ -104,7 +104,7 @@ def evaluate(
     classes: Sequence[str] | None = None,
     task: Task | None = None,
 ) -> Evaluation:
-    """Mean loss and metrics on the test examples, in batches of 500, or fewer of images larger than 64 x 64.
+    """Mean loss and metrics on the test examples, in batches of 100, or fewer of large images.
 
     Runs in eval mode without gradients; afterwards every module is in the mode in which it was, and no buffer has
     changed.

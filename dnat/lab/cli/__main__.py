@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import ctypes
 import os
 import sys
 
@@ -24,12 +25,31 @@ def main() -> None:
         os._exit(code)
 
     atexit.register(leave)  # what is registered first is done last
+    _keep_memory()
     try:
         run()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else None
         raise
+
+
+def _keep_memory() -> None:
+    """Let glibc keep what it was given back: by default it asks the kernel for large tensors each time anew.
+
+    A network for images of 224 pixels takes half the time with it (`python benchmarks/evaluation.py`). No bit
+    changes; the process keeps the most memory that it ever held at once.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        assert libc
+        for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26)):
+            libc.mallopt(option, value)
+
+
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+"""Names of malloc.h: from how many free bytes on memory is given back; how much is asked for at a time; how many
+allocations may be mappings of their own."""
 
 
 if __name__ == "__main__":

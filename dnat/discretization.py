@@ -24,7 +24,7 @@ from .errors import UsageError
 from .naming import unknown
 from .narrowing import Orders, by_weights, cut_along, narrow, narrowed
 from .relaxation import RelaxedNetwork, module_name, relax
-from .rewriting import close, drop_branches, exchanged, identified, submodule
+from .rewriting import close, drop_branches, exchanged, identified, overwrite, submodule
 from .tracing import Example, Program, copied, examples_of, fixed_randomness, gpus_of, in_mode, trace
 
 
@@ -134,6 +134,8 @@ def discretization(
             attempt.undone[edge.key] = "the rewritten network computed something else"
         if not culprits or not _agree(attempt.network, reference, example):
             raise RuntimeError("the discretized network does not compute what the relaxed one does: please report")
+    if set(done.values()) != {ORIGINAL}:
+        overwrite(attempt.network, [p for p, m in plain.named_modules() if getattr(m, "inplace", False)], example)
     after = {p for p, m in attempt.network.named_modules() if not isinstance(m, nn.Identity)}
     attempt.removed = tuple(p for p, _ in plain.named_modules() if p not in after)
     return attempt

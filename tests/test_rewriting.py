@@ -1,5 +1,6 @@
 """Forwards as people write them: sizes that are unpacked, wrapped forwards, tuples and keywords handed on."""
 
+import copy
 import functools
 
 import pytest
@@ -376,3 +377,44 @@ def test_a_branch_that_cannot_go_keeps_no_other_from_going():
     assert set(told.undone) == {"0.sized"}
     assert told.choices["0.plain"] == "none"
     assert [name for name, _ in told.network[0].named_children()] == ["sized"]
+
+
+# --- activations in place
+
+
+class InPlace(nn.Module):
+    """Activations in place, of which the second may not be once `conv` is an identity: its input is `x` then."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.relu, self.last = nn.ReLU(inplace=True), nn.ReLU(inplace=True)
+        self.other = nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4))
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.last(x + self.other(self.relu(self.norm(self.conv(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+def test_activations_write_in_place_again_where_nobody_else_reads():
+    torch.manual_seed(0)
+    network, x = InPlace(), torch.randn(4, 3, 8, 8)
+    found = {}
+    for choice in ("identity", "none"):
+        key = {"identity": "conv>norm", "none": "other.0>other.1"}[choice]
+        compact = dnat.discretize(network, {key: choice}, x)
+        found[choice] = {name for name, m in compact.named_modules() if getattr(m, "inplace", False)}
+        twin = copy.deepcopy(compact)
+        for module in twin.modules():
+            if hasattr(module, "inplace"):
+                module.inplace = False
+        for part in (compact, twin):
+            part.train()(x).square().sum().backward()
+        assert torch.equal(compact(x), twin(x))
+        for p, q in zip(compact.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(p.grad, q.grad)
+    assert found["identity"] == {"stem.2", "last"}  # `relu` would write into what the sum reads, too
+    assert found["none"] == {"stem.2"}  # `last` would write into what nothing but a ReLU made

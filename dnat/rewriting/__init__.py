@@ -9,5 +9,6 @@ from .modules import close as close
 from .modules import exchanged as exchanged
 from .modules import identified as identified
 from .modules import submodule as submodule
+from .overwriting import overwrite as overwrite
 from .places import drop_branches as drop_branches
 from .trials import rewritable as rewritable

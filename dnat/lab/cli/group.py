@@ -56,9 +56,9 @@ def main() -> None:
             cli.main(standalone_mode=False)
             with named("standard output"):
                 sys.stdout.flush()
-    except SystemExit as ended:  # click's, where nobody reads on
-        _leave_quietly(ended.__context__)
-        raise
+    except SystemExit as ended:
+        _leave(unread=type(sys.stdout).__name__ == "PacifyFlushWrapper")  # click's sign of a broken pipe
+        raise ended
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -66,7 +66,7 @@ def main() -> None:
         click.echo("dnat: stopped at once", err=True)
         sys.exit(130)
     except Exception as error:
-        _leave_quietly(error)
+        _leave(unread=isinstance(error, OSError) and error.errno == errno.EPIPE)
         code = exit_code(error)
         if code == 1:
             traceback.print_exc()
@@ -78,10 +78,10 @@ def main() -> None:
         sys.exit(code)
 
 
-def _leave_quietly(error: BaseException | None) -> None:
-    """End as SIGPIPE would where whoever read the output has gone, as `head` does, without a word.
+def _leave(*, unread: bool) -> None:
+    """Before an end by an error: what cannot be written any more goes nowhere, or it were the next error.
 
-    What cannot be written any more would be the next error, when Python ends: it goes nowhere.
+    Where whoever read the output has gone, as `head` does, it ends without a word, as by SIGPIPE.
     """
     try:
         sys.stdout.flush()
@@ -89,5 +89,5 @@ def _leave_quietly(error: BaseException | None) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
         os.close(nowhere)
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+    if unread:
         sys.exit(128 + 13)

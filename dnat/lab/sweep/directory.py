@@ -264,6 +264,8 @@ class SweepDirectory(SweepFiles):
             )
 
     def _write(self) -> None:
+        # First: whatever ends this here, the same command finds that this is its directory.
+        _write_if_new(self.path / SWEEP, self.sweep.to_toml())
         for folder in ("trials", "logs"):
             (self.path / folder).mkdir(exist_ok=True)
         for stray in (*self.path.glob(".*.tmp"), *self.path.glob("trials/.*.tmp"), self.stop_file):
@@ -273,7 +275,6 @@ class SweepDirectory(SweepFiles):
             if os.path.lexists(file) and _job_in(file) is None:
                 self._notify(f"{file} is damaged: it is set aside as {set_aside(file)}, and written anew")
             _write_if_new(file, trial.job.to_toml())
-        _write_if_new(self.path / SWEEP, self.sweep.to_toml())
         self._take_entries()
         for name, entry in self.entries.items():
             if entry.get("state") == "running":  # its sweep was killed: the trial's own files say how it ended

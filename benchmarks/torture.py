@@ -128,7 +128,7 @@ def result_of(directory: Path) -> Any:
 
 def strays(folder: Path) -> list[str]:
     """Temporary files that were left."""
-    return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.endswith((".tmp", ".part"))]
+    return [str(p.relative_to(folder)) for p in folder.rglob("*") if p.name.endswith(".tmp")]
 
 
 # --- system calls

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torture
+from safetensors import safe_open
 from torture import JOB, QUICK, Ended, Table, calls_of, command, copy, forked, result_of, strays, system_calls
 
 from dnat.lab.sweep import local, schedule
@@ -70,6 +71,12 @@ class Case:
 
 def _bytes(*names: str) -> Callable[[Path], Any]:
     return lambda folder: [(folder / name).read_bytes() for name in names]
+
+
+def _exported(folder: Path) -> Any:
+    with safe_open(folder / "run" / "exported.safetensors", "np") as file:  # its metadata have no order
+        tensors = {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+        return file.metadata(), tensors, (folder / "run" / "exported.json").read_bytes()
 
 
 def _plan(folder: Path) -> Any:
@@ -124,7 +131,7 @@ def kinds() -> dict[str, Kind]:
         Kind("resume", "part", command("resume", "run", pictures=False), lambda f: result_of(f / "run"), True),
         Kind("sweep", None, _sweep, lambda f: result_of(f / "run" / "resnet8-original-seed0"), True),
         Kind("draw", "done", command("draw", "run", "--format", "svg"), _bytes("run/architecture.svg")),
-        Kind("export", "done", command(*export), _bytes("run/exported.safetensors", "run/exported.json")),
+        Kind("export", "done", command(*export), _exported),
         Kind("report", "done", command(*report), lambda f: (f / "run" / "text.md").read_text()),
         Kind("results", "done", command("results", "run", "--out", "table.csv"), _bytes("table.csv")),
         Kind("plan", None, command(*plan), _plan),

@@ -57,7 +57,7 @@ def main() -> None:
             with named("standard output"):
                 sys.stdout.flush()
     except SystemExit as ended:
-        _leave(unread=type(sys.stdout).__name__ == "PacifyFlushWrapper")  # click's sign of a broken pipe
+        _leave(unread="PacifyFlushWrapper" in type(sys.stdout).__name__)  # click's sign of a broken pipe
         raise ended
     except click.ClickException as error:
         error.show()

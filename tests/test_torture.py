@@ -192,6 +192,7 @@ def test_a_list_that_is_a_number_is_refused():
 
 
 def command(*words, monkeypatch):
+    monkeypatch.setattr(signal, "signal", lambda *rest: None)
     monkeypatch.setattr(sys, "argv", ["dnat", *map(str, words)])
     monkeypatch.setattr(sys, "path", [*sys.path])
     with pytest.raises(SystemExit) as ended:
@@ -232,6 +233,20 @@ def test_ctrl_c_while_the_command_is_loaded_is_no_traceback(monkeypatch, capsys)
     monkeypatch.setitem(sys.modules, "dnat.lab.cli.commands", loading)
     assert command("networks", monkeypatch=monkeypatch) == 130
     assert capsys.readouterr().err == "dnat: stopped at once\n"
+
+
+def test_ctrl_c_while_torch_is_loaded_ends_at_once(suite, tmp_path):
+    """torch's C++ aborts at an exception."""
+
+    def loading():
+        from dnat.lab.cli import _interrupt
+
+        torch.__spec__._initializing = True
+        _interrupt(signal.SIGINT, None)
+
+    assert suite("torture").forked(loading, tmp_path) == suite("torture").Ended(130, "dnat: stopped at once\n")
+    with pytest.raises(KeyboardInterrupt):
+        module._interrupt(signal.SIGINT, None)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")

@@ -3,8 +3,8 @@
     python benchmarks/leaks.py
     python benchmarks/leaks.py --calls 1000
 
-The first calls fill caches and do not count. Ends with exit code 1 if open files or threads grow, or memory by more
-than --most KB a call.
+The first calls fill caches and do not count. Ends with exit code 1 if open files or threads grow, or memory by
+more than --most KB a call.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from torch import nn
 
 import dnat
 
-WARM = 20
+WARM = 40
 """Calls that do not count."""
 
 
@@ -53,7 +53,7 @@ def main() -> None:
     """Call, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=200)
-    parser.add_argument("--most", type=float, default=20.0, metavar="KB", help="growth of memory a call")
+    parser.add_argument("--most", type=float, default=50.0, metavar="KB", help="growth of memory a call")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     for seed in range(WARM):

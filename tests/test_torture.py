@@ -19,9 +19,10 @@ from dnat.lab.cli.signals import stop_on_signals
 from dnat.lab.runs import run
 from dnat.lab.sweep import Sweep
 from dnat.lab.sweep.directory import SweepDirectory, SweepFiles
+from dnat.lab.sweep.local import Local
 from dnat.lab.sweep.schedule import prepare
 from dnat.lab.sweep.settings import parse_names, parse_seeds
-from dnat.lab.sweep.trials import judged
+from dnat.lab.sweep.trials import Attempt, judged
 from dnat.locks import Lock, LockedError
 from dnat.records import Records
 from dnat.rundir import RunFiles, read_job
@@ -154,6 +155,16 @@ def test_a_trial_that_the_machine_stopped_has_not_failed(tmp_path):
     assert (found.state, found.exit_code) == ("interrupted", 73)
     assert judged(-signal.SIGHUP, tmp_path, "").state == "interrupted"
     assert judged(1, tmp_path, "KeyError: 'x'").state == "failed"
+
+
+def test_a_trial_that_could_not_be_started_for_want_of_handles_has_not_failed(tmp_path):
+    attempt = Attempt(arguments=(), folder=str(tmp_path), directory=str(tmp_path / "a"), log=str(tmp_path / "log"))
+    for error, state in ((OSError(errno.EMFILE, "Too many open files"), "interrupted"), (KeyError("x"), "failed")):
+        with mock.patch("dnat.lab.sweep.local.carry_out", side_effect=error):
+            engine = Local(1)
+            engine.start("a", attempt)
+            ((name, outcome),) = engine.ended(60)
+        assert (name, outcome.state) == ("a", state)
 
 
 def test_whoever_comes_second_to_a_new_sweep_is_told_who_works_there(tmp_path):

@@ -6,12 +6,14 @@ ended well, lists what failed, and ends with exit code 1 if anything did.
 
 import argparse
 import builtins
+import codecs
 import contextlib
 import importlib
 import io
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -48,6 +50,7 @@ for _module in (  # once, before processes are forked
     "dnat.lab.terminal",
 ):
     importlib.import_module(_module)
+codecs.lookup("unicode-escape")  # jinja2's; another user, as whom some cases run, may not read Python's own files
 
 TIMES = ("seconds", "images_per_second", "memory")
 
@@ -84,6 +87,8 @@ def start(action: Callable[[], None], folder: Path | None, log: int) -> int:
         return process
     code = 1
     try:
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.dup2(log, 1)
         os.dup2(log, 2)
         sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))  # noqa: SIM115

@@ -147,7 +147,7 @@ def _sealed(folder: Path, name: str, parse: Callable[[Path], object]) -> Callabl
 
 def formats(folder: Path) -> dict[str, Format]:
     """All of them; their originals are made in a folder."""
-    for words in (command("transform", *QUICK, "--out", "run"), command(*_PLAN)):
+    for words in (command("transform", *QUICK, "--out", "run", pictures=False), command(*_PLAN)):
         ended = forked(words, folder)
         assert ended.code == 0, ended
     run = folder / "run"

@@ -16,7 +16,7 @@ from dnat import Config
 from dnat.errors import DnatError, MachineError, UserCodeError, is_of_memory, of_machine, users_code
 from dnat.lab import cli as module
 from dnat.lab.cli.signals import stop_on_signals
-from dnat.lab.runs import run
+from dnat.lab.runs import run, running
 from dnat.lab.sweep import Sweep
 from dnat.lab.sweep.directory import SweepDirectory, SweepFiles
 from dnat.lab.sweep.local import Local
@@ -36,6 +36,12 @@ pytestmark = [
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TINY = {"network_options": {"width": 2}, "train_limit": 60, "test_limit": 40, "image_size": 8}
 SHORT = {"epochs": 2, "architecture_epochs": 1, "batch_size": 30, "threads": 1, "latency_batch": 2}
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """They take most of the time of so short a run."""
+    monkeypatch.setattr(running, "draw", lambda *rest, **more: [])
 
 
 def job(**options):

@@ -208,6 +208,8 @@ def raising(case: Case, kind: Kind, work: Path) -> Callable[[], None]:
         here = count[0]
         count[0] += 1
         spared = lasting and call in ("unlink", "rmdir", "read")  # what makes room, or needs none
+        # Python 3.11's tempfile tries for ever to delete a folder that may not be opened.
+        spared = spared or (call == "open directory" and number == errno.EACCES and here > place)
         if here == place or (lasting and here > place and not spared):
             torture.fail(errno.EMFILE if call == "read" else number, path)
 

@@ -53,7 +53,7 @@ def main() -> None:
     """Call, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=200)
-    parser.add_argument("--most", type=float, default=50.0, metavar="KB", help="growth of memory a call")
+    parser.add_argument("--most", type=float, default=100.0, metavar="KB", help="growth of memory a call")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     for seed in range(WARM):

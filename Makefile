@@ -6,12 +6,13 @@ STAMP := $(VENV)/.installed
 # The folder stands on the path, so that type checkers of other projects find it, too.
 PLAIN := --config-settings editable_mode=compat
 
-.PHONY: help demo test slow check docs tutorials mutants format newest clean
+.PHONY: help demo test slow torture check docs tutorials mutants format newest clean
 
 help:
 	@echo "make demo     a sweep over three methods and three seeds on the digits, and its report (about two minutes)"
 	@echo "make test     the tests, but for the slow ones"
 	@echo "make slow     the slow tests"
+	@echo "make torture  damaged files, errors of the system, kills, odd inputs (an hour; each alone: docs/reliability.md)"
 	@echo "make check    format, lint, types, doctests"
 	@echo "make docs     the manual as a site: site/index.html, which needs no server and no network"
 	@echo "make tutorials  runs the tutorials and stores their pictures (about three minutes)"
@@ -37,6 +38,14 @@ test: $(STAMP)
 # Whole trainings, longer than what `make test` has of their kind.
 slow: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m slow
+
+# Each also runs alone, and tells with -h how fewer or more cases are tried.
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/torture_files.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/torture_system.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/torture_kills.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/torture_parsers.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/leaks.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

@@ -272,8 +272,12 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=6, help="bits of each file that are flipped, one at a time")
     parser.add_argument("--cuts", type=int, default=2, help="places where each file is cut off, beside one")
     parser.add_argument("--share", type=float, default=1.0, help="of the cases that are tried, drawn by --seed")
+    parser.add_argument("--part", metavar="N/M", help="one of so many in place of --share: the N-th draw")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if options.part:
+        number, many = map(int, options.part.split("/"))
+        options.share, options.seed = 1 / many, options.seed + number
     with tempfile.TemporaryDirectory() as folder:
         counted, failed = torture(Path(folder), options.flips, options.cuts, options.share, options.seed)
     print(f"{sum(counted.values())} cases: " + ", ".join(f"{n} {what}" for what, n in counted.most_common()))

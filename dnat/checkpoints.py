@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from .errors import DataError, DnatError, UsageError
-from .files import atomic_write, digest_of, read_sealed, remove, sealed, set_aside, write_json
+from .errors import DataError, DnatError, UsageError, is_of_no_file
+from .files import atomic_write, digest_of, named, read_sealed, remove, sealed, set_aside, write_json
 from .rundir import CONFIG, SEARCH_ROWS, RunFiles
 from .settings import shown
 
@@ -74,11 +74,14 @@ def unpack(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         return header, torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
     except Exception as error:  # whatever a hostile pickle raises
+        if is_of_no_file(error):
+            raise
         raise CorruptError(f"{path}: holds something else than tensors, numbers and text: {error}") from error
 
 
 def _verified(path: Path) -> tuple[dict[str, Any], bytes]:
-    content = path.read_bytes()
+    with named(path):
+        content = path.read_bytes()
     start = len(MAGIC) + 8
     if content[: len(MAGIC)] != MAGIC or len(content) < start:
         raise CorruptError(f"{path}: not a checkpoint of dnat")
@@ -229,6 +232,8 @@ class Checkpoints(OpenRun):
             try:
                 header, state = unpack(path)
             except (CorruptError, OSError) as error:
+                if is_of_no_file(error) or isinstance(error, PermissionError):
+                    raise  # it may well be whole
                 set_aside(path)
                 damaged.append(f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error))
                 continue
@@ -323,7 +328,7 @@ class Checkpoints(OpenRun):
             ValueError: it holds NaN or infinity, which JSON cannot hold.
         """
         line = json.dumps(row, allow_nan=False) + "\n"
-        with open(self._log, "a", encoding="utf-8") as file:
+        with named(self._log), open(self._log, "a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

@@ -69,9 +69,10 @@ def joined(device: str) -> Iterator[World]:
         device: "cpu", "cuda" or "auto": each process of a machine takes a GPU of its own, by its local rank.
 
     Raises:
-        ValueError: fewer GPUs than processes, or a device that only one process can have.
+        ValueError: fewer GPUs than processes, a device that only one process can have, or variables as torchrun
+            would not set them.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _started()
     if size == 1 or distributed.is_initialized():
         yield world()
         return
@@ -94,6 +95,35 @@ def joined(device: str) -> Iterator[World]:
             distributed.barrier()  # torch ends a process (-6) whose connections another one closes too early
     finally:
         distributed.destroy_process_group()
+
+
+def _started() -> int:
+    """How many processes torchrun started, by the variables that it sets.
+
+    Raises:
+        ValueError: they are not as it sets them.
+    """
+    size = _number("WORLD_SIZE", 1, 1 << 20)
+    if size == 1:
+        return 1
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UsageError(
+            f"WORLD_SIZE={size} says that this is one of {size} processes, but {', '.join(missing)} is not set: "
+            "start them with torchrun, or unset WORLD_SIZE"
+        )
+    _number("RANK", 0, size - 1)
+    _number("LOCAL_RANK", 0, size - 1)
+    _number("MASTER_PORT", 0, 65535)
+    return size
+
+
+def _number(name: str, least: int, most: int) -> int:
+    """A variable of torchrun's; the least where it is not set."""
+    text = os.environ.get(name, str(least))
+    if not (text.isdecimal() and least <= int(text) <= most):
+        raise UsageError(f"{name}={text} is not what torchrun sets, a number from {least} to {most}: unset it")
+    return int(text)
 
 
 def _together(operation: Callable[..., Any], *arguments: Any) -> None:

@@ -5,11 +5,11 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
+from .errors import DataError, is_of_no_file
 
 SEAL = "sha256"
 """The entry of a sealed table with the digest of all others."""
@@ -23,18 +23,29 @@ def atomic_write(path: str | Path, content: bytes) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with named(path):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        _sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Within, an error of the system's names this file: of an open file they name none, or a temporary one."""
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
         raise
-    _sync_directory(path.parent)
 
 
 def _sync_directory(path: Path) -> None:
@@ -82,10 +93,17 @@ def read_table(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     if not isinstance(table, dict):
         raise DataError(f"{path} holds no table")
     return table
+
+
+def unreadable(path: Path, error: OSError) -> Exception:
+    """What to raise of a file that cannot be read: that the data is bad, unless the error says nothing of it."""
+    if is_of_no_file(error):
+        return OSError(error.errno, error.strerror, str(path))
+    return DataError(f"{path} cannot be read: {error.strerror or error}")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -117,7 +135,7 @@ def digest_of(path: Path) -> dict[str, Any]:
                 digest.update(part)
                 size += len(part)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     return {"size": size, "sha256": digest.hexdigest()}
 
 

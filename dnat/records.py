@@ -1,5 +1,6 @@
 """An open run directory: locked, with its job, its status and its result. `dnat.rundir` has what stands in it."""
 
+import contextlib
 import json
 import platform
 import subprocess
@@ -94,7 +95,8 @@ class Records(Checkpoints):
             records._lock = Lock(directory)
             records._begin()
         except BaseException as error:
-            records.close()
+            with contextlib.suppress(OSError):
+                records.discard()
             if isinstance(error, OSError) and not isinstance(error, LockedError):
                 raise LockedError(f"{directory} cannot be written: {error.strerror or error}") from error
             raise
@@ -170,11 +172,13 @@ class Records(Checkpoints):
     def discard(self) -> None:
         """Delete a directory that was made for this run, if it holds no more than its beginning; close it."""
         own = {LOCK, CONFIG, ENVIRONMENT, STATUS, LATENCIES, CHOSEN, CUT}
-        if self.is_new and {p.name for p in self.directory.iterdir()} <= own:
-            for name in own:
-                self.path(name).unlink(missing_ok=True)
-            self.directory.rmdir()
-        self.close()
+        try:
+            if self.is_new and {p.name for p in self.directory.iterdir()} <= own:
+                for name in own:
+                    self.path(name).unlink(missing_ok=True)
+                self.directory.rmdir()
+        finally:
+            self.close()
 
     def status(self, state: str, reason: str = "", *, attempt: bool = False) -> None:
         """Say how the run stands."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ..files import unreadable
 from .archives import contents, is_hidden, read_member
 from .pictures import SUFFIXES, decode
 
@@ -266,7 +267,7 @@ def read_file(path: Path) -> bytes:
             raise DataError(f"{path} cannot be read: it is no regular file")
         return path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
 
 
 def _middle(path: Path, size: int) -> bytes:
@@ -276,14 +277,14 @@ def _middle(path: Path, size: int) -> bytes:
             file.seek(max(0, (size - SAMPLE) // 2))
             return file.read(SAMPLE)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
 
 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
 
 
 def _walk(root: Path, start: str) -> list[str]:
@@ -300,7 +301,7 @@ def _walk(root: Path, start: str) -> list[str]:
             with os.scandir(path) as listing:
                 entries = [entry for entry in listing if not is_hidden(entry.name)]
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise unreadable(path, error) from error
         if top and not entries:
             found.append(top)
         for entry in entries:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, is_of_no_file
 from ..naming import unknown
 from ..rundir import NETWORK, RunFiles
 from .torchvision import import_torchvision
@@ -109,6 +109,8 @@ def _read(path: Path) -> dict[str, Any]:
             return read_state(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
+        if is_of_no_file(error):
+            raise
         raise UsageError(f"{path} cannot be read as weights: {error}") from error
     for key in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):

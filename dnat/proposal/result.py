@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import __version__
 from ..edges import ORIGINAL
-from ..errors import UsageError
+from ..errors import UsageError, is_of_no_file
 from ..measurement import finite, infinite
 from ..results import FixedReport
 from ..sensitivity import Sensitivity
@@ -218,6 +218,8 @@ class Proposals:
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
+            if is_of_no_file(error):
+                raise
             raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error

@@ -173,7 +173,9 @@ def _lists(table: dict[str, Any]) -> dict[str, Any]:
 
 def _add_what_follows(values: dict[str, Any]) -> None:
     """Add to settings what follows from the method's name and from weights that are given."""
-    if (method := values.get("method")) in ALIASES:
+    if not isinstance(method := values.get("method"), str | None):
+        return  # which is refused with all else that is wrong
+    if method in ALIASES:
         name, mode = ALIASES[method]
         if values.get("mode", mode) != mode:
             raise UsageError(f"method {method!r} has mode {mode!r}, not {values['mode']!r}")

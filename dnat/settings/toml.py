@@ -1,11 +1,12 @@
 """Settings as TOML: files, and the `key=value` of the command line."""
 
+import errno
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError
+from ..errors import UsageError, is_of_no_file
 from .part import shown
 
 MOST_DEPTH = 32
@@ -25,6 +26,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from error
     except OSError as error:
+        if is_of_no_file(error) or error.errno == errno.EIO:
+            raise
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 

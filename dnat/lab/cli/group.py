@@ -1,5 +1,6 @@
 """The command itself: its commands are added by the modules beside this one."""
 
+import errno
 import os
 import sys
 import traceback
@@ -7,7 +8,8 @@ import traceback
 import click
 
 from ... import __version__
-from ...errors import DnatError, users_code
+from ...errors import DnatError, told_of_machine, users_code
+from ...files import named
 
 FIRST = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 """Whether this process is the only one, or the first of those that torchrun started."""
@@ -37,7 +39,11 @@ class SweepEnded(DnatError):
 
 
 def exit_code(error: BaseException) -> int:
-    """0 done; 2 wrong use; 65 bad data or loss; 70 trials failed; 73 locked; 75 stopped, can be resumed; 1 bug."""
+    """The code for an error.
+
+    0 done; 2 wrong use; 65 bad data or loss; 70 trials failed; 73 locked, or the machine cannot (a full disk);
+    75 stopped, can be resumed; 1 bug.
+    """
     return error.exit_code if isinstance(error, DnatError) else 1
 
 
@@ -46,8 +52,13 @@ def main() -> None:
     if os.getcwd() not in sys.path:  # as with `python -m`: networks of the user's own are found where they stand
         sys.path.insert(0, os.getcwd())
     try:
-        with users_code("code of the network's failed", alone=False):
+        with told_of_machine(), users_code("code of the network's failed", alone=False):
             cli.main(standalone_mode=False)
+            with named("standard output"):
+                sys.stdout.flush()
+    except SystemExit as ended:
+        _leave(unread="PacifyFlushWrapper" in type(sys.stdout).__name__)  # click's sign of a broken pipe
+        raise ended
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -55,6 +66,7 @@ def main() -> None:
         click.echo("dnat: stopped at once", err=True)
         sys.exit(130)
     except Exception as error:
+        _leave(unread=isinstance(error, OSError) and error.errno == errno.EPIPE)
         code = exit_code(error)
         if code == 1:
             traceback.print_exc()
@@ -64,3 +76,18 @@ def main() -> None:
             which = "" if FIRST else f" (process {os.environ['RANK']})"
             click.echo(f"dnat{which}: {error}{hint}", err=True)
         sys.exit(code)
+
+
+def _leave(*, unread: bool) -> None:
+    """Before an end by an error: what cannot be written any more goes nowhere, or it were the next error.
+
+    Where whoever read the output has gone, as `head` does, it ends without a word, as by SIGPIPE.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+    if unread:
+        sys.exit(128 + 13)

@@ -4,11 +4,13 @@ Colours are those of Okabe and Ito, and every state has a line style of its own,
 matplotlib takes a second to import, so that it is when something is drawn: most commands draw nothing.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...files import atomic_write
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -60,7 +62,9 @@ def save(axes: Any, path: str | Path, formats: Sequence[str]) -> list[Path]:
         for name in formats:
             file = Path(path).with_name(f"{Path(path).name}.{name}")
             metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[name]
-            axes.figure.savefig(file, format=name, metadata=metadata)
+            drawn = io.BytesIO()
+            axes.figure.savefig(drawn, format=name, metadata=metadata)
+            atomic_write(file, drawn.getvalue())
             files.append(file)
     return files
 

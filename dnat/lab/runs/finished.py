@@ -11,7 +11,7 @@ from torch import nn
 from ...costs import Latency, latency
 from ...data import Data, Preprocess, Source
 from ...discretization import discretize
-from ...errors import DataError, UsageError
+from ...errors import DataError, UsageError, is_of_no_file
 from ...networks import Genotype
 from ...networks.cells import CellNetwork, regrown
 from ...networks.weights import read_state
@@ -71,6 +71,8 @@ def _load(network: nn.Module, files: RunFiles, digest: str | None) -> None:
     try:
         network.load_state_dict(read_state(path))
     except Exception as error:  # whatever the library, or a network of the user's, makes of damaged bytes
+        if is_of_no_file(error):
+            raise
         raise DataError(f"{path} cannot be read as this network's weights: {error}") from error
     if digest is not None and weights_digest(network) != digest:
         files.differs(f"{path} does not hold the weights of the run: their digest differs from record.json's")

@@ -1,5 +1,6 @@
 """A job and a directory -> a run and its result, resumable."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from torch import nn
 from ...costs import memory
 from ...data import Data, Source
 from ...distributed import from_first, joined, world
-from ...errors import DataError, UsageError
+from ...errors import DataError, UsageError, of_machine, told_of_machine
 from ...files import atomic_write
 from ...records import Records, holds_other
 from ...results import Transformation
@@ -58,8 +59,10 @@ def run(
     Raises:
         ValueError, TypeError: a job that cannot be done; nothing was written then.
         DataError, NonFiniteError, LockedError, Interrupted: see there.
+        MachineError: the disk or the memory is full, or the like; with exit code 75 the run can go on afterwards.
     """
-    with joined(job.config.machine.device) as here:
+    goes_on = RunFiles(directory).is_run  # asked at the end: a run that did not begin leaves nothing
+    with told_of_machine(goes_on), joined(job.config.machine.device) as here:
         if here.size > 1 and job.method in SEARCHING:
             raise UsageError(f"method {job.method!r} trains in one process: start it without torchrun")
         return _run(job, Path(directory), tracker, stop, download, anew, accept_changes, notify)
@@ -104,14 +107,23 @@ def _run(
         try:
             method = functools.partial(METHODS[job.method], **of_method)
             result = method(network, data, job.config, records=records, tracker=tracker, stop=asked)
+            return from_first(lambda: _finish(records, job, network, data, result, started) if records else {})
         except BaseException as error:
-            state = "interrupted" if getattr(error, "exit_code", 1) == 75 else "failed"
             if records:
-                records.status(state, f"{type(error).__name__}: {error}")
-            if records and not trained:
-                records.discard()
+                _ended(records, error, begun=bool(trained))
             raise
-        return from_first(lambda: _finish(records, job, network, data, result, started) if records else {})
+
+
+def _ended(records: Records, error: BaseException, *, begun: bool) -> None:
+    """Let the status say how a run ended, where it can still be written; one that did not begin leaves nothing."""
+    machine = of_machine(error)
+    stopped = machine or isinstance(error, KeyboardInterrupt) or getattr(error, "exit_code", 1) == 75
+    told = str(machine) if machine else f"{type(error).__name__}: {error}"
+    with contextlib.suppress(OSError, MemoryError, DataError):
+        records.status("interrupted" if stopped else "failed", told)
+    if not begun:
+        with contextlib.suppress(OSError):
+            records.discard()
 
 
 def prepared(

@@ -19,7 +19,7 @@ from typing import Any
 
 from ...errors import DataError, DnatError, UsageError
 from ...files import atomic_write, read_sealed, sealed, set_aside, write_json
-from ...locks import Lock, LockedError, is_held
+from ...locks import Lock, LockedError, holder, is_held
 from ...naming import unknown
 from ...rundir import RECORD, RunFiles, check_name
 from ...settings import WHERE, Job, read_toml
@@ -217,7 +217,7 @@ class SweepDirectory(SweepFiles):
         check_name(found.path.resolve().name)
         for trial in trials:
             check_name(trial.name)
-        found._check()
+        found._check_unless_held()
         try:
             found.path.mkdir(parents=True, exist_ok=True)
             found._lock = Lock(found.path)
@@ -229,6 +229,15 @@ class SweepDirectory(SweepFiles):
                 raise LockedError(f"{path} cannot be written: {error.strerror or error}") from error
             raise
         return found
+
+    def _check_unless_held(self) -> None:
+        """`_check`; where another process makes the directory at this moment, that is what is wrong."""
+        try:
+            self._check()
+        except UsageError:
+            if is_held(self.path):
+                raise LockedError(f"{self.path} is in use by {holder(self.path)}") from None
+            self._check()  # the other one may have come to its end
 
     def _check(self) -> None:
         if not self.is_sweep():
@@ -255,6 +264,8 @@ class SweepDirectory(SweepFiles):
             )
 
     def _write(self) -> None:
+        # First: whatever ends this here, the same command finds that this is its directory.
+        _write_if_new(self.path / SWEEP, self.sweep.to_toml())
         for folder in ("trials", "logs"):
             (self.path / folder).mkdir(exist_ok=True)
         for stray in (*self.path.glob(".*.tmp"), *self.path.glob("trials/.*.tmp"), self.stop_file):
@@ -264,7 +275,6 @@ class SweepDirectory(SweepFiles):
             if os.path.lexists(file) and _job_in(file) is None:
                 self._notify(f"{file} is damaged: it is set aside as {set_aside(file)}, and written anew")
             _write_if_new(file, trial.job.to_toml())
-        _write_if_new(self.path / SWEEP, self.sweep.to_toml())
         self._take_entries()
         for name, entry in self.entries.items():
             if entry.get("state") == "running":  # its sweep was killed: the trial's own files say how it ended

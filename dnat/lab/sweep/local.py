@@ -5,8 +5,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from ...errors import of_machine
 from .forkserver import ForkServer
-from .trials import Attempt, Outcome, carry_out
+from .trials import Attempt, Outcome, State, carry_out
 
 ANY_GPU = ("auto", "cuda")
 """Devices for which a trial takes whatever GPU it is given."""
@@ -76,7 +77,9 @@ class Local:
         try:
             outcome = carry_out(attempt, self._stop.is_set, self._at_once.is_set, self.server)
         except Exception as error:
-            outcome = Outcome("failed", None, f"it could not be started: {error}")
+            machine = of_machine(error)  # which another time may do it
+            state: State = "interrupted" if machine else "failed"
+            outcome = Outcome(state, None, f"it could not be started: {machine or error}")
         self._ended.put((slot, name, outcome))
 
     def ended(self, seconds: float) -> list[tuple[str, Outcome]]:

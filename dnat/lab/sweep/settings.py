@@ -16,7 +16,7 @@ from typing import Any
 
 import tomli_w
 
-from ...errors import UsageError
+from ...errors import UsageError, WrongTypeError
 from ...naming import unknown
 from ...seeds import check_seed
 from ...settings import ALIASES, CONTROLS, METHODS, SEARCHING, UNCOUNTED, Job, cores, directory_name, shown
@@ -52,7 +52,7 @@ def parse_seeds(text: str | int | Iterable[int]) -> tuple[int, ...]:
     if isinstance(text, int):
         text = str(text)
     if not isinstance(text, str):
-        return _once("seed", [check_seed(seed) for seed in text])
+        return _once("seed", [check_seed(seed) for seed in _listed("seeds", text)])
     ranges = []
     parts = text.removesuffix(",").split(",")
     for part in (p.strip() for p in parts):
@@ -71,13 +71,19 @@ def parse_seeds(text: str | int | Iterable[int]) -> tuple[int, ...]:
     return _once("seed", [check_seed(seed) for seed in found])
 
 
+def _listed(what: str, value: Any) -> Iterable[Any]:
+    if not isinstance(value, Iterable):
+        raise WrongTypeError(f"{what} must be a list or a text with commas, not {shown(value)}")
+    return value
+
+
 def parse_names(text: str | Iterable[str]) -> tuple[str, ...]:
     """Names of networks or methods, separated by commas.
 
     >>> parse_names("resnet8, torchvision:resnet18")
     ('resnet8', 'torchvision:resnet18')
     """
-    parts = text.split(",") if isinstance(text, str) else [str(part) for part in text]
+    parts = text.split(",") if isinstance(text, str) else [str(part) for part in _listed("names", text)]
     return _once("name", [part.strip() for part in parts if part.strip()])
 
 

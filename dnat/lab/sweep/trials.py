@@ -28,11 +28,13 @@ State = Literal["pending", "running", "done", "failed", "interrupted"]
 LOCK_SECONDS = 30.0
 """How long a trial waits for its directory: one whose sweep was killed just now ends after its present batch."""
 
-_GOES_ON = {75, 130, -signal.SIGINT, -signal.SIGTERM, getattr(signal, "SIGKILL", 9) * -1}
-"""Exit codes after which the run goes on from its checkpoint: it was stopped, nothing is wrong with it."""
-
 _LOCKED = 73
 _COMMAND = "dnat.lab.cli"
+_SIGNALS = {-getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL") if hasattr(signal, name)}
+_GOES_ON = {_LOCKED, 75, 130} | _SIGNALS
+"""Exit codes after which the run goes on from its checkpoint: it was stopped, or the machine's disk or memory was
+full, and nothing is wrong with it."""
+
 _NOT_REASONS = re.compile(r"dnat: this is a bug of dnat|files: |--- attempt ")
 
 
@@ -246,8 +248,7 @@ def judged(code: int, directory: str | Path, text: str, seconds: float = 0.0) ->
         return Outcome("failed", code, f"it ended without a result (exit code 0, no {RECORD})", seconds)
     if code < 0:
         last = f"killed by {_signal(-code)}" + (f" after: {last}" if last else "")
-    locked = code == _LOCKED and "is in use by" in last
-    state: State = "interrupted" if locked or code in _GOES_ON else "failed"
+    state: State = "interrupted" if code in _GOES_ON else "failed"
     return Outcome(state, code, last or f"exit code {code}", seconds)
 
 

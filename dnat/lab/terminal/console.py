@@ -22,6 +22,10 @@ class Screen(Console):
         options.setdefault("soft_wrap", True)
         super().print(*broken, **options)
 
+    def on_broken_pipe(self) -> None:
+        """Let whoever runs here know that nobody reads on; `rich` would end the process."""
+        raise
+
 
 def folded(text: str, width: int) -> str:
     """A text in lines of so many letters at most, but for words that are longer.

@@ -1,6 +1,7 @@
 """Trained weights for a network: from a file, or by the name under which torchvision publishes them."""
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -107,6 +108,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return read_state(path)
+        _refuse_packed(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise UsageError(f"{path} cannot be read as weights: {error}") from error
@@ -118,6 +120,16 @@ def _read(path: Path) -> dict[str, Any]:
     ):
         raise UsageError(f"{path} holds no state_dict (a table of tensors), but {type(found).__name__}")
     return dict(found)
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse a file that would unpack to more than it is: torch stores tensors as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
+        if packed or sum(m.file_size for m in members) > path.stat().st_size:
+            raise UsageError(f"it holds compressed data ({', '.join(packed[:1])}), which torch does not write")
 
 
 def _published(name: str, source: str, download: bool) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError, WrongTypeError
+from ...errors import DataError, UsageError, WrongTypeError
+from ...files import MOST_LOG, read_bytes
 from .spaces import check_space, read_architecture
 
 
@@ -33,10 +34,10 @@ def read_table(path: str | Path, space: str) -> dict[str, float]:
     if kind not in (".csv", ".json"):
         raise UsageError(f"{path}: a table is a file .csv or .json, not {path.suffix or 'one without a suffix'!r}")
     try:
-        read = path.read_bytes()
+        read = read_bytes(path, MOST_LOG)
         text = (lzma.decompress(read) if packed else read).decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except DataError as error:
+        raise UsageError(str(error).replace(f"{path} cannot", f"{path}: cannot", 1)) from error
     except lzma.LZMAError as error:
         raise UsageError(f"{path}: is no file of xz: {error}") from error
     except UnicodeDecodeError as error:

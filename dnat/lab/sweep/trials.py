@@ -79,10 +79,13 @@ class Outcome:
     seconds: float = 0.0
 
 
-def trial_command(config: str, directory: str, *, download: bool = False, wandb: str | None = None) -> list[str]:
-    """The arguments of the command `dnat` that carries a trial out."""
+def trial_command(
+    config: str, directory: str, *, download: bool = False, trusted: bool = False, wandb: str | None = None
+) -> list[str]:
+    """The arguments of the command `dnat` that carries a trial out; `trusted` as the sweep is."""
     arguments = ["transform", "--config", config, "--out", directory]
     arguments += ["--download"] if download else []
+    arguments += ["--trust-code"] if trusted else []
     return arguments + (["--wandb", wandb] if wandb is not None else [])
 
 

@@ -8,7 +8,7 @@ import click
 from ...errors import UsageError
 from .group import cli
 from .options import ACCEPT, accepted, flag
-from .output import say
+from .output import check_files, say, with_ending
 from .trust import TRUST, begin_again
 
 if TYPE_CHECKING:
@@ -62,6 +62,9 @@ def export(
     from ..runs import load_data, preprocess_of, restore
 
     _check(form, quantize, images)  # before a run is read for it
+    place = out or run / f"exported{f'.{quantize}' if quantize else ''}"
+    place = place if place.suffix == f".{form}" else with_ending(place, form)
+    check_files(place.with_suffix(ending) for ending in (f".{form}", *_BESIDE.get(form, ())))
     begin_again(read_job(run), run, trust_code)
     network, job, example = restored = restore(run, accepted(accept_changes))
     measure = bool(quantize) if measure is None else measure
@@ -69,12 +72,11 @@ def export(
     calibration = _training_inputs(data, images or 256, job.config.seed) if quantize and data is not None else None
     told = (lambda text: None) if accept_changes else None
     preprocess = preprocess_of(run, told)
-    # A run's own network.safetensors stays as it is.
     written = write(
         network,
         example,
         form,
-        out or run / f"exported{f'.{quantize}' if quantize else ''}",
+        place,
         preprocess=preprocess,
         quantize=quantize,
         calibration=calibration,
@@ -94,6 +96,10 @@ def export(
         from ..deployment import forms
 
         _show(run, forms(run, restored, data, written, told), data.test_count)
+
+
+_BESIDE = {"safetensors": (".json",), "py": (".safetensors",)}
+"""Endings of files that a form writes beside the one that is named."""
 
 
 def _check(form: str, quantize: str | None, images: int | None) -> None:

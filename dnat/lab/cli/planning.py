@@ -11,7 +11,7 @@ from ...settings import PRESETS, Config, Job
 from ..consent import code_in
 from .group import cli
 from .options import PIXELS, SET, SET_NETWORK, flag, flags, given_settings, network_options
-from .output import say
+from .output import check_files, say
 from .trust import begin
 
 
@@ -110,6 +110,7 @@ def plan_(
     if "space" not in given:  # what the preset takes within a budget, which is no setting here
         space = PRESETS[job.config.preset]["space"]
         job = job.but(config=job.config.but(space=space))
+    check_files(filter(None, (out, picture)))
     if picture:
         from ..drawing import check_picture
 

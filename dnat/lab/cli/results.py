@@ -11,7 +11,7 @@ import click
 from ...errors import DataError, UsageError
 from .group import cli
 from .options import ACCEPT, accepted, flag
-from .output import say
+from .output import check_files, check_folder, say, with_ending
 from .trust import TRUST, begin_again
 
 BASELINE = click.option(
@@ -128,6 +128,9 @@ def draw(what: str, after: str | None, formats: tuple[str, ...], out: Path | Non
             raise UsageError("--after and --out are for genotypes; a run is drawn into its own directory")
         files = redraw(what, formats, accepted(accept_changes))
     else:
+        if out:
+            check_files(with_ending(out, form) for form in formats)
+            out.parent.mkdir(parents=True, exist_ok=True)
         files = draw_named(what, after, out, formats)
     for path in files:
         say(path)
@@ -185,12 +188,16 @@ def report(
     from ..report import gather, is_sweep, markdown, page
     from ..summary import parse_by
 
-    found = gather(runs, baseline, parse_by(by), margin)
     folder = runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path()
+    text, html = text or folder / "report.md", html or folder / "report.html"
+    check_files((text, html))
+    if pictures:
+        check_folder(pictures)
+    found = gather(runs, baseline, parse_by(by), margin)
     words = markdown(found, with_published=published, layout=layout)
     files = {
-        text or folder / "report.md": words,
-        html or folder / "report.html": page(found, with_published=published, layout=layout),
+        text: words,
+        html: page(found, with_published=published, layout=layout),
     }
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -255,6 +262,8 @@ def results(runs: tuple[Path, ...], form: str, baseline: str, by: str | None, ou
 
     if form == "parquet" and out is None:
         raise UsageError("a Parquet file is nothing to print: say where it goes (--out FILE)")
+    if out:
+        check_files((out,))
     if by and form != "latex":
         raise UsageError("--by is for --latex: the other tables have a column for each setting that differs")
     content: str | bytes

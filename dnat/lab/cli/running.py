@@ -13,6 +13,7 @@ from ...settings import WHERE, Job, read_toml, run_name
 from ..consent import code_in
 from .group import FIRST, cli, exit_code
 from .options import ACCEPT, DOWNLOAD, flag, given_settings, job_options, make_job
+from .output import check_folder
 from .signals import stop_on_signals
 from .trust import TRUST, agree, begin, begin_again
 
@@ -80,6 +81,7 @@ def transform(
     job = make_job(file, pairs, flags)
     usual = run_name(job, with_threads="threads" in given_settings(file, pairs, flags))
     place = out or Path("runs") / usual
+    check_folder(place)
     if file:
         typed = given_settings(None, pairs, flags)
         agree((c for c in code_in(read_toml(file)) if c.kind not in typed), Path(file), trust_code)
@@ -205,10 +207,23 @@ def _made(kind: str, job: Job, directory: Path) -> Any:
     return MlflowTracker(directory.resolve().name, settings, directory / MLFLOW)
 
 
+def _check(record: dict[str, Any], directory: Path) -> None:
+    """Refuse a record that was written by hand, and tells less than a run does."""
+    from ...errors import DataError
+    from ...rundir import RECORD
+    from ..summary import trial_from
+
+    try:
+        trial_from(record)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{directory / RECORD} is no record of a run: {error}") from error
+
+
 def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
     from ...rundir import RunFiles
     from ..terminal import changes_table, result_table, verdict
 
+    _check(record, directory)
     screen.print(result_table(record))
     architecture = RunFiles(directory, accept=lambda text: None).architecture()  # told of already
     commitment = architecture["commitment"]

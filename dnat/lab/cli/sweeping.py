@@ -11,7 +11,7 @@ from ...settings import read_toml
 from ..consent import code_in_sweep
 from .group import SweepEnded, cli
 from .options import DOWNLOAD, add_settings, job_options
-from .output import say
+from .output import check_folder, say
 from .signals import stop_on_signals
 from .trust import TRUST, agree, begin
 
@@ -97,6 +97,7 @@ def sweep(
 
     how = {k: flags.pop(k) for k in ("jobs", "engine", "address", "retries", "retry_failed", "download", "wandb")}
     given = make_sweep(file, pairs, flags, variants)
+    check_folder(out)
     _agree(given, make_sweep(None, pairs, flags, variants), file, out, trust_code)
     if planning:
         _print_plan(given, out, Options(**how))

@@ -16,7 +16,7 @@ from ...networks import Genotype
 from ...networks.cells import CellNetwork, regrown
 from ...networks.weights import read_state
 from ...results import Commitment
-from ...rundir import NETWORK, RunFiles, read_job
+from ...rundir import NETWORK, RECORD, RunFiles, read_job
 from ...session import choose_device, reproducible, weights_digest
 from ...settings import SEARCHING, Job
 from ...training import laid_out
@@ -35,7 +35,7 @@ def restore(directory: str | Path, accept: Accept = None) -> tuple[nn.Module, Jo
         DataError: a file that is damaged, or not what the run wrote.
     """
     job, files = read_job(directory), RunFiles(directory, accept=accept)
-    record, architecture = files.record(), files.architecture()
+    record, architecture = _record(directory, accept), files.architecture()
     if ":" in job.data:  # of the user's own: their function tells what the network takes
         data = load_data(job)
         example = data.example(2)
@@ -156,4 +156,8 @@ def other_images(directory: str | Path, data: Data, accept: Accept = None) -> tu
 
 def _record(directory: str | Path, accept: Accept) -> dict[str, Any]:
     read_job(directory)  # what is no run at all is told of first
-    return RunFiles(directory, accept=accept).record()
+    record = RunFiles(directory, accept=accept).record()
+    for name, kind in (("job", dict), ("results", dict), ("data_fingerprint", str)):
+        if not isinstance(record.get(name), kind):
+            raise DataError(f"{RunFiles(directory).path(RECORD)} is no record of a run: {name} is not there")
+    return record

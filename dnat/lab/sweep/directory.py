@@ -81,13 +81,14 @@ class SweepFiles:
         Raises:
             DataError: trials.json is damaged.
         """
-        entries = read_sealed(self._entries)
+        entries = read_sealed(self.entries_file)
         if not all(_is_entry(entry) for entry in entries.values()):
-            raise DataError(f"{self._entries} holds no trials")
+            raise DataError(f"{self.entries_file} holds no trials")
         return entries
 
     @property
-    def _entries(self) -> Path:
+    def entries_file(self) -> Path:
+        """The file with what is known of each trial."""
         return self.path / "trials.json"
 
     @property
@@ -292,7 +293,7 @@ class SweepDirectory(SweepFiles):
         try:
             self.entries = self.read_entries()
         except DataError as error:
-            aside = set_aside(self._entries)
+            aside = set_aside(self.entries_file)
             self._notify(f"{error}: it is set aside as {aside}, and made again from the trials' own files")
 
     def __enter__(self) -> "SweepDirectory":
@@ -335,7 +336,7 @@ class SweepDirectory(SweepFiles):
         self._save()
 
     def _save(self) -> None:
-        write_json(self._entries, sealed(self.entries))
+        write_json(self.entries_file, sealed(self.entries))
 
 
 def _is_entry(entry: Any) -> bool:

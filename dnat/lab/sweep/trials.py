@@ -255,7 +255,8 @@ def progress(directory: str | Path) -> tuple[str, int, Measured | None] | None:
     Rows are read from the end of metrics.jsonl, or of search.jsonl while there are no metrics.
     """
     for name in (METRICS, SEARCH_ROWS):
-        for row in _rows_from_the_end(RunFiles(directory).path(name)):
+        path = RunFiles(directory).path(name)
+        for row in _rows_from_the_end(path) if path.is_file() else ():
             if "epoch" in row:
                 return str(row.get("stage", "search")), int(row["epoch"]), measured_in(row)
     return None

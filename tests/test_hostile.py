@@ -689,19 +689,17 @@ def test_json_that_dnat_never_writes(text):
 # --- control characters and markup
 
 
+NAMES = ["x[/b]", "[old]", "[red]x", "a\x1b[31mb", "a\nb", "\u202eb", "\x9b1m", "[link=file:x]"]
+OF_ALL = [("resume", "RUN"), ("evaluate", "RUN/nothing"), ("results", "RUN")]
+OF_ONE = [
+    ("report", "RUN"),
+    ("draw", "RUN", "--format", "svg"),
+    ("export", "RUN", "--to", "safetensors", "--no-verify"),
+]
+
+
 @pytest.mark.parametrize(
-    "name", ["x[/b]", "[old]", "[red]x", "a\x1b[31mb", "a\nb", "\u202eb", "\x9b1m", "[link=file:x]"]
-)
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("resume", "RUN"),
-        ("evaluate", "RUN"),
-        ("report", "RUN"),
-        ("draw", "RUN", "--format", "svg"),
-        ("evaluate", "RUN/nothing"),
-        ("export", "RUN", "--to", "safetensors", "--no-verify"),
-    ],
+    ("words", "name"), [*((w, n) for w in OF_ALL for n in NAMES), *((w, n) for w in OF_ONE for n in NAMES[::3])]
 )
 def test_folders_of_any_name(words, name, made, here, said):
     (here / name).mkdir(parents=True)
@@ -735,24 +733,32 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("change", PLACES.values(), ids=PLACES)
-@pytest.mark.parametrize(
-    "words", [("report", "run"), ("results", "run"), ("predict", "run", "x.png"), ("resume", "run")]
-)
-def test_texts_of_records_control_no_terminal(words, change, done, here, said):
+OF_RECORDS = [(w, k) for w in (("report", "run"), ("results", "run")) for k in PLACES]
+OF_RECORDS += [
+    (("predict", "run", "x.png"), "classes"),
+    *((("resume", "run"), k) for k in ("label", "metric", "seconds")),
+]
+
+
+@pytest.mark.parametrize(("words", "what"), OF_RECORDS)
+def test_texts_of_records_control_no_terminal(words, what, done, here, said):
     Image.new("RGB", (8, 8)).save("x.png")
-    edited(done / "record.json", lambda table: (change(table), table.pop("files")))
+    edited(done / "record.json", lambda table: (PLACES[what](table), table.pop("files")))
     code, _ = said(*words)
     assert code in (0, 2, 65)
     for page in here.glob("report.*"):
         assert not BAD.search(page.read_text()), page
 
 
-@pytest.mark.parametrize("words", [("report", "run", "other"), ("resume", "run")])
 @pytest.mark.parametrize(
-    ("name", "key"), [("status.json", "reason"), ("status.json", "state"), ("environment.json", "torch")]
+    ("words", "name", "key"),
+    [
+        (("report", "run", "other"), "status.json", "reason"),
+        (("report", "run", "other"), "status.json", "state"),
+        (("resume", "run"), "environment.json", "torch"),
+    ],
 )
-def test_texts_of_side_files_control_no_terminal(name, key, words, part, made, here, said):
+def test_texts_of_side_files_control_no_terminal(words, name, key, part, made, here, said):
     shutil.copytree(made / "done", here / "other")
     edited(part / name, lambda table: table.update({key: f"{ESC} [/b]"}))
     code, text = said(*words)

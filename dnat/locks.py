@@ -113,5 +113,5 @@ def holder(directory: str | Path) -> str:
         with open(Path(directory) / LOCK, "rb", opener=_without_waiting) as file:
             who = json.loads(file.read(1000))
         return f"pid {who['pid']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

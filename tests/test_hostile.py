@@ -4,18 +4,22 @@ Each case calls the command in this process: it ends with a line that names the 
 is refused, or does its work; it never shows a traceback, and prints nothing that would control a terminal.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
+import struct
 import sys
 import zipfile
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from dnat.checkpoints import MAGIC, CorruptError, unpack
 from dnat.files import MOST_TEXT, SEAL, parse_json, sealed, write_json
 from dnat.lab import cli as module
 from dnat.lab.cli import trust as asking
@@ -23,6 +27,7 @@ from dnat.lab.consent import Code, code_in, code_in_sweep, folder, is_trusted, t
 from dnat.lab.formatting import line, plain
 from dnat.lab.runs import run
 from dnat.lab.sweep import Sweep
+from dnat.lab.sweep.trials import progress
 from dnat.naming import SOURCES
 from dnat.networks import FAMILIES
 from dnat.settings import Config, Job
@@ -677,6 +682,34 @@ def test_weights_that_would_unpack_to_more_than_they_are(here, said):
     code, text = said("transform", "--network", "resnet8", *QUICK, "--weights", "bomb.pt", "--out", "run")
     assert code == 2
     assert "bomb.pt cannot be read as weights: it holds compressed data" in text
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"preprocess": NaN}', "[1]", '{"classes": [[]]}'])
+def test_metadata_of_weights_are_no_more_than_texts(text, done, said):
+    save_file(load_file(done / "network.safetensors"), "x.safetensors", {"preprocess": text, "extra_state": text})
+    how = ["--set", "network.width=2", "--image-size", "8", "--train-limit", "60", "--test-limit", "40"]
+    code, told = said("plan", "--network", "resnet8", *how, "--images", "8", "--weights", "x.safetensors")
+    assert code in (0, 2), told
+
+
+@pytest.mark.parametrize(
+    "header", [b"[" * 5000, b"[]", b"{}", b'{"format": 1}', b'{"format": ' + b"9" * 5000 + b"}", b"\xff"]
+)
+def test_checkpoints_made_by_hand_are_set_aside(header, part, said):
+    (path,) = sorted(part.glob("checkpoint-*.ckpt"))[-1:]
+    start = MAGIC + struct.pack("<Q", len(header)) + header
+    path.write_bytes(start + hashlib.sha256(start).digest())
+    with pytest.raises(CorruptError, match="its header"):
+        unpack(path)
+
+
+@pytest.mark.parametrize("row", ["[" * 5000, '{"epoch": Infinity}', '{"epoch": "x"}', "9" * 5000, "null"])
+def test_rows_that_dnat_never_wrote(row, here, done, said):
+    (done / "metrics.jsonl").write_text(f"{row}\n")
+    assert progress(done) is None
+    code, text = said("report", "run")
+    assert code == 0
+    assert "metrics.jsonl" in text
 
 
 @pytest.mark.parametrize("text", ["9" * 30, "-" + "9" * 30, "[NaN]", "[-Infinity]", "[" * 70 + "]" * 70, "{", ""])

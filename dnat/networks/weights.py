@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..files import parse_json
 from ..naming import unknown
 from ..rundir import NETWORK, RunFiles
 from .torchvision import import_torchvision
@@ -76,8 +77,8 @@ def _classes_of(path: Path) -> list[str] | None:
     elif path.suffix == ".safetensors":
         from safetensors import safe_open
 
-        with safe_open(path, "pt") as file, suppress(json.JSONDecodeError):  # of another program
-            table = json.loads((file.metadata() or {}).get("preprocess", "{}"))
+        with safe_open(path, "pt") as file, suppress(ValueError):  # of another program
+            table = parse_json((file.metadata() or {}).get("preprocess", "{}"))
     classes = table.get("classes") if isinstance(table, dict) else None
     return list(map(str, classes)) if isinstance(classes, list) else None
 

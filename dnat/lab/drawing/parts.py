@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ..formatting import plain
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -98,7 +99,7 @@ def text(
 ) -> None:
     """Text at a place, never read as mathematics."""
     style = {"fontsize": size, "ha": align, "va": "center", "color": colour, "weight": weight, "zorder": zorder}
-    axes.text(x, y, words, parse_math=False, **style)
+    axes.text(x, y, plain(words), parse_math=False, **style)
 
 
 def text_width(words: str, size: float, weight: str = "normal") -> float:

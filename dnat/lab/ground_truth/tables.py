@@ -70,7 +70,7 @@ def _rows_of_json(path: Path, text: str) -> list[tuple[str, str, Any]]:
     """(where, architecture, accuracy) of each key; a key that is there twice comes twice."""
     try:
         table = json.loads(text, object_pairs_hook=list)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from error
     if not text.lstrip().startswith("{"):
         raise UsageError(f"{path}: must be an object {{architecture: accuracy}}, not {type(table).__name__}")

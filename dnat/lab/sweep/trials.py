@@ -5,7 +5,6 @@ module needs no torch: a process that only watches others should be small.
 """
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ...files import parse_json
 from ...locks import holder, is_held
 from ...rundir import METRICS, RECORD, SEARCH_ROWS, RunFiles
 from ..metrics import Measured, measured_in
@@ -257,7 +257,7 @@ def progress(directory: str | Path) -> tuple[str, int, Measured | None] | None:
     for name in (METRICS, SEARCH_ROWS):
         path = RunFiles(directory).path(name)
         for row in _rows_from_the_end(path) if path.is_file() else ():
-            if "epoch" in row:
+            if isinstance(row.get("epoch"), int):
                 return str(row.get("stage", "search")), int(row["epoch"]), measured_in(row)
     return None
 
@@ -269,6 +269,6 @@ def _rows_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in reversed(lines):
         with contextlib.suppress(ValueError):  # cut off at the front, or not written to its end yet
-            row = json.loads(line)
+            row = parse_json(line)
             if isinstance(row, dict):
                 yield row

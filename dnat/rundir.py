@@ -316,7 +316,10 @@ class RunFiles(Readers):
     def architecture(self) -> dict[str, Any]:
         """The choices (`commitment`), the rows of the picture and the genotypes of a run that is done."""
         self.check(ARCHITECTURE)
-        return read_table(self.path(ARCHITECTURE))
+        table = read_table(self.path(ARCHITECTURE))
+        if not _has_choices(table):
+            raise DataError(f"{self.path(ARCHITECTURE)} holds no choices of a run")
+        return table
 
     def why_unfinished(self) -> tuple[str, str]:
         """The state of a run without a result ("pending" before it said one, or "damaged"), and the reason."""
@@ -354,6 +357,20 @@ def _other_settings(there: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     names = sorted((there.keys() | made.keys()) - WHERE - {"device"})
     other = [n for n in names if there.get(n) != made.get(n)]
     return ", ".join(f"{n} {shown(there.get(n))} (there) / {shown(made.get(n))} ({RECORD})" for n in other)
+
+
+def _has_choices(architecture: Mapping[str, Any]) -> bool:
+    """Whether a table tells choices, or that none were made."""
+    commitment = architecture.get("commitment")
+    edges = commitment.get("edges") if isinstance(commitment, dict) else commitment or []
+    return (
+        "commitment" in architecture
+        and isinstance(edges, list)
+        and all(
+            isinstance(edge, dict) and all(isinstance(edge.get(name), str) for name in ("key", "group", "choice"))
+            for edge in edges
+        )
+    )
 
 
 def _is_files(files: Any) -> bool:

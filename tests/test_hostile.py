@@ -802,6 +802,44 @@ def test_texts_of_side_files_control_no_terminal(words, name, key, part, made, h
         assert not BAD.search(page.read_text())
 
 
+HAND_MADE = {
+    "no classes": ("record.json", lambda t: t.pop("classes"), ("evaluate", "predict", "export")),
+    "numbers for classes": ("record.json", lambda t: t.update(classes=[1] * 10), ("evaluate", "export")),
+    "huge images": ("record.json", lambda t: t.update(image_shape=[3, 10**9, 10**9]), ("evaluate", "export")),
+    "huge pictures": ("record.json", lambda t: t["preprocess"].update(size=[10**9, 10**9]), ("predict", "export")),
+    "huge margin": ("record.json", lambda t: t["preprocess"].update(margin=1e12), ("predict", "export")),
+    "memory": ("record.json", lambda t: t["memory"].update(before=[None]), ("resume", "report")),
+    "costs": ("record.json", lambda t: t["results"].update(cost_after=3), ("resume", "report", "draw")),
+    "edges": (
+        "architecture.json",
+        lambda t: t["commitment"].update(edges=[True]),
+        ("resume", "evaluate", "export"),
+    ),
+    "choices": (
+        "architecture.json",
+        lambda t: t["commitment"]["edges"][0].update(choice=-1),
+        ("resume", "evaluate"),
+    ),
+    "commitment": ("architecture.json", lambda t: t.pop("commitment"), ("resume", "evaluate", "draw")),
+    "graphs": ("architecture.json", lambda t: t.update(graphs=[None, None]), ("draw",)),
+}
+
+
+@pytest.mark.parametrize(("name", "change", "commands"), HAND_MADE.values(), ids=HAND_MADE)
+def test_records_that_were_made_by_hand(name, change, commands, done, said):
+    """Digests tell of damage and not of forgery: whoever changes a file can seal it again."""
+    Image.new("RGB", (8, 8)).save("x.png")
+    table = json.loads((done / name).read_text())
+    change(table)
+    write_json(done / name, table)
+    edited(done / "record.json", lambda record: record.pop("files"))
+    more = {"predict": ("x.png",), "export": ("--to", "safetensors", "--no-verify")}
+    for command in commands:
+        code, text = said(command, "run", *more.get(command, ()))
+        assert code in (2, 65), (command, text)
+        assert name in text or "preprocess" in text, (command, text)
+
+
 def test_what_is_written_out():
     assert plain("a\tb\nc é 漢 👩‍🚀") == "a\tb\nc é 漢 👩‍🚀"
     assert plain("\x00\x1b\r\x7f\x9b\u202e\u2066\ud800") == "\\x00\\x1b\\r\\x7f\\x9b\\u202e\\u2066\\ud800"

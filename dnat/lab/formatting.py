@@ -90,7 +90,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 _CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 """Characters that control a terminal or turn the direction of text around, and halves of characters; but for tabs
 and ends of lines."""

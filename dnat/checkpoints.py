@@ -20,7 +20,17 @@ from typing import Any
 import torch
 
 from .errors import DataError, DnatError, UsageError, is_of_no_file
-from .files import atomic_write, digest_of, named, read_sealed, remove, sealed, set_aside, write_json
+from .files import (
+    atomic_write,
+    digest_of,
+    named,
+    parse_json,
+    read_sealed,
+    remove,
+    sealed,
+    set_aside,
+    write_json,
+)
 from .rundir import CONFIG, SEARCH_ROWS, RunFiles
 from .settings import shown
 
@@ -91,7 +101,12 @@ def _verified(path: Path) -> tuple[dict[str, Any], bytes]:
         raise CorruptError(f"{path}: its header is cut off or damaged")
     if hashlib.sha256(content[:end]).digest() != content[end : end + 32]:
         raise CorruptError(f"{path}: its header is damaged")
-    header = json.loads(content[start:end])
+    try:
+        header = parse_json(content[start:end])
+    except ValueError as error:
+        raise CorruptError(f"{path}: its header cannot be read: {error}") from error
+    if not isinstance(header, dict) or not {"format", "length", "sha256"} <= header.keys():
+        raise CorruptError(f"{path}: its header lacks entries")
     if header["format"] > FORMAT:
         raise UsageError(f"{path} was written by format {header['format']}, this is {FORMAT}: update dnat")
     payload = content[end + 32 :]

@@ -47,7 +47,7 @@ class Lock:
         self._path = directory.resolve() / LOCK
         if self._path in _mine:
             raise LockedError(f"{directory} is in use by this very process")
-        self._file: IO[Any] | None = open(self._path, "a+")  # noqa: SIM115 (held as long as the lock is)
+        self._file: IO[Any] | None = _opened(self._path)
         if fcntl is not None:
             try:
                 # lockf, not flock: workers do not inherit it, so that it ends with this process, even by kill -9.
@@ -74,6 +74,24 @@ class Lock:
             self._file = None
 
 
+def _opened(path: Path) -> IO[Any]:
+    """A lock file, made where it is missing; one that is a link, or no file, is refused: it is written over."""
+    try:
+        return open(path, "a+", opener=lambda name, flags: _without_waiting(name, flags | _NO_LINK))
+    except OSError as error:
+        if path.is_symlink():
+            raise LockedError(f"{path} is a link: delete it") from error
+        raise
+
+
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def _without_waiting(name: str, flags: int) -> int:
+    """Open as usual; a pipe is not waited for."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0), 0o644)
+
+
 def is_held(directory: str | Path) -> bool:
     """Whether a process works in a run directory, or in a sweep's."""
     path = Path(directory).resolve() / LOCK
@@ -81,7 +99,7 @@ def is_held(directory: str | Path) -> bool:
         return True
     if fcntl is None or not path.exists():
         return False
-    with open(path, "rb") as file:
+    with open(path, "rb", opener=_without_waiting) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError as error:
@@ -92,7 +110,8 @@ def is_held(directory: str | Path) -> bool:
 def holder(directory: str | Path) -> str:
     """Who works in a directory, as its lock file says."""
     try:
-        who = json.loads((Path(directory) / LOCK).read_text())
+        with open(Path(directory) / LOCK, "rb", opener=_without_waiting) as file:
+            who = json.loads(file.read(1000))
         return f"pid {who['pid']} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "another process"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import SEAL, atomic_write, seal_of, sealed
+from .files import SEAL, atomic_write, parse_json, read_bytes, seal_of, sealed
 from .relaxation import RelaxedNetwork
 from .sensitivity import Distances, Judge, Sensitivity
 from .tasks import Classification, Task
@@ -83,13 +83,13 @@ def measured(
 def batches_in(path: Path, digest: str) -> list[Distances]:
     """What a file holds of the same measurement; nothing where that cannot be told."""
     try:
-        table: Any = json.loads(path.read_text(encoding="utf-8"))
+        table: Any = parse_json(read_bytes(path))
         if table["digest"] != digest or table[SEAL] != seal_of(table):  # another, or damaged: measured again
             return []
         return [
             {g: {c: infinite(d) for c, d in row.items()} for g, row in part.items()} for part in table["batches"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return []
 
 

@@ -187,7 +187,9 @@ def read_transitions(data: str | Mapping[str, Sequence[str]]) -> Table:
     if isinstance(data, str):
         try:
             data = json.loads(data, object_pairs_hook=_once)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except UsageError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"a table of transitions must be JSON: {error}") from error
     if not isinstance(data, Mapping):
         raise UsageError(f"a table of transitions must be an object of lists, not {type(data).__name__}")

@@ -17,7 +17,7 @@ from .checkpoints import Checkpoints
 from .checkpoints import CorruptError as CorruptError
 from .distributed import world
 from .errors import DataError, UsageError
-from .files import atomic_write, digest_of, read_sealed, sealed
+from .files import atomic_write, digest_of, read_sealed, refuse_links, sealed
 from .locks import LOCK, THERE_ARE_LOCKS, Lock
 from .locks import LockedError as LockedError
 from .networks.weights import state_of, write_state
@@ -78,11 +78,12 @@ class Records(Checkpoints):
 
         Raises:
             ValueError: it belongs to another job (the settings that differ are listed), or to something else.
-            DataError: it was finished, and its result is gone.
+            DataError: it was finished, and its result is gone; or links stand in it (`refuse_links`).
             LockedError: another process works in it, or it cannot be written.
         """
         directory = Path(directory)
         check_name(directory.resolve().name)
+        refuse_links(directory)
         records = cls(directory, job, notify, anew, accept_changes)
         if records.is_run():
             _refuse_other(directory, job)

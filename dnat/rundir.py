@@ -22,7 +22,6 @@ record.json                written last: its presence means that the run is done
 NAME.corrupt               a file that was damaged, set aside
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -30,7 +29,19 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError, DnatError, UsageError
-from .files import SEAL, digest_of, read_sealed, read_table, seal_of, sealed, write_json
+from .files import (
+    MOST_LOG,
+    SEAL,
+    digest_of,
+    parse_json,
+    read_bytes,
+    read_sealed,
+    read_table,
+    refuse_links,
+    seal_of,
+    sealed,
+    write_json,
+)
 from .naming import unknown
 from .settings import WHERE, Job, read_toml, shown
 
@@ -88,7 +99,7 @@ def read_job(directory: str | Path) -> Job:
     """The job of a run directory.
 
     Raises:
-        ValueError: it is no run directory; names like it are suggested.
+        ValueError: it is no run directory; names like it are suggested. Or links stand in it, see `refuse_links`.
     """
     files = RunFiles(directory)
     if not files.is_run():
@@ -97,6 +108,7 @@ def read_job(directory: str | Path) -> Job:
         if near and not files.directory.exists():
             raise unknown(f"run in {folder}", files.directory.name, near)
         raise UsageError(f"{directory} is not a run directory: it has no {CONFIG}")
+    refuse_links(directory)
     table = read_toml(files.path(CONFIG))
     try:
         return Job.from_flat(table)
@@ -121,8 +133,8 @@ class Readers:
         """The rows of a file with one in each line."""
         lines = self.text(name).splitlines()
         try:
-            rows = [json.loads(line) for line in lines]
-        except (ValueError, RecursionError) as error:
+            rows = [parse_json(line) for line in lines]
+        except ValueError as error:
             raise DataError(f"{self.path(name)} cannot be read: {error}") from error
         if not all(isinstance(row, dict) for row in rows):
             raise DataError(f"{self.path(name)} cannot be read: a row is no table")
@@ -131,7 +143,7 @@ class Readers:
     def text(self, name: str) -> str:
         """The text of a file, whatever bytes it holds; "" of what is missing, or no file."""
         path = self.path(name)
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        return read_bytes(path, MOST_LOG).decode("utf-8", "replace") if path.is_file() else ""
 
     def read_json(self, name: str) -> Any:
         """The table in a JSON file; None where it is missing."""
@@ -188,6 +200,7 @@ class RunFiles(Readers):
                 f"{place} holds a run that is not finished: `dnat resume {place}` goes on with it "
                 f"(there is no {RECORD})"
             )
+        refuse_links(self.directory)
         table = self._sealed_record()
         self._check_settings(table)
         alone = self.latency() if "latency" in table else {}
@@ -303,11 +316,15 @@ class RunFiles(Readers):
     def architecture(self) -> dict[str, Any]:
         """The choices (`commitment`), the rows of the picture and the genotypes of a run that is done."""
         self.check(ARCHITECTURE)
-        return read_table(self.path(ARCHITECTURE))
+        table = read_table(self.path(ARCHITECTURE))
+        if not _has_choices(table):
+            raise DataError(f"{self.path(ARCHITECTURE)} holds no choices of a run")
+        return table
 
     def why_unfinished(self) -> tuple[str, str]:
         """The state of a run without a result ("pending" before it said one, or "damaged"), and the reason."""
         try:
+            refuse_links(self.directory)
             status = read_sealed(self.path(STATUS))
         except ValueError as error:
             return "damaged", str(error)
@@ -340,6 +357,20 @@ def _other_settings(there: Mapping[str, Any], made: Mapping[str, Any]) -> str:
     names = sorted((there.keys() | made.keys()) - WHERE - {"device"})
     other = [n for n in names if there.get(n) != made.get(n)]
     return ", ".join(f"{n} {shown(there.get(n))} (there) / {shown(made.get(n))} ({RECORD})" for n in other)
+
+
+def _has_choices(architecture: Mapping[str, Any]) -> bool:
+    """Whether a table tells choices, or that none were made."""
+    commitment = architecture.get("commitment")
+    edges = commitment.get("edges") if isinstance(commitment, dict) else commitment or []
+    return (
+        "commitment" in architecture
+        and isinstance(edges, list)
+        and all(
+            isinstance(edge, dict) and all(isinstance(edge.get(name), str) for name in ("key", "group", "choice"))
+            for edge in edges
+        )
+    )
 
 
 def _is_files(files: Any) -> bool:

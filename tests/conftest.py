@@ -15,6 +15,9 @@ if os.environ.get("PYTEST_XDIST_WORKER") and hasattr(os, "sched_setaffinity"):
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, [_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]])
 
+# What is kept for a user (which code may run) is none of a real one's.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="dnat-test-state-")
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 

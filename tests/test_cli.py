@@ -201,8 +201,8 @@ def test_a_signal_saves_and_exits_with_75(finished, number):
         (["resume", "runs/nothing"], 2, "is not a run directory"),
         (["evaluate", "runs/nothing"], 2, "is not a run directory"),
         (["edges", "--network", "torchvision:resnet81"], 2, "did you mean 'resnet18'"),
-        (["transform", "--network", "json:dumps"], 2, "network 'json:dumps' cannot be built"),
-        (["transform", "--network", "os:nothing"], 2, "cannot be imported"),
+        (["transform", "--network", "json:dumps"], 2, "network 'json:dumps' is refused"),
+        (["transform", "--network", "os:nothing"], 2, "'os:nothing' is refused"),
     ],
 )
 def test_mistakes_get_one_clear_line_and_leave_nothing(arguments, code, words, tmp_path, monkeypatch, capsys):

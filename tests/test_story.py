@@ -16,15 +16,15 @@ PACKAGE = Path(dnat.__file__).parent
 
 # What a module may import stands before it.
 ORDER = (
-    "__init__ errors naming seeds settings distributed locks files rundir operations networks moves counting "
-    "tracing channels costs candidates edges rewriting narrowing budget relaxation selection data answers tasks "
+    "__init__ errors naming seeds files settings distributed locks rundir layouts operations networks moves "
+    "counting tracing channels costs candidates edges rewriting narrowing budget relaxation selection data answers tasks "
     "optimizers distillation training planning sensitivity discretization session checkpoints records tracking "
     "measurement exports results decision attachment integrations loop state transformation "
     "proposal"
 )
 LAB = (
     "__init__ formatting fields metrics labels baselines methods ground_truth drawing runs prediction deployment "
-    "summary sweep report tabulation online terminal cli"
+    "summary sweep consent report tabulation online terminal cli"
 )
 
 

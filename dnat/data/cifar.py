@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import DataError
+from ..files import read_bytes
 from .images import Augmentation, Data
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
@@ -43,6 +44,10 @@ FILES_100 = {
     "meta": "7973b15100ade9c7d40fb424638fde48",
 }
 """The same of CIFAR-100."""
+
+
+MOST_BYTES = 1 << 30
+"""Of a file: the archives as they are published have less than 200 MB."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +183,11 @@ def _members(known: Release, archive: bytes, where: str) -> dict[str, bytes]:
 
 def _read(known: Release, path: Path, md5: str) -> bytes:
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_bytes(path, MOST_BYTES)
+    except DataError as error:
+        why = str(error).removeprefix(f"{path} cannot be read: ")
         raise DataError(
-            f"{known.title}: {path.resolve()} cannot be read ({error.strerror}; MD5 {md5}); name the folder that "
+            f"{known.title}: {path.resolve()} cannot be read ({why}; MD5 {md5}); name the folder that "
             f"holds {known.folder} or {known.archive} with --data-root or DNAT_DATA, or fetch it with --download"
         ) from error
     _check(content, md5, str(path.resolve()), "delete it and fetch it anew")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ..files import unreadable
-from .archives import contents, is_hidden, read_member
+from ..files import read_bytes, unreadable
+from .archives import MEMBER_LIMIT, contents, is_hidden, read_member
 from .pictures import SUFFIXES, decode
 
 SAMPLE, SAMPLED = 4096, 10_000
@@ -260,19 +260,16 @@ def read_file(path: Path) -> bytes:
     """A file's content.
 
     Raises:
-        DataError: it cannot be read, or is something else than a file (a pipe could be waited for, for ever).
+        DataError: it cannot be read, is something else than a file, or has more bytes than a picture can.
     """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{path} cannot be read: it is no regular file")
-        return path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
+    return read_bytes(path, MEMBER_LIMIT)
 
 
 def _middle(path: Path, size: int) -> bytes:
     """`SAMPLE` bytes from the middle of a file, or all of a smaller one."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe could be waited for, for ever
+            raise DataError(f"{path} cannot be read: it is no regular file")
         with open(path, "rb") as file:
             file.seek(max(0, (size - SAMPLE) // 2))
             return file.read(SAMPLE)

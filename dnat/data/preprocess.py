@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError, UsageError
+from ..settings.job import MOST_PIXELS
 
 FIT = "the short side is resized to size x margin by Pillow's bilinear filter, then the centre is taken"
 """How a picture of another size is made to fit; see `pictures.decode`, which does it."""
@@ -68,6 +69,10 @@ class Preprocess:
         fits = (
             all(isinstance(v, int | float) and math.isfinite(v) for v in numbers) and min(found.std, default=0) > 0
         )
+        fits = (
+            fits and all(type(n) is int and 1 <= n <= MOST_PIXELS for n in found.size) and 0 < found.margin <= 16
+        )
+        fits = fits and all(isinstance(name, str) for name in found.classes)
         if not fits or len(found.mean) not in (1, 3) or len(found.std) != len(found.mean) or len(found.size) != 2:
             raise DataError(f"preprocess holds values that cannot be: {str(table)[:200]}")
         return found

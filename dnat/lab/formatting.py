@@ -89,6 +89,27 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(row).rstrip() for row in cells]
 
 
+_CONTROLS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+"""Characters that control a terminal or turn the direction of text around, and halves of characters; but for tabs
+and ends of lines."""
+
+
+def plain(text: str) -> str:
+    """A text whose control characters are written out: those of files of others would do what they say.
+
+    >>> print(plain("a\\x1b[31mb"))
+    a\\x1b[31mb
+    """
+    return _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def line(text: str) -> str:
+    """The same in one line: ends of lines and tabs are written out, too."""
+    return re.sub(r"[\n\t]", lambda found: ascii(found[0])[1:-1], plain(text))
+
+
 def escaped(text: str) -> str:
     """Text that stays in its cell of a Markdown table and makes neither tags nor links.
 

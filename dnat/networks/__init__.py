@@ -9,13 +9,13 @@ import importlib
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import UsageError, WrongTypeError, users_code
+from ..errors import DataError, UsageError, WrongTypeError, users_code
+from ..files import read_text
 from ..naming import imported, unknown
 from ..seeds import Stream, torch_seed
 from .catalogue import FAMILIES as FAMILIES
@@ -158,9 +158,9 @@ def genotype_of(name: str) -> str:
     """
     file = name.partition(":")[2]
     try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the genotype {file} cannot be read: {error}") from error
+        text = read_text(file)
+    except DataError as error:
+        raise UsageError(f"the genotype {error}") from error
     try:
         return Genotype.from_json(text).to_json()
     except ValueError as error:

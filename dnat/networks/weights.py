@@ -1,6 +1,7 @@
 """Trained weights for a network: from a file, or by the name under which torchvision publishes them."""
 
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError, is_of_no_file
+from ..files import parse_json
 from ..naming import unknown
 from ..rundir import NETWORK, RunFiles
 from .torchvision import import_torchvision
@@ -75,8 +77,8 @@ def _classes_of(path: Path) -> list[str] | None:
     elif path.suffix == ".safetensors":
         from safetensors import safe_open
 
-        with safe_open(path, "pt") as file, suppress(json.JSONDecodeError):  # of another program
-            table = json.loads((file.metadata() or {}).get("preprocess", "{}"))
+        with safe_open(path, "pt") as file, suppress(ValueError):  # of another program
+            table = parse_json((file.metadata() or {}).get("preprocess", "{}"))
     classes = table.get("classes") if isinstance(table, dict) else None
     return list(map(str, classes)) if isinstance(classes, list) else None
 
@@ -107,6 +109,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return read_state(path)
+        _refuse_packed(path)
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if is_of_no_file(error):
@@ -120,6 +123,16 @@ def _read(path: Path) -> dict[str, Any]:
     ):
         raise UsageError(f"{path} holds no state_dict (a table of tensors), but {type(found).__name__}")
     return dict(found)
+
+
+def _refuse_packed(path: Path) -> None:
+    """Refuse a file that would unpack to more than it is: torch stores tensors as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+        packed = [m.filename for m in members if m.compress_type != zipfile.ZIP_STORED]
+        if packed or sum(m.file_size for m in members) > path.stat().st_size:
+            raise UsageError(f"it holds compressed data ({', '.join(packed[:1])}), which torch does not write")
 
 
 def _published(name: str, source: str, download: bool) -> dict[str, Tensor]:

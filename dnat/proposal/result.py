@@ -9,7 +9,8 @@ from typing import Any
 
 from .. import __version__
 from ..edges import ORIGINAL
-from ..errors import UsageError, is_of_no_file
+from ..errors import DataError, UsageError
+from ..files import MOST_TABLE, parse_json, read_text
 from ..measurement import finite, infinite
 from ..results import FixedReport
 from ..sensitivity import Sensitivity
@@ -216,15 +217,13 @@ class Proposals:
             ValueError: there is none, or it is no plan.
         """
         try:
-            return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            if is_of_no_file(error):
-                raise
-            raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+            text = read_text(path, MOST_TABLE)
+        except DataError as error:
+            raise UsageError(str(error)) from error
+        try:
+            return cls.from_json(text)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{path}: not a plan of dnat: no text") from error
 
     def __str__(self) -> str:
         return described(self)
@@ -232,8 +231,8 @@ class Proposals:
 
 def _own_table(text: str) -> dict[str, Any]:
     try:
-        table = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        table = parse_json(text)
+    except ValueError as error:
         raise UsageError(f"not a plan of dnat: no JSON ({type(error).__name__})") from error
     if not isinstance(table, dict) or table.get("kind") != KIND:
         raise UsageError(f'not a plan of dnat: `dnat plan --out FILE` writes one, with "kind": {KIND!r}')

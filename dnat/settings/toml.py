@@ -6,7 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from ..errors import UsageError, is_of_no_file
+from ..errors import DataError, UsageError
+from ..files import read_text
 from .part import shown
 
 MOST_DEPTH = 32
@@ -19,16 +20,17 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: the file is missing or is not TOML; the message names the file and the place.
     """
-    if Path(path).exists() and not Path(path).is_file():  # a pipe could be waited for, for ever
-        raise UsageError(f"{path}: cannot be read: it is no regular file")
     try:
-        return parse_toml(Path(path).read_text(encoding="utf-8"))
+        text = read_text(path)
+    except DataError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno == errno.EIO:  # of the disk, not of what stands there
+            raise cause from None
+        raise UsageError(str(error).replace(f"{path} cannot", f"{path}: cannot", 1)) from error
+    try:
+        return parse_toml(text)
     except ValueError as error:
         raise UsageError(f"{path}: not a TOML file: {error}") from error
-    except OSError as error:
-        if is_of_no_file(error) or error.errno == errno.EIO:
-            raise
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def parse_toml(text: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-from .group import main as run
+from . import main as run
 
 
 def main() -> None:

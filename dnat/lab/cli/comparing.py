@@ -9,6 +9,7 @@ import click
 from ...errors import UsageError
 from ..formatting import aligned, p_text, signed_interval
 from .group import cli
+from .output import say
 from .results import BASELINE, BY
 
 
@@ -31,7 +32,7 @@ def compare(runs: tuple[Path, ...], baseline: str, by: str | None) -> None:
     from ..summary import parse_by
 
     for number, (title, pair) in enumerate(compared(runs, baseline, parse_by(by))):
-        click.echo("\n" * bool(number) + "\n".join(_pair_text(title, pair)))
+        say("\n" * bool(number) + "\n".join(_pair_text(title, pair)))
 
 
 def _pair_text(title: str, pair: Any) -> list[str]:
@@ -108,16 +109,16 @@ def power(
     true = f" where the true difference is {question.difference:g}" if margin is not None else ""
     of = f" (the first of {tests} by Holm)" if tests > 1 else ""
     sides = "two-sided" if margin is None else "one-sided"
-    click.echo(f"to see {asked}{true}; deviation of the differences {question.deviation:.3g}")
-    click.echo(f"paired t test, {sides}, at {question.level_of_each:.3g}{of}:\n")
+    say(f"to see {asked}{true}; deviation of the differences {question.deviation:.3g}")
+    say(f"paired t test, {sides}, at {question.level_of_each:.3g}{of}:\n")
     sizes = shown_sizes(answer, exact)
     for line in aligned([("seeds", "power"), *((str(n), f"{t_power(question, n):.3f}") for n in sizes)]):
-        click.echo(line)
+        say(line)
     if answer is None:
-        click.echo(f"\nmore than 1000 seeds would be needed for a power of {wanted:g}")
+        say(f"\nmore than 1000 seeds would be needed for a power of {wanted:g}")
         return
-    click.echo(f"\n{max(answer, exact)} seeds: the t test needs {answer} for a power of {wanted:g}; the exact")
-    click.echo(f"sign-flip test and Wilcoxon's cannot be significant with fewer than {exact}.")
+    say(f"\n{max(answer, exact)} seeds: the t test needs {answer} for a power of {wanted:g}; the exact")
+    say(f"sign-flip test and Wilcoxon's cannot be significant with fewer than {exact}.")
 
 
 def _deviation_of(runs: Sequence[Path], baseline: str, by: str | None) -> float:
@@ -133,8 +134,6 @@ def _deviation_of(runs: Sequence[Path], baseline: str, by: str | None) -> float:
         raise UsageError("all differences of these runs are equal: give --deviation")
     low, high = deviation_interval(found, freedom)
     several = sorted({c.n for c in summary.comparisons if c.n > 1})
-    click.echo(
-        f"deviation {found:.3g} from {len(summary.comparisons)} comparison(s) of {several[0]} seeds or more,"
-    )
-    click.echo(f"which leave it between {low:.3g} and {high:.3g} (95 %)\n")
+    say(f"deviation {found:.3g} from {len(summary.comparisons)} comparison(s) of {several[0]} seeds or more,")
+    say(f"which leave it between {low:.3g} and {high:.3g} (95 %)\n")
     return found

@@ -8,6 +8,8 @@ import click
 from ...errors import UsageError
 from .group import cli
 from .options import ACCEPT, accepted, flag
+from .output import check_files, say, with_ending
+from .trust import TRUST, begin_again
 
 if TYPE_CHECKING:
     from ...data import Source
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--verify/--no-verify", default=True, help="Read it again in a fresh process and compare.")
 @flag("data_root", more="Where it moved; for --quantize and --measure.")
 @ACCEPT
+@TRUST
 def export(
     run: Path,
     form: str,
@@ -43,6 +46,7 @@ def export(
     measure: bool | None,
     data_root: str | None,
     accept_changes: bool,
+    trust_code: bool,
     **how: bool,
 ) -> None:
     """Write a finished run's network to files that need no dnat.
@@ -54,40 +58,48 @@ def export(
     dnat export runs/resnet8-digits-dnat-seed0 --to onnx --quantize int8
     """
     from ...exports import export as write
+    from ...rundir import read_job
     from ..runs import load_data, preprocess_of, restore
 
     _check(form, quantize, images)  # before a run is read for it
+    place = out or run / f"exported{f'.{quantize}' if quantize else ''}"
+    place = place if place.suffix == f".{form}" else with_ending(place, form)
+    check_files(place.with_suffix(ending) for ending in (f".{form}", *_BESIDE.get(form, ())))
+    begin_again(read_job(run), run, trust_code)
     network, job, example = restored = restore(run, accepted(accept_changes))
     measure = bool(quantize) if measure is None else measure
     data = load_data(job.but(data_root=data_root or job.data_root)) if quantize or measure else None
     calibration = _training_inputs(data, images or 256, job.config.seed) if quantize and data is not None else None
     told = (lambda text: None) if accept_changes else None
     preprocess = preprocess_of(run, told)
-    # A run's own network.safetensors stays as it is.
     written = write(
         network,
         example,
         form,
-        out or run / f"exported{f'.{quantize}' if quantize else ''}",
+        place,
         preprocess=preprocess,
         quantize=quantize,
         calibration=calibration,
         **how,
     )
     for path in written.files:
-        click.echo(path)
+        say(path)
     for note in written.notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     if preprocess is None:
-        click.echo("note: how images are made is not told: the run is of an older dnat, which did not note it")
+        say("note: how images are made is not told: the run is of an older dnat, which did not note it")
     if written.agreement:
-        click.echo(f"read again without dnat, and compared with the network: {written.agreement}")
+        say(f"read again without dnat, and compared with the network: {written.agreement}")
     elif how["verify"]:
-        click.echo(f"read again without dnat; largest difference {written.difference:.2g}")
+        say(f"read again without dnat; largest difference {written.difference:.2g}")
     if measure and data is not None:
         from ..deployment import forms
 
         _show(run, forms(run, restored, data, written, told), data.test_count)
+
+
+_BESIDE = {"safetensors": (".json",), "py": (".safetensors",)}
+"""Endings of files that a form writes beside the one that is named."""
 
 
 def _check(form: str, quantize: str | None, images: int | None) -> None:
@@ -128,6 +140,4 @@ def _show(run: Path, found: tuple["Metric", list["Form"]], count: int) -> None:
     caption = f"ms: median ± half the distance of the quartiles, {where}"
     console().print(Grid(title, tuple(head), tuple(map(tuple, rows)), frozenset(head[2:]), caption=caption))
     if is_slower(measured):
-        click.echo(
-            "note: 8 bits are no faster here: they are on a CPU (or NPU) with instructions for them, as VNNI"
-        )
+        say("note: 8 bits are no faster here: they are on a CPU (or NPU) with instructions for them, as VNNI")

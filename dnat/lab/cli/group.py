@@ -10,6 +10,7 @@ import click
 from ... import __version__
 from ...errors import DnatError, told_of_machine, users_code
 from ...files import named
+from .output import say
 
 FIRST = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 """Whether this process is the only one, or the first of those that torchrun started."""
@@ -49,8 +50,6 @@ def exit_code(error: BaseException) -> int:
 
 def main() -> None:
     """Run the command and exit with its code."""
-    if os.getcwd() not in sys.path:  # as with `python -m`: networks of the user's own are found where they stand
-        sys.path.insert(0, os.getcwd())
     try:
         with told_of_machine(), users_code("code of the network's failed", alone=False):
             cli.main(standalone_mode=False)
@@ -63,18 +62,18 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("dnat: stopped at once", err=True)
+        say("dnat: stopped at once", err=True)
         sys.exit(130)
     except Exception as error:
         _leave(unread=isinstance(error, OSError) and error.errno == errno.EPIPE)
         code = exit_code(error)
         if code == 1:
             traceback.print_exc()
-            click.echo("dnat: this is a bug of dnat; please report it with the lines above", err=True)
+            say("dnat: this is a bug of dnat; please report it with the lines above", err=True)
         else:
             hint = "; the same command goes on with it" if code == 75 and not isinstance(error, SweepEnded) else ""
             which = "" if FIRST else f" (process {os.environ['RANK']})"
-            click.echo(f"dnat{which}: {error}{hint}", err=True)
+            say(f"dnat{which}: {error}{hint}", err=True)
         sys.exit(code)
 
 

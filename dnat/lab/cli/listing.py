@@ -10,8 +10,11 @@ import click
 from ...errors import UsageError
 from ...naming import unknown
 from ...settings.described import Setting, described
+from ..consent import code_in
 from .group import cli
 from .options import PIXELS, SET_NETWORK, network_options
+from .output import say
+from .trust import begin
 
 
 @cli.command()
@@ -34,6 +37,7 @@ def networks(names: tuple[str, ...], image_size: int | None, pairs: tuple[str, .
     if not names and (options or image_size):
         raise UsageError("--set and --image-size are for networks that are named: dnat networks NAME ...")
     if names:
+        begin(code for name in names for code in code_in({"network": name, "network_options": options}))
         found = {name: sized(name, options, image_size) for name in names}
         sources = {n: d.source if (d := definition(n)) else "" for n in found}
         screen.print(networks_table("counted now", found, sources))
@@ -72,11 +76,11 @@ def settings_(names: tuple[str, ...], as_markdown: bool) -> None:
         if name not in known:
             raise unknown("setting", name, known)
     if as_markdown:
-        click.echo(_markdown(known.values()), nl=False)
+        say(_markdown(known.values()), nl=False)
     elif names:
-        click.echo("\n\n".join(_in_full(known[name]) for name in names))
+        say("\n\n".join(_in_full(known[name]) for name in names))
     else:
-        click.echo(_listed(known.values()))
+        say(_listed(known.values()))
 
 
 def _facts(setting: Setting) -> Sequence[tuple[str, str]]:

@@ -8,8 +8,11 @@ import click
 
 from ...errors import UsageError
 from ...settings import PRESETS, Config, Job
+from ..consent import code_in
 from .group import cli
 from .options import PIXELS, SET, SET_NETWORK, flag, flags, given_settings, network_options
+from .output import check_files, say
+from .trust import begin
 
 
 @cli.command()
@@ -47,6 +50,7 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
     options = network_options(pairs)
     places = {k: v for k in ("data", "data_root", "image_size") if (v := flags[k]) is not None}
     job = Job(network=network, network_options=options, config=Config(device=flags["device"]), **places)
+    begin(code_in(job.flat()))
     from ...session import choose_device
     from ..runs import network_and_images, survey
     from ..terminal import console, survey_tables
@@ -106,25 +110,27 @@ def plan_(
     if "space" not in given:  # what the preset takes within a budget, which is no setting here
         space = PRESETS[job.config.preset]["space"]
         job = job.but(config=job.config.but(space=space))
+    check_files(filter(None, (out, picture)))
     if picture:
         from ..drawing import check_picture
 
         check_picture(picture)
+    begin(code_in(job.flat()))
     from ...proposal import described, parse_budget
     from ..terminal import console
 
     asked = list(dict.fromkeys(map(parse_budget, budgets or ["0.7"])))
     result = _planned(job, asked, out, **how)
     if as_json:
-        click.echo(result.to_json())
+        say(result.to_json())
     else:
         console().print(described(result, everything=everything), highlight=False, markup=False)
     if out:
-        click.echo(f"file: {out}; dnat transform --plan {shlex.quote(str(out))} carries it out", err=True)
+        say(f"file: {out}; dnat transform --plan {shlex.quote(str(out))} carries it out", err=True)
     if picture:
         from ..drawing import draw_plan
 
-        click.echo(f"picture: {draw_plan(result, picture)}", err=True)
+        say(f"picture: {draw_plan(result, picture)}", err=True)
     if not result.proposals:
         raise UsageError("; ".join(why for _, why in result.refused))
 
@@ -138,16 +144,15 @@ def _planned(
 ) -> Any:
     """The plan of a job's network, with a bar on a terminal."""
     import torch
-    from rich.console import Console
 
     from ...proposal import Planner, kept
     from ...session import choose_device
     from ...tasks import task_of
     from ..runs import load_data, network_for
-    from ..terminal import watched
+    from ..terminal import console, watched
 
     def notify(text: str) -> None:
-        click.echo(f"note: {text}", err=True)
+        say(f"note: {text}", err=True)
 
     data = load_data(job, download=download, notify=notify)
     network = network_for(job, data, **({"download": download, "notify": notify} if ":" not in job.data else {}))
@@ -163,7 +168,7 @@ def _planned(
         seed=config.seed,
         task=None if job.task is None else task_of(job.task),
     )
-    with watched(Console(stderr=True)) as tell:
+    with watched(console(stderr=True)) as tell:
         if out:
             return kept(planner, budgets, int(measure), out, tell)
         return planner.result(planner.measured(tell), budgets, int(measure))

@@ -11,6 +11,8 @@ import click
 from ...errors import DataError, UsageError
 from .group import cli
 from .options import ACCEPT, accepted, flag
+from .output import check_files, check_folder, say, with_ending
+from .trust import TRUST, begin_again
 
 BASELINE = click.option(
     "--baseline", default="original", show_default=True, help="Method that others are compared with."
@@ -27,7 +29,10 @@ BY = click.option(
 @flag("data_root", more="Where it moved, or with others of its classes.")
 @flag("skip_broken")
 @ACCEPT
-def evaluate(run: Path, data_root: str | None, skip_broken: bool | None, accept_changes: bool) -> None:
+@TRUST
+def evaluate(
+    run: Path, data_root: str | None, skip_broken: bool | None, accept_changes: bool, trust_code: bool
+) -> None:
     """Test the network of a finished run again, from its files, or on other images of classes that it knows.
 
     \b
@@ -42,6 +47,7 @@ def evaluate(run: Path, data_root: str | None, skip_broken: bool | None, accept_
     from ..runs import check_data, load_data, other_images, restore
 
     job, accept, given = read_job(run), accepted(accept_changes), data_root
+    begin_again(job, run, trust_code)
     job = job.but(data_root=data_root or job.data_root, skip_broken=skip_broken or job.skip_broken)
     data = load_data(job)
     notes: list[str] = []
@@ -50,13 +56,13 @@ def evaluate(run: Path, data_root: str | None, skip_broken: bool | None, accept_
     if given is None:  # whoever names other images knows
         check_data(run, data, accept)
     for note in notes:
-        click.echo(f"note: {note}")
+        say(f"note: {note}")
     network, job, _ = restore(run, accept)
     result = test(network, data, job.config, task=task_of(job.task))
     told = ", ".join(f"{Metric(n).title} {Metric(n).text(v)}" for n, v in result.metrics.items())
     what = "images" if isinstance(data, Data) else "examples"
-    click.echo(f"test {told}, loss {result.loss:.4f} on {data.test_count} {what}")
-    click.echo(str(cost(network, data.example(2))))
+    say(f"test {told}, loss {result.loss:.4f} on {data.test_count} {what}")
+    say(str(cost(network, data.example(2))))
 
 
 @cli.command()
@@ -65,7 +71,10 @@ def evaluate(run: Path, data_root: str | None, skip_broken: bool | None, accept_
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes to show, at most.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list in place of a table.")
 @ACCEPT
-def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool, accept_changes: bool) -> None:
+@TRUST
+def predict(
+    run: Path, files: tuple[Path, ...], top: int, as_json: bool, accept_changes: bool, trust_code: bool
+) -> None:
     """Tell what a finished run's network takes pictures for, prepared as its test images were.
 
     FILES are pictures, or folders, of which all pictures are taken. Those that cannot be read are named, and the
@@ -77,21 +86,23 @@ def predict(run: Path, files: tuple[Path, ...], top: int, as_json: bool, accept_
     """
     import json
 
+    from ...rundir import read_job
     from ..prediction import found_in, predicted
     from ..terminal import console, predictions_table, predictions_text
 
     pictures = found_in(files)
+    begin_again(read_job(run), run, trust_code)
     found = list(predicted(run, pictures, top, accepted(accept_changes)))
     broken = [p for p in found if p.problem]
     if as_json:
-        click.echo(json.dumps([p.table() for p in found], indent=1))
+        say(json.dumps([p.table() for p in found], indent=1))
     elif sys.stdout.isatty():
         console().print(predictions_table([p for p in found if not p.problem]))
     else:
         for line in predictions_text([p for p in found if not p.problem]):
-            click.echo(line)
+            say(line)
     for prediction in broken:
-        click.echo(prediction.problem, err=True)
+        say(prediction.problem, err=True)
     if broken:
         raise DataError(f"{len(broken)} of {len(found)} files could not be read")
 
@@ -117,9 +128,12 @@ def draw(what: str, after: str | None, formats: tuple[str, ...], out: Path | Non
             raise UsageError("--after and --out are for genotypes; a run is drawn into its own directory")
         files = redraw(what, formats, accepted(accept_changes))
     else:
+        if out:
+            check_files(with_ending(out, form) for form in formats)
+            out.parent.mkdir(parents=True, exist_ok=True)
         files = draw_named(what, after, out, formats)
     for path in files:
-        click.echo(path)
+        say(path)
 
 
 @cli.command()
@@ -174,12 +188,16 @@ def report(
     from ..report import gather, is_sweep, markdown, page
     from ..summary import parse_by
 
-    found = gather(runs, baseline, parse_by(by), margin)
     folder = runs[0] if len(runs) == 1 and is_sweep(runs[0]) else Path()
+    text, html = text or folder / "report.md", html or folder / "report.html"
+    check_files((text, html))
+    if pictures:
+        check_folder(pictures)
+    found = gather(runs, baseline, parse_by(by), margin)
     words = markdown(found, with_published=published, layout=layout)
     files = {
-        text or folder / "report.md": words,
-        html or folder / "report.html": page(found, with_published=published, layout=layout),
+        text: words,
+        html: page(found, with_published=published, layout=layout),
     }
     for path, content in files.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,21 +208,21 @@ def report(
         for part in report_parts(found):
             console().print(part, highlight=False, markup=False)
     else:
-        click.echo(words)
+        say(words)
     for path in files:
-        click.echo(path, err=True)
+        say(path, err=True)
     if pictures:
         from ..report import draw
 
         for path in draw(found, pictures):
-            click.echo(path, err=True)
+            say(path, err=True)
     if wandb["online"]:
         from ..online.report import create
         from ..summary import markdown as table
 
         project = wandb["project"] or os.environ.get("WANDB_PROJECT") or "dnat"
         entity = wandb["entity"] or os.environ.get("WANDB_ENTITY") or ""
-        click.echo(create(found.summary, table(found.summary), project, entity), err=True)
+        say(create(found.summary, table(found.summary), project, entity), err=True)
 
 
 def _print_uploads(runs: tuple[Path, ...]) -> None:
@@ -212,9 +230,9 @@ def _print_uploads(runs: tuple[Path, ...]) -> None:
 
     commands = upload_commands(runs)
     for command in commands:
-        click.echo(command)
+        say(command)
     if not commands:
-        click.echo("nothing that was tracked offline is left to be uploaded", err=True)
+        say("nothing that was tracked offline is left to be uploaded", err=True)
 
 
 @cli.command()
@@ -244,6 +262,8 @@ def results(runs: tuple[Path, ...], form: str, baseline: str, by: str | None, ou
 
     if form == "parquet" and out is None:
         raise UsageError("a Parquet file is nothing to print: say where it goes (--out FILE)")
+    if out:
+        check_files((out,))
     if by and form != "latex":
         raise UsageError("--by is for --latex: the other tables have a column for each setting that differs")
     content: str | bytes
@@ -257,10 +277,10 @@ def results(runs: tuple[Path, ...], form: str, baseline: str, by: str | None, ou
         notes = table.notes
         content = table.parquet() if form == "parquet" else table.json() if form == "json" else table.csv()
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        say(f"note: {note}", err=True)
     if out is None:
-        click.echo(content, nl=False)
+        say(content, nl=False)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(out, content if isinstance(content, bytes) else content.encode())
-    click.echo(out, err=True)
+    say(out, err=True)

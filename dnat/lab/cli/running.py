@@ -9,10 +9,13 @@ from typing import Any
 import click
 
 from ...errors import UsageError
-from ...settings import WHERE, Job, run_name
+from ...settings import WHERE, Job, read_toml, run_name
+from ..consent import code_in
 from .group import FIRST, cli, exit_code
 from .options import ACCEPT, DOWNLOAD, flag, given_settings, job_options, make_job
+from .output import check_folder
 from .signals import stop_on_signals
+from .trust import TRUST, agree, begin, begin_again
 
 _ANEW = click.option(
     "--begin-again",
@@ -48,6 +51,7 @@ _TRACK = click.option(
 @DOWNLOAD
 @_ANEW
 @ACCEPT
+@TRUST
 @_WANDB
 @_TRACK
 def transform(
@@ -58,6 +62,7 @@ def transform(
     tracks: tuple[str, ...],
     file: str | None,
     pairs: tuple[str, ...],
+    trust_code: bool,
     **flags: Any,
 ) -> None:
     """Train a network, transform it, and train it on.
@@ -75,7 +80,13 @@ def transform(
         flags |= _choices_of(plan_file, plan_budget, given_settings(file, pairs, flags))
     job = make_job(file, pairs, flags)
     usual = run_name(job, with_threads="threads" in given_settings(file, pairs, flags))
-    _run(job, out or Path("runs") / usual, how, wandb, tracks)
+    place = out or Path("runs") / usual
+    check_folder(place)
+    if file:
+        typed = given_settings(None, pairs, flags)
+        agree((c for c in code_in(read_toml(file)) if c.kind not in typed), Path(file), trust_code)
+    begin(code_in(job.flat()), place)
+    _run(job, place, how, wandb, tracks)
 
 
 def _choices_of(file: Path, budget: str | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +107,7 @@ def _choices_of(file: Path, budget: str | None, given: dict[str, Any]) -> dict[s
 @flag("data_root", more="Where it moved.")
 @_ANEW
 @ACCEPT
+@TRUST
 @_WANDB
 @_TRACK
 def resume(
@@ -103,6 +115,7 @@ def resume(
     data_root: str | None,
     anew: bool,
     accept_changes: bool,
+    trust_code: bool,
     wandb: str,
     tracks: tuple[str, ...],
 ) -> None:
@@ -116,6 +129,7 @@ def resume(
     from ...records import read_job
 
     job = read_job(run)
+    begin_again(job, run, trust_code)
     how = {"anew": anew, "accept_changes": accept_changes}
     _run(job.but(data_root=data_root) if data_root else job, run, how, wandb, tracks)
 
@@ -193,10 +207,23 @@ def _made(kind: str, job: Job, directory: Path) -> Any:
     return MlflowTracker(directory.resolve().name, settings, directory / MLFLOW)
 
 
+def _check(record: dict[str, Any], directory: Path) -> None:
+    """Refuse a record that was written by hand, and tells less than a run does."""
+    from ...errors import DataError
+    from ...rundir import RECORD
+    from ..summary import trial_from
+
+    try:
+        trial_from(record)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{directory / RECORD} is no record of a run: {error}") from error
+
+
 def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
     from ...rundir import RunFiles
     from ..terminal import changes_table, result_table, verdict
 
+    _check(record, directory)
     screen.print(result_table(record))
     architecture = RunFiles(directory, accept=lambda text: None).architecture()  # told of already
     commitment = architecture["commitment"]

@@ -8,9 +8,12 @@ import click
 
 from ...errors import UsageError
 from ...settings import read_toml
+from ..consent import code_in_sweep
 from .group import SweepEnded, cli
 from .options import DOWNLOAD, add_settings, job_options
+from .output import check_folder, say
 from .signals import stop_on_signals
+from .trust import TRUST, agree, begin
 
 
 def make_sweep(
@@ -63,6 +66,7 @@ def make_sweep(
     "--plan", "planning", is_flag=True, help="Start nothing: print a command for each trial that is left."
 )
 @DOWNLOAD
+@TRUST
 @click.option(
     "--wandb",
     type=click.Choice(["off", "offline", "online"]),
@@ -74,6 +78,7 @@ def sweep(
     file: str | None,
     pairs: tuple[str, ...],
     variants: tuple[str, ...],
+    trust_code: bool,
     **flags: Any,
 ) -> None:
     """Train and transform networks by several methods, with several seeds each, and compare them.
@@ -92,21 +97,37 @@ def sweep(
 
     how = {k: flags.pop(k) for k in ("jobs", "engine", "address", "retries", "retry_failed", "download", "wandb")}
     given = make_sweep(file, pairs, flags, variants)
+    check_folder(out)
+    _agree(given, make_sweep(None, pairs, flags, variants), file, out, trust_code)
     if planning:
         _print_plan(given, out, Options(**how))
     else:
         _sweep(given, out, Options(**how))
 
 
+def _agree(given: Any, typed: Any, file: str | None, out: Path, trust_code: bool) -> None:
+    """Ask for the code that a sweep's file or its directory names, and nobody typed."""
+    from ..sweep import continued
+
+    meant = continued(given, out)
+    left = {(c.kind, c.name) for c in code_in_sweep(meant)} - {(c.kind, c.name) for c in code_in_sweep(typed)}
+    if left and file:
+        of_file = [c for c in code_in_sweep(given) if (c.kind, c.name) in left]
+        agree(of_file, Path(file), trust_code)
+        left -= {(c.kind, c.name) for c in of_file}
+    agree((c for c in code_in_sweep(meant) if (c.kind, c.name) in left), out, trust_code)
+    begin(code_in_sweep(meant), out)
+
+
 def _print_plan(given: Any, out: Path, options: Any) -> None:
     from ..sweep import commands, write_plan
 
-    standings, left = write_plan(given, out, options, notify=lambda text: click.echo(f"note: {text}", err=True))
+    standings, left = write_plan(given, out, options, notify=lambda text: say(f"note: {text}", err=True))
     for line in commands(left, download=options.download, wandb=options.wandb):
-        click.echo(line)
+        say(line)
     failed = sum(s.state == "failed" for s in standings if s not in left)
     if failed:
-        click.echo(f"note: {failed} failed trials are left out; --retry-failed lists them, too", err=True)
+        say(f"note: {failed} failed trials are left out; --retry-failed lists them, too", err=True)
 
 
 def _sweep(given: Any, out: Path, options: Any) -> None:
@@ -114,7 +135,7 @@ def _sweep(given: Any, out: Path, options: Any) -> None:
     from ..terminal import SweepScreen, console
 
     def notify(text: str) -> None:
-        screen.print(f"note: {text}", highlight=False)
+        screen.print(f"note: {text}", highlight=False, markup=False)
 
     screen = console()
     table = SweepScreen(screen)
@@ -138,7 +159,7 @@ def _show_sweep(screen: Any, out: Path, standings: Any) -> None:
     troubles = [s for s in standings if s.state in ("failed", "interrupted")]
     if troubles:
         screen.print(troubles_text(troubles), end="")
-    click.echo(f"files: {out}/ (a run directory for each trial, logs/, trials.json)")
+    say(f"files: {out}/ (a run directory for each trial, logs/, trials.json)")
     failed = sum(s.state == "failed" for s in standings)
     unfinished = len(standings) - len(done) - failed
     again = f"dnat sweep --out {shlex.quote(str(out))}"
@@ -148,4 +169,4 @@ def _show_sweep(screen: Any, out: Path, standings: Any) -> None:
         raise SweepEnded(
             70, f"{failed} of {len(standings)} trials failed; once mended, type: {again} --retry-failed"
         )
-    click.echo(f"all {len(done)} trials are done; a page about them: dnat report {shlex.quote(str(out))}")
+    say(f"all {len(done)} trials are done; a page about them: dnat report {shlex.quote(str(out))}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import UsageError
 from ...files import atomic_write
+from ..formatting import plain
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -102,7 +103,7 @@ def text(
 ) -> None:
     """Text at a place, never read as mathematics."""
     style = {"fontsize": size, "ha": align, "va": "center", "color": colour, "weight": weight, "zorder": zorder}
-    axes.text(x, y, words, parse_math=False, **style)
+    axes.text(x, y, plain(words), parse_math=False, **style)
 
 
 def text_width(words: str, size: float, weight: str = "normal") -> float:

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ...errors import UsageError, WrongTypeError
+from ...errors import DataError, UsageError, WrongTypeError
+from ...files import MOST_LOG, read_bytes
 from .spaces import check_space, read_architecture
 
 
@@ -33,10 +34,10 @@ def read_table(path: str | Path, space: str) -> dict[str, float]:
     if kind not in (".csv", ".json"):
         raise UsageError(f"{path}: a table is a file .csv or .json, not {path.suffix or 'one without a suffix'!r}")
     try:
-        read = path.read_bytes()
+        read = read_bytes(path, MOST_LOG)
         text = (lzma.decompress(read) if packed else read).decode("utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
+    except DataError as error:
+        raise UsageError(str(error).replace(f"{path} cannot", f"{path}: cannot", 1)) from error
     except lzma.LZMAError as error:
         raise UsageError(f"{path}: is no file of xz: {error}") from error
     except UnicodeDecodeError as error:
@@ -69,7 +70,7 @@ def _rows_of_json(path: Path, text: str) -> list[tuple[str, str, Any]]:
     """(where, architecture, accuracy) of each key; a key that is there twice comes twice."""
     try:
         table = json.loads(text, object_pairs_hook=list)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON: {error}") from error
     if not text.lstrip().startswith("{"):
         raise UsageError(f"{path}: must be an object {{architecture: accuracy}}, not {type(table).__name__}")

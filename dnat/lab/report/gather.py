@@ -4,7 +4,6 @@ What cannot be read is never left out without a word: a run whose files are dama
 ones with the reason, a finished run without its curves is noted.
 """
 
-import json
 import math
 import os
 import shlex
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...files import parse_json
 from ...naming import unknown
 from ...rundir import ARCHITECTURE, CONFIG, ENVIRONMENT, METRICS, RECORD, RunFiles, runs_in
 from ..metrics import Metric
@@ -353,7 +353,7 @@ def _metrics(files: RunFiles, notes: list[str]) -> tuple[Mapping[str, Any], ...]
         return ()
     for line in files.text(METRICS).splitlines():
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         if isinstance(row, dict) and number(row.get("epoch")) is not None:

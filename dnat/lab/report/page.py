@@ -13,7 +13,7 @@ from typing import Any
 from ... import __version__
 from ...edges import is_share
 from ...naming import unknown
-from ..formatting import count, digits, duration, signed_interval
+from ..formatting import count, digits, duration, plain, signed_interval
 from ..metrics import ACCURACY, capital, common
 from ..summary.judgements import judgements
 from ..summary.tables import headers, legend
@@ -115,7 +115,7 @@ def page(report: Report, *, with_published: bool = False, layout: str = "both") 
     )
     jinja.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     jinja.filters |= {"choice_class": choice_class, "agreement": agreement}
-    return jinja.get_template("page.html.j2").render(
+    text = jinja.get_template("page.html.j2").render(
         _told(report, with_published, layout)
         | {
             # Our own files and plotly's (its basic bundle, with `plotly.txt`): nothing of a run stands in them.
@@ -124,6 +124,7 @@ def page(report: Report, *, with_published: bool = False, layout: str = "both") 
             "style": Markup((_HERE / "page.css").read_text(encoding="utf-8")),  # noqa: S704
         }
     )
+    return plain(text)
 
 
 def _told(report: Report, with_published: bool, layout: str) -> dict[str, Any]:

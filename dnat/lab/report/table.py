@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ...naming import unknown
-from ..formatting import digits, escaped, markdown_list, markdown_rows
+from ..formatting import digits, escaped, markdown_list, markdown_rows, plain
 from ..metrics import ACCURACY, Metric, meaning
 from ..summary import Row
 from ..summary import markdown as long_table
@@ -174,7 +174,7 @@ def markdown(report: Report, *, with_published: bool = False, layout: str = "bot
         parts.append(markdown_list(report.notes))
     if report.unfinished:
         parts += ["# Not finished", _unfinished(report.unfinished)]
-    return "\n\n".join(parts) + "\n"
+    return plain("\n\n".join(parts) + "\n")
 
 
 def _unfinished(runs: Sequence[Unfinished]) -> str:

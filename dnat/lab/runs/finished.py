@@ -1,6 +1,7 @@
 """What a finished run's network is, takes and can be tested on; needs no data set."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from ...networks import Genotype
 from ...networks.cells import CellNetwork, regrown
 from ...networks.weights import read_state
 from ...results import Commitment
-from ...rundir import NETWORK, RunFiles, read_job
+from ...rundir import ARCHITECTURE, NETWORK, RECORD, RunFiles, read_job
 from ...session import choose_device, reproducible, weights_digest
 from ...settings import SEARCHING, Job
+from ...settings.job import MOST_PIXELS
 from ...training import laid_out
 from ..baselines import resized, works_on_genotype
 from .loading import build_network, load_data, narrower, network_for
@@ -35,7 +37,7 @@ def restore(directory: str | Path, accept: Accept = None) -> tuple[nn.Module, Jo
         DataError: a file that is damaged, or not what the run wrote.
     """
     job, files = read_job(directory), RunFiles(directory, accept=accept)
-    record, architecture = files.record(), files.architecture()
+    record, architecture = _record(directory, accept), files.architecture()
     if ":" in job.data:  # of the user's own: their function tells what the network takes
         data = load_data(job)
         example = data.example(2)
@@ -44,7 +46,7 @@ def restore(directory: str | Path, accept: Accept = None) -> tuple[nn.Module, Jo
     else:
         shape = record["image_shape"]
         example = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
-    commitment = Commitment.from_table(architecture["commitment"]) if architecture["commitment"] else None
+    commitment = _commitment_of(architecture, files.path(ARCHITECTURE))
     widths = commitment.widths if commitment else {}
     # Its own weights follow.
     options = widths if job.method == "control-narrow" else {}
@@ -158,4 +160,27 @@ def other_images(directory: str | Path, data: Data, accept: Accept = None) -> tu
 
 def _record(directory: str | Path, accept: Accept) -> dict[str, Any]:
     read_job(directory)  # what is no run at all is told of first
-    return RunFiles(directory, accept=accept).record()
+    record = RunFiles(directory, accept=accept).record()
+    for name, kind in (("job", dict), ("results", dict), ("data_fingerprint", str)):
+        if not isinstance(record.get(name), kind):
+            raise DataError(f"{RunFiles(directory).path(RECORD)} is no record of a run: {name} is not there")
+    if "image_shape" in record and not (_is_shape(record["image_shape"]) and _is_names(record.get("classes"))):
+        raise DataError(f"{RunFiles(directory).path(RECORD)} is no record of a run: its images cannot be")
+    return record
+
+
+def _is_shape(value: Any) -> bool:
+    whole = isinstance(value, list) and len(value) == 3 and all(type(n) is int and n > 0 for n in value)
+    return whole and max(value) <= MOST_PIXELS and math.prod(value) <= 4 * MOST_PIXELS**2
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > 0 and all(isinstance(name, str) for name in value)
+
+
+def _commitment_of(architecture: dict[str, Any], path: Path) -> Commitment | None:
+    """The choices in architecture.json."""
+    try:
+        return Commitment.from_table(architecture["commitment"]) if architecture["commitment"] else None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:  # a table that somebody made by hand
+        raise DataError(f"{path} holds no choices of a run: {type(error).__name__} {error}") from error

@@ -13,12 +13,12 @@ from torch import nn
 from ...costs import Cost
 from ...data import Source
 from ...edges import ORIGINAL, Edge, Space, in_order, units
-from ...errors import UsageError
+from ...errors import DataError, UsageError
 from ...networks import GENOTYPES, Genotype, definition, genotype_of
 from ...networks.genotypes import published, transformed
 from ...planning import find_edges
 from ...results import Commitment, EdgeReport, Transformation
-from ...rundir import RunFiles, read_job
+from ...rundir import ARCHITECTURE, RECORD, RunFiles, read_job
 from ...settings import Job
 from ...tracing import Program, trace
 from .. import drawing
@@ -191,9 +191,15 @@ def redraw(
 ) -> list[Path]:
     """Draw the pictures of a finished run again, from its files; `accept` as `RunFiles` has it."""
     job, files = read_job(directory), RunFiles(directory, accept=accept)
-    results = files.record()["results"]
-    before, after = (Cost(**results[name]) for name in ("cost_before", "cost_after"))
-    return draw(files.path(), files.architecture(), job, before, after, formats)
+    record, architecture = files.record(), files.architecture()
+    try:
+        before, after = (Cost(**record["results"][name]) for name in ("cost_before", "cost_after"))
+        return draw(files.path(), architecture, job, before, after, formats)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise DataError(
+            f"{directory} cannot be drawn: its {RECORD} or {ARCHITECTURE} holds what no run writes there ({what})"
+        ) from error
 
 
 def draw_named(

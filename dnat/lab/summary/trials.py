@@ -73,6 +73,10 @@ def trial_from(record: Mapping[str, Any]) -> Trial:
     taken = {stage: fields.number(seconds, f"seconds.{stage}") for stage in seconds}
     if results.get("dead") not in (None, True, False):
         raise UsageError(f"results.dead of a record must be true or false, not {results['dead']!r}")
+    for when in ("before", "after") if record.get("memory") is not None else ():
+        held = fields.subtable(fields.subtable(record, "memory"), f"memory.{when}")
+        for kind in ("weights", "activations"):
+            fields.integer(held, f"memory.{when}.{kind}", 0)
     times = _latencies(record)
     result = result_of(record)
     return Trial(

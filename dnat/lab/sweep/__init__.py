@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .directory import Standing as Standing
     from .directory import commands as commands
+    from .directory import continued as continued
     from .directory import read as read
     from .schedule import Options as Options
     from .schedule import View as View
@@ -41,6 +42,7 @@ _HOME = {
     "parse_variant": "variants",
     "Standing": "directory",
     "commands": "directory",
+    "continued": "directory",
     "read": "directory",
     "Options": "schedule",
     "View": "schedule",

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, DnatError, UsageError
-from ...files import atomic_write, read_sealed, sealed, set_aside, write_json
+from ...files import atomic_write, read_bytes, read_sealed, refuse_links, sealed, set_aside, write_json
 from ...locks import Lock, LockedError, holder, is_held
-from ...naming import unknown
+from ...naming import names_code, unknown
 from ...rundir import RECORD, RunFiles, check_name
 from ...settings import WHERE, Job, read_toml
 from .settings import Sweep, Trial, grid
@@ -47,7 +47,10 @@ class SweepFiles:
     def text(self) -> str:
         """What it is for, as TOML; "" where it is no sweep's directory."""
         file = self.path / SWEEP
-        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        if not file.is_file():
+            return ""
+        self.refuse_links()
+        return read_bytes(file).decode("utf-8", "replace")
 
     def read(self) -> Sweep:
         """What it is for.
@@ -61,7 +64,16 @@ class SweepFiles:
             if near and not self.path.exists():
                 raise unknown(f"sweep in {folder}", self.path.name, near)
             raise UsageError(f"{self.path} is not a sweep's directory: it has no {SWEEP}")
+        self.refuse_links()
         return Sweep.from_table(read_toml(self.path / SWEEP))
+
+    def refuse_links(self) -> None:
+        """Refuse a directory with links in it, but for those to trials on other disks; see `dnat.files`."""
+        refuse_links(self.path, folders=True)
+        for folder in (self.job_file("").parent, self.log("").parent):
+            if folder.is_symlink():
+                raise DataError(f"{folder} is a link: put a folder in its place")
+            refuse_links(folder)
 
     def read_entries(self) -> dict[str, dict[str, Any]]:
         """What is known of each trial that was started.
@@ -69,13 +81,14 @@ class SweepFiles:
         Raises:
             DataError: trials.json is damaged.
         """
-        entries = read_sealed(self._entries)
+        entries = read_sealed(self.entries_file)
         if not all(_is_entry(entry) for entry in entries.values()):
-            raise DataError(f"{self._entries} holds no trials")
+            raise DataError(f"{self.entries_file} holds no trials")
         return entries
 
     @property
-    def _entries(self) -> Path:
+    def entries_file(self) -> Path:
+        """The file with what is known of each trial."""
         return self.path / "trials.json"
 
     @property
@@ -217,6 +230,7 @@ class SweepDirectory(SweepFiles):
         check_name(found.path.resolve().name)
         for trial in trials:
             check_name(trial.name)
+        found.refuse_links()
         found._check_unless_held()
         try:
             found.path.mkdir(parents=True, exist_ok=True)
@@ -289,7 +303,7 @@ class SweepDirectory(SweepFiles):
         try:
             self.entries = self.read_entries()
         except DataError as error:
-            aside = set_aside(self._entries)
+            aside = set_aside(self.entries_file)
             self._notify(f"{error}: it is set aside as {aside}, and made again from the trials' own files")
 
     def __enter__(self) -> "SweepDirectory":
@@ -332,7 +346,7 @@ class SweepDirectory(SweepFiles):
         self._save()
 
     def _save(self) -> None:
-        write_json(self._entries, sealed(self.entries))
+        write_json(self.entries_file, sealed(self.entries))
 
 
 def _is_entry(entry: Any) -> bool:
@@ -408,7 +422,11 @@ def continued(given: Sweep, directory: str | Path) -> Sweep:
 def commands(standings: Sequence[Standing], *, download: bool = False, wandb: str | None = None) -> list[str]:
     """One line for a shell for each of some trials; together they do what the sweep would."""
     return [
-        shlex.join(["dnat", *trial_command(str(job), str(s.directory), download=download, wandb=wandb)])
+        shlex.join(
+            ["dnat", *trial_command(str(file), str(s.directory), download=download, trusted=trusted, wandb=wandb)]
+        )
         for s in standings
-        for job in [SweepFiles(s.directory.parent).job_file(s.name)]
+        for file in [SweepFiles(s.directory.parent).job_file(s.name)]
+        for job in [_job_in(file)]
+        for trusted in [job is not None and names_code(job.flat())]
     ]

@@ -81,6 +81,7 @@ class ForkServer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._server: _Server | None = None
+        self._listener: threading.Thread | None = None
         self._running: dict[int, Forked] = {}
         self._count = 0
 
@@ -120,6 +121,7 @@ class ForkServer:
             with contextlib.suppress(BrokenPipeError):
                 self._server.stdin.close()
             self._server.wait()
+            assert self._listener
             self._listener.join()
 
 

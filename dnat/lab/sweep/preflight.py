@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ...errors import DnatError, UsageError
 from ...files import atomic_write
+from ...naming import names_code
 from ...settings import Job
 from .forkserver import ForkServer
 from .settings import Trial
@@ -70,13 +71,15 @@ def _tried(jobs: Mapping[str, Job], stop: Callable[[], bool], server: ForkServer
 
 def _main(asked: str, answers: str) -> None:
     """Try jobs, and write what is wrong with them, after each."""
-    sys.path.insert(0, os.getcwd())  # as the command does, for networks of the user's own
     from ..runs.running import prepared
 
     found: dict[str, str] = {}
     for name, text in json.loads(Path(asked).read_text(encoding="utf-8")).items():
         try:
-            prepared(Job.from_flat(tomllib.loads(text)))
+            job = Job.from_flat(tomllib.loads(text))
+            if names_code(job.flat()) and os.getcwd() not in sys.path:
+                sys.path.insert(0, os.getcwd())  # as the command does, for networks of the user's own
+            prepared(job)
         except DnatError as error:
             found[name] = str(error)
             atomic_write(Path(answers), json.dumps(found).encode())

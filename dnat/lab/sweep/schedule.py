@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ...errors import DnatError, UsageError
+from ...naming import names_code
 from ...settings import cores
 from ..metrics import Measured
 from .cluster import Cluster, import_ray
@@ -320,7 +321,13 @@ class _Loop:
         self.began[name] = time.monotonic()
         place = standing.directory
         file = str(self.opened.job_file(name))
-        arguments = trial_command(file, str(place), download=self.options.download, wandb=self.options.wandb)
+        arguments = trial_command(
+            file,
+            str(place),
+            download=self.options.download,
+            trusted=names_code(self.jobs[name].flat()),
+            wandb=self.options.wandb,
+        )
         attempt = Attempt(
             arguments=tuple(arguments),
             folder=os.getcwd(),

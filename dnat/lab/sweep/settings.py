@@ -17,7 +17,7 @@ from typing import Any
 import tomli_w
 
 from ...errors import UsageError, WrongTypeError
-from ...naming import unknown
+from ...naming import is_code, place, unknown
 from ...seeds import check_seed
 from ...settings import ALIASES, CONTROLS, METHODS, SEARCHING, UNCOUNTED, Job, cores, directory_name, shown
 from ..labels import label
@@ -442,9 +442,9 @@ def check_network(network: str, options: Iterable[str] = ()) -> None:
     Raises:
         ValueError: there is none, or it does not.
     """
-    from ...networks import FAMILIES, accepts
+    from ...networks import accepts
 
-    if ":" in network and network.partition(":")[0] not in (*FAMILIES, "torchvision", "timm"):
+    if is_code("network", network):
         _check_module("network", network)
         return
     for option in options:
@@ -456,12 +456,9 @@ def check_network(network: str, options: Iterable[str] = ()) -> None:
 
 
 def _check_module(kind: str, name: str) -> None:
-    source, _, factory = name.partition(":")
-    top = source.partition(".")[0]
-    if top not in sys.builtin_module_names and not _is_found(top):
+    top = place(kind, name)[0].partition(".")[0]
+    if not _is_found(top):
         raise UsageError(f"{kind} {name!r} cannot be imported: there is no module {top!r}")
-    if not factory:
-        raise UsageError(f"{kind} {name!r} names no function: write package.module:factory")
 
 
 def _is_found(module: str) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from ...rundir import RunFiles
+from ...naming import names_code
+from ...rundir import RunFiles, read_job
 from .forkserver import ForkServer
 from .trials import beside
 
@@ -37,10 +38,11 @@ def measure(directories: Iterable[Path], stop: Callable[[], bool], server: ForkS
 
 
 def _main(*directories: str) -> None:
-    sys.path.insert(0, os.getcwd())  # as the command does, for networks of the user's own
     from ..runs.finished import times
 
     for place in directories:
+        if names_code(read_job(place).flat()) and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())  # as the command does, for networks of the user's own
         before, after = times(place)
         alone = {"before": before, "after": after}
         RunFiles(place).write_latency({name: asdict(t) | {"alone": True} for name, t in alone.items()})

@@ -5,7 +5,6 @@ module needs no torch: a process that only watches others should be small.
 """
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from ...files import parse_json
 from ...locks import holder, is_held
 from ...rundir import METRICS, RECORD, SEARCH_ROWS, RunFiles
 from ..metrics import Measured, measured_in
@@ -80,10 +80,13 @@ class Outcome:
     seconds: float = 0.0
 
 
-def trial_command(config: str, directory: str, *, download: bool = False, wandb: str | None = None) -> list[str]:
-    """The arguments of the command `dnat` that carries a trial out."""
+def trial_command(
+    config: str, directory: str, *, download: bool = False, trusted: bool = False, wandb: str | None = None
+) -> list[str]:
+    """The arguments of the command `dnat` that carries a trial out; `trusted` as the sweep is."""
     arguments = ["transform", "--config", config, "--out", directory]
     arguments += ["--download"] if download else []
+    arguments += ["--trust-code"] if trusted else []
     return arguments + (["--wandb", wandb] if wandb is not None else [])
 
 
@@ -285,8 +288,9 @@ def progress(directory: str | Path) -> tuple[str, int, Measured | None] | None:
     Rows are read from the end of metrics.jsonl, or of search.jsonl while there are no metrics.
     """
     for name in (METRICS, SEARCH_ROWS):
-        for row in _rows_from_the_end(RunFiles(directory).path(name)):
-            if "epoch" in row:
+        path = RunFiles(directory).path(name)
+        for row in _rows_from_the_end(path) if path.is_file() else ():
+            if isinstance(row.get("epoch"), int):
                 return str(row.get("stage", "search")), int(row["epoch"]), measured_in(row)
     return None
 
@@ -298,6 +302,6 @@ def _rows_from_the_end(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in reversed(lines):
         with contextlib.suppress(ValueError):  # cut off at the front, or not written to its end yet
-            row = json.loads(line)
+            row = parse_json(line)
             if isinstance(row, dict):
                 yield row

@@ -7,24 +7,38 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+
+from ..formatting import plain
 
 _UNWATCHED = 1000
 """Columns where nobody watches: every line stays one line, which others can search and cut."""
 
 
 class Screen(Console):
-    """A console that breaks lines between words only: keys and paths longer than the screen stay whole."""
+    """A console that breaks lines between words only: keys and paths longer than the screen stay whole.
+
+    Texts are shown as they are: without markup, and with their control characters written out. Styles come from
+    what is made for `rich`.
+    """
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as `rich` does; texts are broken here."""
-        broken = [folded(o, self.width) if isinstance(o, str) else o for o in objects]
-        options.setdefault("soft_wrap", True)
+        broken = [folded(plain(o), self.width) if isinstance(o, str) else o for o in objects]
+        options = {"soft_wrap": True, "markup": False} | options
         super().print(*broken, **options)
 
     def on_broken_pipe(self) -> None:
         """Let whoever runs here know that nobody reads on; `rich` would end the process."""
         raise
+
+    def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
+        """What `rich` prints: each text of tables, bars and lines comes through here."""
+        for segment in super().render(renderable, options):
+            text = segment.text if segment.control else plain(segment.text)
+            yield segment if text == segment.text else Segment(text, segment.style)
 
 
 def folded(text: str, width: int) -> str:
@@ -37,9 +51,9 @@ def folded(text: str, width: int) -> str:
     return "\n".join("\n".join(textwrap.wrap(line, width, **how)) or line for line in text.split("\n"))
 
 
-def console() -> Console:
-    """The console that results are printed to."""
-    return Screen(width=None if sys.stdout.isatty() else _UNWATCHED)
+def console(stderr: bool = False) -> Console:
+    """The console that results are printed to, or what is told beside them."""
+    return Screen(width=None if sys.stdout.isatty() else _UNWATCHED, stderr=stderr)
 
 
 def bars(screen: Console, *more: TextColumn) -> Progress:
@@ -58,13 +72,8 @@ def watched(screen: Console) -> Iterator[Callable[[str, int, int], None]]:
         if what not in tasks:
             for task in tasks.values():
                 shown.update(task, visible=False)
-            tasks[what] = shown.add_task(what)
+            tasks[what] = shown.add_task(escape(what))
         shown.update(tasks[what], completed=done, total=of)
 
     with shown:
         yield tell
-
-
-def printable(text: str) -> str:
-    """A text without characters that would move a terminal's cursor or change its colours."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

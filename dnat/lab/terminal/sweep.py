@@ -58,7 +58,7 @@ class SweepScreen:
         elif standing.reason:
             more = f"  {standing.reason}"
         place = f"{done:>{len(str(len(view.standings)))}}/{len(view.standings)}"
-        self.console.print(f"{place}  {standing.name}: {standing.state}{escape(more)}", highlight=False)
+        self.console.print(f"{place}  {standing.name}: {standing.state}{more}", highlight=False)
 
     def finish(self) -> None:
         """End the live table, so that the terminal is free for results."""

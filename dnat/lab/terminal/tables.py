@@ -6,11 +6,10 @@ from typing import Any
 from ...data import DataSet
 from ...edges import IDENTITY, NONE, Edge, Tally, narrowed
 from ...networks import Definition, NetworkSize
-from ..formatting import change
+from ..formatting import change, line
 from ..metrics import Metric, metrics_of, watched
 from ..prediction import Prediction
 from ..runs import Survey
-from .console import printable
 from .grid import Grid
 
 
@@ -163,15 +162,15 @@ def predictions_table(predictions: Sequence[Prediction]) -> Grid:
     for prediction in predictions:
         for i, (name, probability) in enumerate(prediction.classes):
             file = "" if i else str(prediction.file)
-            rows.append((printable(file), printable(name), f"{probability:.4f}"))
+            rows.append((line(file), line(name), f"{probability:.4f}"))
     return Grid("", ("file", "class", "probability"), tuple(rows), frozenset(("probability",)))
 
 
 def predictions_text(predictions: Iterable[Prediction]) -> Iterator[str]:
     """The same as a line for each file: the file, then class and probability in turn, between tabs."""
     for prediction in predictions:
-        cells = (f"{printable(name)}\t{probability:.4f}" for name, probability in prediction.classes)
-        yield "\t".join((printable(str(prediction.file)), *cells))
+        cells = (f"{line(name)}\t{probability:.4f}" for name, probability in prediction.classes)
+        yield "\t".join((line(str(prediction.file)), *cells))
 
 
 def survey_tables(name: str, survey: Survey, everything: bool, image: tuple[int, ...]) -> list[Grid]:

@@ -20,11 +20,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...errors import UsageError
+from ...files import parse_json
 from ...naming import unknown
 from ...operations import OPERATIONS
 
 MOST_NODES = 100
 """Of a cell: those of the papers have up to 7, and what thousands cost nobody would wait for."""
+MOST_EDGES = 100
+"""Into a node: those of the papers have 2."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ class Genotype:
         dnat.errors.UsageError: reduce is missing
         """
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:  # the latter where it is nested thousands of times
+            data = parse_json(text)
+        except ValueError as error:
             raise UsageError(f"a genotype must be JSON: {error}") from error
         normal, reduce = _fields(data, "", ("normal", "reduce"))
         return cls(_cell_from(normal, "normal"), _cell_from(reduce, "reduce"))
@@ -133,6 +136,8 @@ def _check_cell(path: str, cell: CellGenotype) -> None:
             raise _wrong(f"{path}.nodes[{i}]", "a tuple", node)
         if not node:
             raise UsageError(f"{path}.nodes[{i}]: node {i + 2} has no edges")
+        if len(node) > MOST_EDGES:
+            raise UsageError(f"{path}.nodes[{i}]: node {i + 2} has {len(node)} edges, more than {MOST_EDGES}")
         for j, edge in enumerate(node):
             _check_edge(f"{path}.nodes[{i}][{j}]", edge, i + 2)
     _check_concat(f"{path}.concat", cell)

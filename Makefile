@@ -6,14 +6,17 @@ STAMP := $(VENV)/.installed
 # The folder stands on the path, so that type checkers of other projects find it, too.
 PLAIN := --config-settings editable_mode=compat
 
-.PHONY: help demo test slow torture check docs tutorials mutants format newest clean
+.PHONY: help demo test slow torture bench check audit sbom docs tutorials mutants format newest clean
 
 help:
 	@echo "make demo     a sweep over three methods and three seeds on the digits, and its report (about two minutes)"
 	@echo "make test     the tests, but for the slow ones"
 	@echo "make slow     the slow tests"
 	@echo "make torture  damaged files, errors of the system, kills, odd inputs (an hour; each alone: docs/reliability.md)"
+	@echo "make bench    what steps, evaluation and planning cost, as ratios in one run (about five minutes)"
 	@echo "make check    format, lint, types, doctests"
+	@echo "make audit    known holes in the versions of constraints.txt (asks a server), and bandit's findings"
+	@echo "make sbom     sbom.json, a software bill of materials of those versions (CycloneDX)"
 	@echo "make docs     the manual as a site: site/index.html, which needs no server and no network"
 	@echo "make tutorials  runs the tutorials and stores their pictures (about three minutes)"
 	@echo "make mutants  whether the tests notice changes of the core: N=20 of them, drawn by SEED=0 (about 15 minutes)"
@@ -47,6 +50,12 @@ torture: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/torture_parsers.py
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/leaks.py
 
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/steps.py --out benchmarks/results/steps.json
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/evaluation.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/planning.py
+
+# The rules of ruff that begin with S are bandit's, as far as ruff has them.
 check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -61,6 +70,21 @@ docs: $(STAMP)
 
 tutorials: $(STAMP)
 	$(BIN)/python docs/blocks.py
+
+# Tools that dnat's own environment is better without.
+TOOLS := .venv-tools
+$(TOOLS)/.installed:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check bandit pip-audit cyclonedx-bom
+	@touch $@
+
+audit: $(TOOLS)/.installed
+	$(TOOLS)/bin/bandit --quiet --recursive dnat --severity-level high
+	$(TOOLS)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
+sbom: $(TOOLS)/.installed
+	$(TOOLS)/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml --of JSON -o sbom.json constraints.txt
+	@echo sbom.json
 
 N ?= 20
 SEED ?= 0
@@ -79,4 +103,4 @@ newest:
 	.venv-newest/bin/python -m pytest -q
 
 clean:
-	rm -rf $(VENV) .venv-newest build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(TOOLS) .venv-newest build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

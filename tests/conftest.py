@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import subprocess
@@ -17,6 +18,10 @@ if os.environ.get("PYTEST_XDIST_WORKER") and hasattr(os, "sched_setaffinity"):
 
 # What is kept for a user (which code may run) is none of a real one's.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="dnat-test-state-")
+
+# A test process holds half a million objects that stay (torch, sympy): to look through all of them as often as
+# Python does by itself is a seventh of the suite's time.
+gc.set_threshold(20_000, 20, 50)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"

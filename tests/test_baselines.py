@@ -60,7 +60,7 @@ GIVEN = {"cells": cell_network, "edges": dropping}
 @pytest.mark.parametrize(
     ("method", "given"),
     [
-        *(("nat", "cells"), ("nat", "edges"), ("nat++", "cells"), ("lstm", "cells")),
+        *(("nat", "cells"), ("nat", "edges"), ("nat++", "cells"), ("lstm", "edges")),
         *(("random", "edges"), ("max-gcn", "edges"), ("nao", "cells"), ("nao", "edges")),
     ],
 )
@@ -90,7 +90,10 @@ def test_the_same_seed_gives_the_same_bits(method, given):
 
 @pytest.mark.parametrize(
     ("method", "given", "official"),
-    [("nat", "cells", False), ("nat", "cells", True), ("nao", "cells", True), ("lstm", "edges", False)],
+    [
+        *(("nat", "cells", False), ("nao", "cells", True), ("lstm", "edges", False)),
+        pytest.param("nat", "cells", True, marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_at_every_batch_and_after_every_judgement_gives_the_same_bits(method, given, official, tmp_path):
     """Each attempt takes three batches, or judges three architectures, and stops."""
@@ -253,15 +256,14 @@ def test_test_images_decide_nothing_but_where_the_released_code_lets_them():
     data = tiny_data(32)
     other = replace(data, test_images=255 - data.test_images, test_labels=(data.test_labels + 1) % 5)
     scores = {}
-    for official, methods in ((False, ("nat", "nat++")), (True, ("nat++",))):
+    for official, methods in ((False, ("nat",)), (True, ("nat++",))):
         for method in methods:
             c = settings(epochs=1, search={"official": official, "epochs": 1})
             for name, d in (("same", data), ("other", other)):
                 result = METHODS[method](cell_network(), d, c)
                 note = result.commitment.notes[0]
                 scores[method, official, name] = note, *result.choices.items()
-    for method in ("nat", "nat++"):
-        assert scores[method, False, "same"] == scores[method, False, "other"]
+    assert scores["nat", False, "same"] == scores["nat", False, "other"]
     assert scores["nat++", True, "same"] != scores["nat++", True, "other"]
 
 
@@ -418,7 +420,7 @@ FEW = ["--set", "search.epochs=1", "--set", "search.samples=2", "--set", "search
     ("method", "name"),
     [
         ("nat", "resblock"),
-        ("nat++", "darts_v2"),
+        pytest.param("nat++", "darts_v2", marks=pytest.mark.slow),
         pytest.param("nao", "darts_v2", marks=pytest.mark.slow),
         pytest.param("nat++", "resnet8", marks=pytest.mark.slow),
     ],

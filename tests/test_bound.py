@@ -272,7 +272,8 @@ def pictures(folder, count=12):
 @pytest.mark.parametrize("streaming", [True, False])
 def test_pictures_that_were_exchanged_or_deleted_are_told_of(streaming, tmp_path):
     root = pictures(tmp_path / "pictures")
-    config = Config(**SHORT | {"batch_size": 8, "streaming": streaming})
+    # Without workers, each of which would import torch for every call; test_streaming has them.
+    config = Config(**SHORT | {"batch_size": 8, "streaming": streaming, "workers": 0 if streaming else None})
     j = Job(network="resnet8", network_options={"width": 2}, data="folder", data_root=str(root), image_size=8)
     j = j.but(config=config)
     run(j, tmp_path / "done")

@@ -291,8 +291,13 @@ WITH_NULL_EDGES = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in GENOTYPES if name != "natv2_mobilenetv2_cell"])
-@pytest.mark.parametrize("mode", ["full", "cell"])
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *((name, "full") for name in GENOTYPES if name != "natv2_mobilenetv2_cell"),
+        *((name, "cell") for name in ("darts_v2", "resblock", "nat_enas", "natv2_vgg_cell")),
+    ],
+)
 def test_every_genotype_is_transformed(name, mode):
     network, x = small(name), images(2, 16)
     made = transformed(network, x, mode)

@@ -74,7 +74,7 @@ WRONG = [
     (["--set", "lr=0.1\nseed=5"], "--set takes one key=value"),
     (["--set", "lr"], "--set takes key=value, not 'lr'"),
     (["--image-size", "1000000"], "image_size must be from 1 to 8192"),
-    (["--workers", "-1"], "workers must be at least 0"),
+    (["--workers", "-1"], "workers must be from 0 to 256"),
     (["--set", "lrr=1"], "unknown setting 'lrr'; did you mean 'lr'?"),
 ]
 

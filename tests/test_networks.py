@@ -1,3 +1,4 @@
+import functools
 import subprocess
 import sys
 
@@ -25,12 +26,18 @@ print(len(_declarations))
     result = python(code)
     assert result.returncode == 0, result.stderr
     # Nothing is declared where torchvision imports by itself.
-    alone = python("import torchvision").returncode == 0
+    alone = torchvision_fits()
     assert result.stdout.strip() == ("0" if alone else "1")
 
 
+@functools.cache
+def torchvision_fits():
+    """Whether torchvision imports by itself here."""
+    return python("import torchvision").returncode == 0
+
+
 def test_the_operators_that_are_declared_still_fail_clearly():
-    if python("import torchvision").returncode == 0:
+    if torchvision_fits():
         pytest.skip("torchvision fits the installed torch here")
     ops = import_torchvision().ops
     with pytest.raises((NotImplementedError, RuntimeError)):
@@ -45,7 +52,7 @@ mine.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from dnat.networks import import_torchvision
 import_torchvision()
 """
-    if python("import torchvision").returncode == 0:
+    if torchvision_fits():
         pytest.skip("torchvision fits the installed torch here")
     assert python(code).returncode == 0
 

@@ -26,8 +26,8 @@ def transform(folder, words):
     [
         "resnet20 --set network.width=8",
         "mobilenet_v2 --set network.width=0.25",
-        "darts --set network.channels=6 --set network.layers=4 --mode cell",
-        "proxyless_mobile --set network.width=0.25",
+        "darts --set network.channels=4 --set network.layers=3 --mode cell",
+        pytest.param("proxyless_mobile --set network.width=0.25", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.filterwarnings("ignore:lr_theta")

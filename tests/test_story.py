@@ -17,9 +17,9 @@ PACKAGE = Path(dnat.__file__).parent
 # What a module may import stands before it.
 ORDER = (
     "__init__ errors naming seeds files settings distributed locks rundir layouts operations networks moves "
-    "counting tracing channels costs candidates edges rewriting narrowing budget relaxation selection data answers "
-    "tasks optimizers distillation training planning sensitivity discretization session checkpoints records tracking "
-    "measurement exports results decision attachment integrations loop state transformation "
+    "counting tracing channels costs candidates edges rewriting narrowing budget relaxation selection data "
+    "answers tasks optimizers distillation training planning sensitivity discretization session checkpoints "
+    "records tracking measurement exports results decision attachment integrations loop state transformation "
     "proposal"
 )
 LAB = (

@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import ctypes
+import gc
 import os
 import sys
 
@@ -26,6 +27,7 @@ def main() -> None:
 
     atexit.register(leave)  # what is registered first is done last
     _keep_memory()
+    gc.set_threshold(20_000, 20, 50)  # torch's hundred thousands of objects stay, and need not be looked through
     try:
         run()
         code = 0

@@ -3,10 +3,12 @@ import json
 import pytest
 import torch
 from reference import images, small
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import dnat
 from dnat.networks import load_weights
+from dnat.networks.weights import tensor_file
 
 
 def trained(seed=5):
@@ -166,3 +168,18 @@ def test_weights_of_half_precision_are_read(tmp_path):
     network = trained(seed=1)
     assert load_weights(network, str(tmp_path / "w.safetensors")) == []
     assert torch.equal(network.conv1.weight, trained().conv1.weight.half().float())
+
+
+def test_a_file_of_tensors_has_the_same_bytes_whatever_the_order_of_its_texts(tmp_path):
+    tensors = {"b": torch.arange(5, dtype=torch.uint8), "a": torch.randn(2, 3)}
+    told = {f"né{i}": f'"{i}"\n' for i in range(12)}
+    path = tmp_path / "tensors.safetensors"
+    path.write_bytes(content := tensor_file(tensors, told))
+    assert content == tensor_file(tensors, dict(reversed(told.items())))
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert [*header["__metadata__"]] == sorted(told)  # by chance once in 479 million times
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == told
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+    save_file(tensors, plain := tmp_path / "plain.safetensors")
+    assert tensor_file(tensors, {}) == plain.read_bytes()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..data import Preprocess
+from ..networks.weights import tensor_file
 
 _EXTRA = "_extra_state"
 """The last part of the key under which torch keeps what `get_extra_state` gives."""
@@ -35,12 +36,10 @@ def packed(tensors: Mapping[str, Tensor], preprocess: Preprocess | None = None) 
     A tensor that stands under several names is stored once; the other names stand in the file's metadata, as
     `safetensors.torch.save_model` writes them: {other name: name}. Under "preprocess" stands how images are made.
     """
-    from safetensors.torch import save
-
     same = aliases(tensors)
     own = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items() if n not in same}
     told = {"preprocess": json.dumps(preprocess.table())} if preprocess else {}
-    return save(own, {"format": "pt", **told, **same})
+    return tensor_file(own, {"format": "pt", **told, **same})
 
 
 def aliases(tensors: Mapping[str, Tensor]) -> dict[str, str]:

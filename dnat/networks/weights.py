@@ -259,11 +259,27 @@ def _check_extra(name: str, value: Any) -> None:
 
 def write_state(state: Mapping[str, Any]) -> bytes:
     """A state as a safetensors file; tensors that share memory are written each, extra state as metadata."""
-    from safetensors.torch import save
-
     own = {key: t.detach().cpu().contiguous().clone() for key, t in state.items() if isinstance(t, Tensor)}
     extra = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-    return save(own, {EXTRA: json.dumps(extra)} if extra else None)
+    return tensor_file(own, {EXTRA: json.dumps(extra)} if extra else {})
+
+
+def tensor_file(tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> bytes:
+    """Tensors and texts beside them as a safetensors file, which has the same bytes each time.
+
+    The library writes metadata in an order that differs from process to process.
+    """
+    from safetensors.torch import save
+
+    content = save(dict(tensors), dict(told) or None)
+    if len(told) < 2:
+        return content
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(told.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # what follows is aligned
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def read_state(path: str | Path) -> dict[str, Any]:

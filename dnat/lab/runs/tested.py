@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ...answers import autocast, call
 from ...data import Data, Source
+from ...networks.weights import tensor_file
 from ...session import reproducible
 from ...settings import Config
 from ...tasks import Classification, Task
@@ -50,10 +51,8 @@ def write_predictions(
     }
     largest = max(int(values.max()) for values in table.values())
     kind = torch.uint8 if largest < 2**8 else torch.int16 if largest < 2**15 else torch.int32
-    from safetensors.torch import save
-
     told = {"format": FORMAT, "test": _digest(data, labels)}
-    return save({name: values.to(kind).contiguous() for name, values in table.items()}, told)
+    return tensor_file({name: values.to(kind).contiguous() for name, values in table.items()}, told)
 
 
 def _classes(network: nn.Module, data: Source, config: Config, task: Task) -> Iterator[tuple[Tensor, Tensor]]:

@@ -113,6 +113,7 @@ def test_another_configuration_in_the_same_place_is_refused(finished):
     assert "seed 1 (there) / 2 (now)" in result.stderr
 
 
+@pytest.mark.slow  # test_torture has shorter ones
 def test_killed_at_any_moment_and_run_again_gives_the_same_results(finished):
     folder, _ = finished
     long = [*TINY, "--epochs", "20", "--architecture-epochs", "10", "--set", "lr_theta=0.2", "--seed", "3"]

@@ -25,7 +25,7 @@ def transform(folder, words):
     "network",
     [
         "resnet20 --set network.width=8",
-        "mobilenet_v2 --set network.width=0.25",
+        pytest.param("mobilenet_v2 --set network.width=0.25", marks=pytest.mark.slow),
         "darts --set network.channels=4 --set network.layers=3 --mode cell",
         pytest.param("proxyless_mobile --set network.width=0.25", marks=pytest.mark.slow),
     ],
@@ -41,6 +41,7 @@ def test_two_epochs_on_cifar10(tmp_path, cifar10_root, network):
     assert results["cost_after"]["madds"] <= results["cost_before"]["madds"]
 
 
+@pytest.mark.slow
 def test_two_epochs_on_tiny_imagenet(tmp_path, tiny_imagenet_root):
     """By the loss: what knows nothing has log(200) = 5.298. Of 2,000 images at 0.5 % accuracies say little."""
     words = f"--network resnet20 --data tiny_imagenet --data-root {tiny_imagenet_root} --train-limit 4000"

@@ -111,7 +111,8 @@ def test_alone_nothing_is_shared():
 
 
 def test_a_device_that_only_one_can_have_is_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("WORLD_SIZE", 2), ("RANK", 0), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", 1234)):
+        monkeypatch.setenv(name, str(value))
     with pytest.raises(ValueError, match="2 processes cannot share the device 'cuda:1'"), joined("cuda:1"):
         pass
 

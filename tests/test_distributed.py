@@ -196,7 +196,7 @@ def test_torchrun_goes_on_after_a_process_was_killed(found, folder, worker):
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
         *("--max-restarts", "1", "--no-python", Path(sys.executable).with_name("dnat")),
-        *("transform", "--config", settings, "--out", "killed-once"),
+        *("transform", "--config", settings, "--trust-code", "--out", "killed-once"),
     ]
     done = subprocess.run(
         command,

@@ -555,7 +555,8 @@ def test_a_trial_waits_for_its_directory(stand_in):
     assert outcome.seconds < 30
     assert process.wait() == 0
     assert judged(73, "d", "dnat: d is in use by pid 1\n").state == "interrupted"
-    assert judged(73, "d", "dnat: d cannot be written\n").state == "failed"
+    assert judged(73, "d", "dnat: d cannot be written: No space left\n").state == "interrupted"
+    assert judged(65, "d", "dnat: d is damaged\n").state == "failed"
     assert carry_out(attempt, lambda: True).reason == "stopped before it began"
 
 

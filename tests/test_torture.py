@@ -268,12 +268,13 @@ def test_ctrl_c_while_torch_is_loaded_ends_at_once(suite, tmp_path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
 def test_a_closed_terminal_stops_a_run_and_one_under_nohup_goes_on():
-    with stop_on_signals() as stop:
-        assert not stop(None)
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert stop(None)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     try:
+        with stop_on_signals() as stop:
+            assert not stop(None)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop(None)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         with stop_on_signals() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not stop(None)

@@ -32,10 +32,17 @@ def _the_same_every_time():
     """Two processes of two threads each would wait for one another on a small machine.
 
     A test that draws without a generator of its own draws the same numbers in every run, whatever ran before
-    it in its process: a test that fails once in a thousand draws would blame a change that has no part in it.
+    it in its process: a test that fails once in a thousand draws would blame a change that has no part in it. And
+    modules that one test wrote are not those that the next one imports by the same name.
     """
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    path, imported = [*sys.path], {*sys.modules}
+    yield
+    sys.path[:] = path
+    for name in {*sys.modules} - imported:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(tempfile.gettempdir()):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

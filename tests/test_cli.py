@@ -314,6 +314,7 @@ def test_on_a_terminal_there_are_bars(tmp_path):
     assert "test accuracy  " in text
 
 
+@pytest.mark.slow
 def test_a_trained_network_is_made_smaller_within_a_budget(finished):
     """The second job of users: from a file of weights to a file that needs no dnat."""
     folder, _ = finished

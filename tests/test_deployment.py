@@ -132,6 +132,7 @@ def finished(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_the_command_shows_all_forms_side_by_side(finished):
     """The accuracies are counted once more by a reader that has the file alone, and the pixels."""
     result = command("export", finished, "--to", "onnx", "--quantize", "int8", "--images", 64)

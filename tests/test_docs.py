@@ -267,6 +267,7 @@ def run_sections(headings, folder, *options):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_code_of_the_guide_to_your_own_runs(tmp_path):
     """All but that for other libraries, as torchrun starts it; what is trained learns."""
     headings = [heading for heading in SECTIONS if heading not in LIBRARIES]
@@ -294,6 +295,7 @@ def test_the_code_of_the_guide_for_other_libraries_runs(tmp_path):
     assert len(re.findall(r"\d+ of \d+ edges change", printed)) == 2
 
 
+@pytest.mark.slow
 def test_the_code_of_the_guide_to_baselines_runs(tmp_path):
     code = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "baselines.md").read_text(), re.S))
     result = run_code(code, tmp_path)

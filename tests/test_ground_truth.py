@@ -375,6 +375,7 @@ def test_what_dnat_makes_is_the_architecture_that_is_looked_up(space, inputs, op
         assert outcome.regret >= 0
 
 
+@pytest.mark.slow
 def test_dnat_with_the_moves_of_nat_plus_plus():
     outcomes = compared(dnat.transform, ["333333", "343333", "333233"], space_="nat++", budget=0.6, seed=1)
     assert [o.problem for o in outcomes] == ["", "", ""]

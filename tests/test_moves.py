@@ -535,6 +535,7 @@ def test_memory_is_bounded():
 
 
 @pytest.mark.filterwarnings("ignore:lr_theta")
+@pytest.mark.slow
 def test_the_command_and_its_record(tmp_path):
     """A run with the larger space: stopped and taken up with the same bits, drawn, restored, exported by name."""
     job = Job(

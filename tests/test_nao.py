@@ -440,6 +440,7 @@ def test_the_released_form_has_the_sizes_and_the_scores_of_the_authors_code():
     assert row["prediction"] == pytest.approx(float(halves), abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_released_form_climbs_by_whole_etas():
     toy = Toy(4, 6, 4)
     sequences = toy.draw(60)
@@ -582,6 +583,7 @@ def search(seed):
     return None
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_optimum_with_every_seed():
     found = [search(seed) for seed in range(10)]
     assert None not in found  # after 1 to 6 rounds, 20 seeds tried

@@ -34,6 +34,7 @@ def parent_of(pid):
     return int(next(line.split()[1] for line in status if line.startswith("PPid")))
 
 
+@pytest.mark.slow
 def test_a_trial_whose_worker_is_killed_ends_with_the_same_bits(ray, tmp_path, monkeypatch, quiet):
     monkeypatch.chdir(tmp_path)
     settings = {"threads": 1, "epochs": 12, "architecture_epochs": 8, "train_limit": 100, "test_limit": 50}

@@ -196,6 +196,7 @@ def child(path):
     return subprocess.Popen([sys.executable, "-c", CHILD, path], stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_kill_9_while_saving_loses_nothing_that_was_acknowledged(tmp_path):
     acknowledged = 0
     for i in range(6):

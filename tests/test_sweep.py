@@ -704,6 +704,7 @@ def test_the_command_ends_with_the_code_of_what_is_missing(stand_in):
 # --- real trials ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_bits_and_its_plan_does_the_same(tmp_path, monkeypatch, quiet):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "given.toml").write_text(

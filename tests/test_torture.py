@@ -26,7 +26,7 @@ from dnat.lab.sweep.trials import Attempt, judged
 from dnat.locks import Lock, LockedError
 from dnat.records import Records
 from dnat.rundir import RunFiles, read_job
-from dnat.settings import Job
+from dnat.settings import Job, read_toml
 from dnat.training import Interrupted
 
 pytestmark = [
@@ -336,3 +336,18 @@ def test_parsers_take_or_refuse_whatever_they_are_given(suite, tmp_path, monkeyp
     table = suite("torture_parsers").run(tmp_path, examples=12, seed=3)
     assert table.failures == []
     assert len(table.tried) == 16
+
+
+def test_settings_that_may_not_be_read_are_no_wrong_settings(tmp_path, monkeypatch):
+    """A trial whose own file cannot be read for the moment has not failed."""
+    (tmp_path / "c.toml").write_text('network = "resnet8"\n')
+    opened = os.open
+
+    def refused(path, *rest, **more):
+        if str(path).endswith("c.toml"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refused)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        read_toml(tmp_path / "c.toml")

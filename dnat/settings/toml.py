@@ -10,6 +10,8 @@ from ..errors import DataError, UsageError
 from ..files import read_text
 from .part import shown
 
+_OF_MACHINE = (errno.EIO, errno.EACCES, errno.EPERM)
+
 MOST_DEPTH = 32
 """Lists and tables in settings that stand in more of others are a mistake, or an attack."""
 
@@ -24,7 +26,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         text = read_text(path)
     except DataError as error:
         cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno == errno.EIO:  # of the disk, not of what stands there
+        if isinstance(cause, OSError) and cause.errno in _OF_MACHINE:  # not of what stands there
             raise cause from None
         raise UsageError(str(error).replace(f"{path} cannot", f"{path}: cannot", 1)) from error
     try:

@@ -143,7 +143,12 @@ class Readers:
     def text(self, name: str) -> str:
         """The text of a file, whatever bytes it holds; "" of what is missing, or no file."""
         path = self.path(name)
-        return read_bytes(path, MOST_LOG).decode("utf-8", "replace") if path.is_file() else ""
+        try:
+            return read_bytes(path, MOST_LOG).decode("utf-8", "replace") if path.is_file() else ""
+        except DataError as error:
+            if isinstance(error.__cause__, OSError):  # of the disk: what stands there may be whole
+                raise error.__cause__ from None
+            raise
 
     def read_json(self, name: str) -> Any:
         """The table in a JSON file; None where it is missing."""

@@ -10,7 +10,7 @@ from ..errors import DataError, UsageError
 from ..files import read_text
 from .part import shown
 
-_OF_MACHINE = (errno.EIO, errno.EACCES, errno.EPERM)
+_OF_MACHINE = (errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 MOST_DEPTH = 32
 """Lists and tables in settings that stand in more of others are a mistake, or an attack."""

@@ -5,6 +5,7 @@ Python's readers fail in ways of their own.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -220,6 +221,15 @@ def unreadable(path: str | Path, error: OSError) -> Exception:
     if is_of_no_file(error):
         return OSError(error.errno, error.strerror, str(path))
     return DataError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def of_disk(error: DataError) -> OSError | None:
+    """The disk's own error behind one of a file that cannot be read: what stands there may well be whole."""
+    cause = error.__cause__
+    return cause if isinstance(cause, OSError) and cause.errno in _OF_DISK else None
+
+
+_OF_DISK = (errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

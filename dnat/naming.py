@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -84,6 +85,12 @@ CODE = ("network", "data", "task")
 def names_code(settings: Mapping[str, Any]) -> bool:
     """Whether a table of settings names code that would be imported."""
     return any(is_code(kind, settings.get(kind)) for kind in CODE)
+
+
+def look_here() -> None:
+    """Let modules of the user's be found where the user stands, as `python -m` does."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def is_code(kind: str, name: object) -> bool:

@@ -33,6 +33,7 @@ from .files import (
     MOST_LOG,
     SEAL,
     digest_of,
+    of_disk,
     parse_json,
     read_bytes,
     read_sealed,
@@ -146,8 +147,8 @@ class Readers:
         try:
             return read_bytes(path, MOST_LOG).decode("utf-8", "replace") if path.is_file() else ""
         except DataError as error:
-            if isinstance(error.__cause__, OSError):  # of the disk: what stands there may be whole
-                raise error.__cause__ from None
+            if disk := of_disk(error):
+                raise disk from None
             raise
 
     def read_json(self, name: str) -> Any:

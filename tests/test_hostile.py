@@ -92,8 +92,6 @@ def here(tmp_path, monkeypatch):
     yield tmp_path
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-    for name in [n for n, m in sys.modules.items() if str(tmp_path) in str(getattr(m, "__file__", ""))]:
-        del sys.modules[name]
 
 
 @pytest.fixture

@@ -37,13 +37,14 @@ def attach(
     for choice, module in modules.items():
         entry.add_module(module_name(choice), module)
     hooks = EdgeHooks(passes, row, edge, modules)
+    weighs = exit is not entry and type(exit) in WEIGHED
     yield entry.register_forward_pre_hook(hooks.enter, with_kwargs=True, prepend=True)
     if exit is not entry:
         yield entry.register_forward_hook(hooks.between, with_kwargs=True)
-        if type(exit) in WEIGHED:
-            yield exit.register_forward_pre_hook(hooks.weigh)
+    if weighs:
+        yield exit.register_forward_pre_hook(hooks.weigh)
     yield exit.register_forward_hook(hooks.leave, with_kwargs=True)
-    if exit is not entry and type(exit) in WEIGHED:
+    if weighs:
         yield exit.register_forward_hook(hooks.restore, always_call=True)
 
 

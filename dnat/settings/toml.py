@@ -1,16 +1,13 @@
 """Settings as TOML: files, and the `key=value` of the command line."""
 
-import errno
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
-from ..files import read_text
+from ..files import of_disk, read_text
 from .part import shown
-
-_OF_MACHINE = (errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 MOST_DEPTH = 32
 """Lists and tables in settings that stand in more of others are a mistake, or an attack."""
@@ -25,9 +22,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         text = read_text(path)
     except DataError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and cause.errno in _OF_MACHINE:  # not of what stands there
-            raise cause from None
+        if disk := of_disk(error):
+            raise disk from None
         raise UsageError(str(error).replace(f"{path} cannot", f"{path}: cannot", 1)) from error
     try:
         return parse_toml(text)

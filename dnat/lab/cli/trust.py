@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from ...errors import UsageError
+from ...naming import look_here
 from ...settings import Job
 from ..consent import Code, code_in, is_trusted, trust
 from .group import FIRST
@@ -56,8 +57,8 @@ def begin(code: Iterable[Code], where: Path | None = None) -> None:
         one.check()
     if code and where:
         _keep(code, where)
-    if code and os.getcwd() not in sys.path:  # as with `python -m`
-        sys.path.insert(0, os.getcwd())
+    if code:
+        look_here()
 
 
 def begin_again(job: Job, run: Path, trust_code: bool) -> None:
@@ -69,7 +70,7 @@ def begin_again(job: Job, run: Path, trust_code: bool) -> None:
 
 def _ask(code: tuple[Code, ...], where: Path) -> None:
     listed = "; ".join(f"{one} (from {one.source()})" for one in code)
-    alone = int(os.environ.get("WORLD_SIZE", "1") or 1) == 1
+    alone = os.environ.get("WORLD_SIZE", "") in ("", "1")
     if not (alone and sys.stdin.isatty() and sys.stderr.isatty()):
         raise UsageError(
             f"{where} names code, which would run with all your rights: {listed}. Nothing was imported; if you "

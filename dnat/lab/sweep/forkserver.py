@@ -1,6 +1,6 @@
 """Processes that need not import what others have: forked from one that holds torch and dnat, and does no more.
 
-Of a short trial most of the time is imports: 5.8 seconds of CPU by itself, 1.3 where it is forked, with the same
+Of a short trial most of the time is imports: forked it takes less than half of the CPU time, with the same
 bits. A sweep writes a line of JSON for each process that it wants, and for each signal; the server tells how
 each ended. It is a process of its own, since a fork takes over the locks of threads, but not the threads: here are
 none. It touches no GPU, so that each trial may. When its input ends, because the sweep is gone, it ends as well,
@@ -154,9 +154,8 @@ def _serve() -> None:
     for name in _IMPORTED:
         importlib.import_module(name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    warnings.filterwarnings(
-        "ignore", "This process .* is multi-threaded", DeprecationWarning
-    )  # numpy's bear forks
+    # Numpy's threads bear forks.
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     running: dict[int, int] = {}
     unread = b""
     while True:

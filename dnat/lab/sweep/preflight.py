@@ -5,7 +5,6 @@ It is a process of its own since users' code runs in it: the sweep's own stays s
 """
 
 import json
-import os
 import sys
 import tempfile
 import tomllib
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from ...errors import DnatError, UsageError
 from ...files import atomic_write
-from ...naming import names_code
+from ...naming import look_here, names_code
 from ...settings import Job
 from .forkserver import ForkServer
 from .settings import Trial
@@ -62,9 +61,8 @@ def _tried(jobs: Mapping[str, Job], stop: Callable[[], bool], server: ForkServer
     with tempfile.TemporaryDirectory(prefix="dnat-") as folder:
         asked, answers = (Path(folder) / name for name in ("jobs.json", "answers.json"))
         asked.write_text(json.dumps({name: job.to_toml() for name, job in jobs.items()}), encoding="utf-8")
-        beside(
-            __name__, (str(asked), str(answers)), stop, server
-        )  # what it prints stands in the trials' logs, too
+        # What it prints stands in the trials' logs, too.
+        beside(__name__, (str(asked), str(answers)), stop, server)
         told: dict[str, str] = json.loads(answers.read_text(encoding="utf-8")) if answers.exists() else {}
         return told
 
@@ -77,8 +75,8 @@ def _main(asked: str, answers: str) -> None:
     for name, text in json.loads(Path(asked).read_text(encoding="utf-8")).items():
         try:
             job = Job.from_flat(tomllib.loads(text))
-            if names_code(job.flat()) and os.getcwd() not in sys.path:
-                sys.path.insert(0, os.getcwd())  # as the command does, for networks of the user's own
+            if names_code(job.flat()):
+                look_here()
             prepared(job)
         except DnatError as error:
             found[name] = str(error)

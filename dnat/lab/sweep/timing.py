@@ -4,13 +4,12 @@ Trials that run beside each other slow one another down, and what they measured 
 each network is measured again, before and after, in a process of its own while no trial runs.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from ...naming import names_code
+from ...naming import look_here, names_code
 from ...rundir import RunFiles, read_job
 from .forkserver import ForkServer
 from .trials import beside
@@ -41,8 +40,8 @@ def _main(*directories: str) -> None:
     from ..runs.finished import times
 
     for place in directories:
-        if names_code(read_job(place).flat()) and os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())  # as the command does, for networks of the user's own
+        if names_code(read_job(place).flat()):
+            look_here()
         before, after = times(place)
         alone = {"before": before, "after": after}
         RunFiles(place).write_latency({name: asdict(t) | {"alone": True} for name, t in alone.items()})

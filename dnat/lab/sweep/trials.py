@@ -91,8 +91,13 @@ def trial_command(
 
 
 def program() -> tuple[str, ...]:
-    """How this very dnat is started: -P keeps a folder of the same name in the working directory out of it."""
-    return sys.executable, "-P", "-m", _COMMAND
+    """How this very dnat is started."""
+    return _python(_COMMAND)
+
+
+def _python(module: str) -> tuple[str, ...]:
+    """How a module is run: -P keeps a folder of the same name in the working directory out of it."""
+    return sys.executable, "-P", "-m", module
 
 
 class Process(Protocol):
@@ -159,15 +164,7 @@ def _once(
         if server is not None and not attempt.program:
             process = server.start(_COMMAND, attempt.arguments, attempt.folder, variables, attempt.log)
         else:
-            process = subprocess.Popen(  # noqa: S603 (dnat itself)
-                [*(attempt.program or program()), *attempt.arguments],
-                cwd=attempt.folder,
-                env=variables,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which tells its trials once
-            )
+            process = _begun([*(attempt.program or program()), *attempt.arguments], attempt.folder, variables, log)
         try:
             code = waited(process, stop, at_once)
         except BaseException:
@@ -176,6 +173,19 @@ def _once(
             raise
     text = _tail(attempt.log, start)
     return judged(code, attempt.directory, text, time.monotonic() - began)
+
+
+def _begun(words: Sequence[str], folder: str, variables: Mapping[str, str], log: Any) -> Process:
+    """A new process, whose output goes to an open file."""
+    return subprocess.Popen(  # noqa: S603 (dnat itself)
+        words,
+        cwd=folder,
+        env=dict(variables),
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a terminal's Ctrl-C is for the sweep, which tells its trials once
+    )
 
 
 def environment(more: Mapping[str, str | None]) -> dict[str, str]:
@@ -208,14 +218,7 @@ def beside(
         if server is not None:
             process = server.start(module, arguments, os.getcwd(), environment({}), log.name)
         else:
-            process = subprocess.Popen(  # noqa: S603 (dnat itself)
-                [sys.executable, "-P", "-m", module, *arguments],
-                env=environment({}),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            process = _begun([*_python(module), *arguments], os.getcwd(), environment({}), log)
         code = waited(process, stop, lambda: False)
         log.seek(0)
         return code, log.read().decode(errors="replace")

@@ -6,6 +6,7 @@ numbers, text, lists and dicts, read with `weights_only=True`). Neither torch no
 by itself. The rows that were written so far are in it, too: a log that was changed since is written anew.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -247,8 +248,8 @@ class Checkpoints(OpenRun):
             try:
                 header, state = unpack(path)
             except (CorruptError, OSError) as error:
-                if is_of_no_file(error) or isinstance(error, PermissionError):
-                    raise  # it may well be whole
+                if is_of_no_file(error) and getattr(error, "errno", None) != errno.EIO:
+                    raise  # it may well be whole; what the disk has lost is
                 set_aside(path)
                 damaged.append(f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error))
                 continue

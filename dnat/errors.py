@@ -110,7 +110,10 @@ _REMEDIES = {
     errno.EPERM: "ask for the right to do so, or choose another file",
 }
 
-_OF_NO_FILE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR)
+_OF_NO_FILE = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR),
+    *(errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+)
 
 _OF_MEMORY = re.compile(
     r"can.?t allocate memory|cannot allocate memory|not enough memory|out of memory|std::bad_alloc|"
@@ -129,7 +132,7 @@ def is_of_memory(error: BaseException) -> bool:
 
 
 def is_of_no_file(error: BaseException) -> bool:
-    """Whether an error says nothing of the file that was to be read, which may be whole: memory, or handles."""
+    """Whether an error says nothing of the file that was read, which may be whole: memory, handles, the disk."""
     return is_of_memory(error) or (isinstance(error, OSError) and error.errno in _OF_NO_FILE)
 
 

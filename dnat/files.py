@@ -5,7 +5,6 @@ Python's readers fail in ways of their own.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -101,7 +100,8 @@ def read_bytes(path: str | Path, most: int = MOST_TABLE) -> bytes:
         most: bytes that it may have.
 
     Raises:
-        DataError: it cannot be read, is none, or is larger.
+        DataError: it is missing, no such file, or larger.
+        OSError: the machine does not give it; see `unreadable`.
     """
     try:
         # Whoever opens a pipe would wait for its other end without O_NONBLOCK.
@@ -194,7 +194,7 @@ def refuse_links(directory: str | Path, *, folders: bool = False) -> None:
     except (FileNotFoundError, NotADirectoryError):
         return
     except OSError as error:
-        raise DataError(f"{directory} cannot be read: {error.strerror or error}") from error
+        raise unreadable(directory, error) from error
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -221,15 +221,6 @@ def unreadable(path: str | Path, error: OSError) -> Exception:
     if is_of_no_file(error):
         return OSError(error.errno, error.strerror, str(path))
     return DataError(f"{path} cannot be read: {error.strerror or error}")
-
-
-def of_disk(error: DataError) -> OSError | None:
-    """The disk's own error behind one of a file that cannot be read: what stands there may well be whole."""
-    cause = error.__cause__
-    return cause if isinstance(cause, OSError) and cause.errno in _OF_DISK else None
-
-
-_OF_DISK = (errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

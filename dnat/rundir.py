@@ -33,7 +33,6 @@ from .files import (
     MOST_LOG,
     SEAL,
     digest_of,
-    of_disk,
     parse_json,
     read_bytes,
     read_sealed,
@@ -144,12 +143,7 @@ class Readers:
     def text(self, name: str) -> str:
         """The text of a file, whatever bytes it holds; "" of what is missing, or no file."""
         path = self.path(name)
-        try:
-            return read_bytes(path, MOST_LOG).decode("utf-8", "replace") if path.is_file() else ""
-        except DataError as error:
-            if disk := of_disk(error):
-                raise disk from None
-            raise
+        return read_bytes(path, MOST_LOG).decode("utf-8", "replace") if path.is_file() else ""
 
     def read_json(self, name: str) -> Any:
         """The table in a JSON file; None where it is missing."""

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ..errors import DataError, UsageError
+from ..files import unreadable
 
 MEMBER_LIMIT = 256 * 2**20
 """Bytes that one member may have when it is unpacked: more is no picture."""
@@ -42,7 +43,7 @@ def contents(path: Path) -> tuple[list[str], np.ndarray, list[str]]:
         with zipfile.ZipFile(path) as archive:
             found = archive.infolist()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
     except Exception as error:  # whatever zipfile makes of a broken table
         raise DataError(f"{path} is no zip archive, or a damaged one: {error}; fetch it anew") from error
     for member in found:
@@ -115,7 +116,7 @@ def read_member(path: Path, name: str, place: np.ndarray) -> bytes:
         if len(content) != size:
             raise UsageError(f"it unpacks to {len(content):,} bytes or more instead of {size:,}")
     except OSError as error:
-        raise DataError(f"{path}: {name} cannot be read: {error.strerror or error}") from error
+        raise unreadable(f"{path}: {name}", error) from error
     except (ValueError, zlib.error) as error:
         raise DataError(f"{path}: {name} is damaged: {error}; fetch the archive anew") from error
     found, expected = zlib.crc32(content), int(place["crc"])

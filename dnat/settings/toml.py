@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, UsageError
-from ..files import of_disk, read_text
+from ..files import read_text
 from .part import shown
 
 MOST_DEPTH = 32
@@ -22,8 +22,6 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     try:
         text = read_text(path)
     except DataError as error:
-        if disk := of_disk(error):
-            raise disk from None
         raise UsageError(str(error).replace(f"{path} cannot", f"{path}: cannot", 1)) from error
     try:
         return parse_toml(text)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import DataError, UsageError
+from ...errors import DataError, UsageError, is_of_no_file
 from ...rundir import PREDICTIONS, RECORD, RunFiles
 from ..labels import label
 from ..summary.images import Paired, paired
@@ -54,6 +54,8 @@ def read_predictions(directory: str | Path) -> Predictions:
             table = {name: opened.get_tensor(name) for name in ("labels", "before", "after")}
             test = str((opened.metadata() or {})["test"])
     except (SafetensorError, KeyError, OSError) as error:
+        if is_of_no_file(error):
+            raise
         raise UsageError(f"{file} cannot be read: {error}") from error
     if len({values.shape for values in table.values()}) > 1 or table["labels"].ndim != 1:
         raise UsageError(f"{file} cannot be read: its tensors are of different lengths")

@@ -117,7 +117,7 @@ _OF_NO_FILE = (
 
 _OF_MEMORY = re.compile(
     r"can.?t allocate memory|cannot allocate memory|not enough memory|out of memory|std::bad_alloc|"
-    r"failed to map segment|unable to mmap|could not create a (memory|primitive)",
+    r"failed to map segment|unable to mmap|could not (create|execute) a (memory|primitive)",
     re.IGNORECASE,
 )
 """What torch, the C library and CUDA say when memory is used up; not all of them by a class of its own."""

@@ -4,9 +4,9 @@
     python benchmarks/leaks.py --calls 1000
 
 The first calls fill caches and do not count. "KB" is what the process has of the machine; the allocator keeps what
-is freed, in pieces, so that it grows for some tens of calls. "KB in use" is what was asked for and not given back (of
-glibc's memory), and shows what leaks. Ends with exit code 1 if open files or threads grow, or memory in use by more
-than --most KB a call.
+is freed, in pieces, so that it grows for some tens of calls. "KB in use" is what was asked for and not given back
+(of glibc's memory), and shows what leaks. Ends with exit code 1 if open files or threads grow, or memory in use by
+more than --most KB a call.
 """
 
 import argparse

@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # The folder stands on the path, so that type checkers of other projects find it, too.
 PLAIN := --config-settings editable_mode=compat
 
-.PHONY: help demo test slow torture bench check audit sbom docs tutorials mutants format newest clean
+.PHONY: help demo test slow torture bench check audit sbom lock docs tutorials mutants format newest clean
 
 help:
 	@echo "make demo     a sweep over three methods and three seeds on the digits, and its report (about two minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make check    format, lint, types, doctests"
 	@echo "make audit    known holes in the versions of constraints.txt (asks a server), and bandit's findings"
 	@echo "make sbom     sbom.json, a software bill of materials of those versions (CycloneDX)"
+	@echo "make lock     pylock.toml, those versions with the hashes of their files, for this machine"
 	@echo "make docs     the manual as a site: site/index.html, which needs no server and no network"
 	@echo "make tutorials  runs the tutorials and stores their pictures (about three minutes)"
 	@echo "make mutants  whether the tests notice changes of the core: N=20 of them, drawn by SEED=0 (about 15 minutes)"
@@ -75,7 +76,7 @@ tutorials: $(STAMP)
 TOOLS := .venv-tools
 $(TOOLS)/.installed:
 	$(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check bandit pip-audit cyclonedx-bom
+	$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip bandit pip-audit cyclonedx-bom
 	@touch $@
 
 audit: $(TOOLS)/.installed
@@ -85,6 +86,11 @@ audit: $(TOOLS)/.installed
 sbom: $(TOOLS)/.installed
 	$(TOOLS)/bin/cyclonedx-py requirements --output-reproducible --pyproject pyproject.toml --of JSON -o sbom.json constraints.txt
 	@echo sbom.json
+
+# Of the wheels that fit this machine, from the index that pip uses here: torch's differ from index to index.
+lock: $(TOOLS)/.installed
+	$(TOOLS)/bin/python -m pip lock --quiet -c constraints.txt ".[dev]" -o pylock.toml
+	@echo "pylock.toml (pip install -r pylock.toml, with pip 26.1 or newer, takes nothing else than these files)"
 
 N ?= 20
 SEED ?= 0

@@ -1,7 +1,8 @@
 """Damages every file of runs and of a sweep in every way, and tries every command: nothing may differ in silence.
 
-    python benchmarks/torture_files.py                  all of them, about 2,100
+    python benchmarks/torture_files.py                  all of them, about 3,200
     python benchmarks/torture_files.py --share 0.1      a tenth, drawn by --seed
+    python benchmarks/torture_files.py --only search,control
 
 A file is emptied, cut off, deleted, becomes a folder, has one bit flipped, or is replaced by that of another run
 of the same kind. Then a command is run in this process, on a copy. It may give what it gives of the undamaged run,
@@ -16,7 +17,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ import click.testing
 from PIL import Image
 from safetensors import safe_open
 
+import dnat.settings
 from dnat import Config
 from dnat.errors import DnatError
 from dnat.lab.cli import cli
@@ -39,6 +41,7 @@ from dnat.rundir import LATENCY, RunFiles, read_job
 from dnat.settings import Job
 from dnat.training import Interrupted
 
+SEARCH: dict[str, Any] = {"epochs": 2, "samples": 2, "batch_size": 12, "architectures": 4}
 TINY: dict[str, Any] = {"train_limit": 60, "test_limit": 40, "network_options": {"width": 2}, "image_size": 8}
 SHORT: dict[str, Any] = {"epochs": 3, "architecture_epochs": 2, "batch_size": 30, "threads": 1, "latency_batch": 2}
 ONE_ANSWER = ("empty", "cut", "deleted", "folder", "swapped")
@@ -72,7 +75,10 @@ class Case:
 
 def job(**options: Any) -> Job:
     """A run that takes a second."""
-    config = Config(**SHORT | {k: v for k, v in options.items() if k != "method"})
+    given = SHORT | {k: v for k, v in options.items() if k != "method"}
+    if options.get("method") == "nat":
+        given["search"] = dnat.settings.Search(**SEARCH)
+    config = Config(**given)
     return Job(network="resnet8", method=options.get("method", "dnat"), **TINY, config=config)
 
 
@@ -96,7 +102,13 @@ def places(folder: Path) -> list[Place]:
                 opened.begin(trial.name)
                 run(trial.job, opened.path / trial.name)
                 opened.end(trial.name, Outcome("done", 0, "", 1.0))
-    return [Place(kind, folder / kind / "one", folder / kind / "two") for kind in ("done", "part", "sweep")]
+        run(job(lr=lr, method="nat"), folder / "search" / name)
+        try:
+            run(job(lr=lr, method="nat"), folder / "searching" / name, stop=lambda progress: progress.step == 2)
+        except Interrupted:
+            shutil.copytree(folder / "search" / name, folder / "undisturbed" / f"nat-{name}")
+        run(job(lr=lr, method="control-narrow", budget=0.7), folder / "control" / name)
+    return [Place(kind, folder / kind / "one", folder / kind / "two") for kind in COMMANDS]
 
 
 def damage(place: Place, case: Case, directory: Path) -> None:
@@ -195,6 +207,9 @@ COMMANDS: dict[str, dict[str, Callable[[Path], tuple[Any, str]]]] = {
         "compare": _command("compare", "RUN"),
     },
     "part": {"resume": _resume, "results": _results},
+    "search": {"resume": _resume, "report": _report, "export": _export, "draw": _draw},
+    "searching": {"resume": _resume, "results": _results},
+    "control": {"resume": _resume, "report": _report, "export": _export, "evaluate": _command("evaluate", "RUN")},
     "sweep": {"sweep": _sweep, "report": _report, "results": _results, "compare": _command("compare", "RUN")},
 }
 
@@ -231,7 +246,7 @@ def outcome(place: Place, case: Case, expected: Any, folder: Path) -> str:
 
 
 def torture(
-    folder: Path, flips: int, cuts: int, share: float = 1.0, seed: int = 0
+    folder: Path, flips: int, cuts: int, share: float = 1.0, seed: int = 0, only: Sequence[str] = ()
 ) -> tuple[Counter[str], list[str]]:
     """Try the cases, or a share of them; returns how many ended how, and what failed."""
     found, counted, failed = places(folder), Counter[str](), list[str]()
@@ -241,7 +256,7 @@ def torture(
     Image.new("RGB", (9, 9), (200, 30, 90)).save(work / "picture.png")
     draw = random.Random(seed)
     by_kind = {place.kind: place for place in found}
-    for case in cases(found, flips, cuts):
+    for case in cases([place for place in found if not only or place.kind in only], flips, cuts):
         if draw.random() >= share:
             continue
         place = by_kind[case.kind]
@@ -258,8 +273,9 @@ def torture(
 def _undamaged(place: Place, command: str, work: Path) -> Any:
     """What a command gives of the run as it is; of one that is not finished, that of an undisturbed one."""
     source = place.whole
-    if place.kind == "part" and command == "resume":
-        source = place.whole.parent.parent / "undisturbed" / place.whole.name
+    if place.kind in ("part", "searching") and command == "resume":
+        name = place.whole.name if place.kind == "part" else f"nat-{place.whole.name}"
+        source = place.whole.parent.parent / "undisturbed" / name
     directory = work / source.name
     shutil.rmtree(directory, ignore_errors=True)
     shutil.copytree(source, directory)
@@ -274,12 +290,14 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="of the cases that are tried, drawn by --seed")
     parser.add_argument("--part", metavar="N/M", help="one of so many in place of --share: the N-th draw")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", metavar="KIND,...", default="", help=f"of {', '.join(COMMANDS)}")
     options = parser.parse_args()
     if options.part:
         number, many = map(int, options.part.split("/"))
         options.share, options.seed = 1 / many, options.seed + number
     with tempfile.TemporaryDirectory() as folder:
-        counted, failed = torture(Path(folder), options.flips, options.cuts, options.share, options.seed)
+        only = tuple(filter(None, options.only.split(",")))
+        counted, failed = torture(Path(folder), options.flips, options.cuts, options.share, options.seed, only)
     print(f"{sum(counted.values())} cases: " + ", ".join(f"{n} {what}" for what, n in counted.most_common()))
     sys.exit(bool(failed))
 

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rich.console import Console
 import dnat
 from dnat.edges import Tally
 from dnat.lab import cli as module
-from dnat.lab.cli import cli, exit_code
+from dnat.lab.cli import cli, exit_code, output
 from dnat.lab.terminal import TerminalTracker, changes_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -450,3 +451,14 @@ def test_a_network_of_ones_own_is_found_where_one_stands(tmp_path):
     result = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert "identity" in result.stdout
+
+
+def test_what_lasts_says_so_while_it_lasts(capsys):
+    with output.told_if_slow("looking", seconds=0.0):
+        deadline = time.monotonic() + 30
+        while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == "note: looking; this takes long\n"
+    with output.told_if_slow("looking", seconds=60.0):
+        pass
+    assert not any(isinstance(t, threading.Timer) and not t.finished.is_set() for t in threading.enumerate())

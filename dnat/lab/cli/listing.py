@@ -13,7 +13,7 @@ from ...settings.described import Setting, described
 from ..consent import code_in
 from .group import cli
 from .options import PIXELS, SET_NETWORK, network_options
-from .output import say
+from .output import say, told_if_slow
 from .trust import begin
 
 
@@ -38,7 +38,8 @@ def networks(names: tuple[str, ...], image_size: int | None, pairs: tuple[str, .
         raise UsageError("--set and --image-size are for networks that are named: dnat networks NAME ...")
     if names:
         begin(code for name in names for code in code_in({"network": name, "network_options": options}))
-        found = {name: sized(name, options, image_size) for name in names}
+        with told_if_slow(f"{', '.join(names)}: one image is run through"):
+            found = {name: sized(name, options, image_size) for name in names}
         sources = {n: d.source if (d := definition(n)) else "" for n in found}
         screen.print(networks_table("counted now", found, sources))
         return

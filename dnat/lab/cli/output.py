@@ -1,6 +1,8 @@
 """What a command says, on a terminal or in a file; and where it is to write, looked at before any work is done."""
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,18 @@ _OF_SWEEPS = frozenset((SWEEP, SweepFiles("").entries_file.name, LOCK))
 def say(text: Any = "", *, err: bool = False, nl: bool = True) -> None:
     """Print a text, without what would control a terminal; bytes as they are."""
     click.echo(text if isinstance(text, bytes) else plain(str(text)), err=err, nl=nl)
+
+
+@contextmanager
+def told_if_slow(what: str, seconds: float = 5.0) -> Iterator[None]:
+    """Within, a note says what goes on if it lasts longer than this."""
+    timer = threading.Timer(seconds, say, (f"note: {what}; this takes long",), {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def check_folder(path: Path) -> None:

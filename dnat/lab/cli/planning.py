@@ -11,7 +11,7 @@ from ...settings import PRESETS, Config, Job
 from ..consent import code_in
 from .group import cli
 from .options import PIXELS, SET, SET_NETWORK, flag, flags, given_settings, network_options
-from .output import check_files, say
+from .output import check_files, say, told_if_slow
 from .trust import begin
 
 
@@ -58,7 +58,8 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
     built, images = network_and_images(job, with_data=flags["data"] is not None)
     place = choose_device(flags["device"])
     batch = flags["batch_size"] if flags["measure"] else None
-    found = survey(built.to(place), images.to(place), batch, flags["space"])
+    with told_if_slow(f"{network}: images of {' x '.join(map(str, images.shape[1:]))} are run through"):
+        found = survey(built.to(place), images.to(place), batch, flags["space"])
     if not found.edges and not flags["everything"]:
         raise UsageError(f"{network} has no operation that could be changed; --all tells why")
     for table in survey_tables(network, found, flags["everything"], tuple(images.shape[1:])):

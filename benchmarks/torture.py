@@ -160,7 +160,8 @@ def system_calls(folder: Path, before: Before) -> Iterator[None]:  # noqa: C901 
     def os_open(path: Any, flags: int, *rest: Any, **more: Any) -> int:
         if not ours(path):
             return real["open"](path, flags, *rest, **more)
-        before("open directory" if flags & os.O_DIRECTORY else "open", os.fsdecode(path), b"")
+        is_directory = flags & os.O_DIRECTORY or os.path.isdir(path)
+        before("open directory" if is_directory else "open", os.fsdecode(path), b"")
         number = real["open"](path, flags, *rest, **more)
         paths[number] = os.fsdecode(path)
         return number

@@ -3,6 +3,7 @@
 python benchmarks/steps.py                        ResNet20, MobileNetV2, DARTS, and ResNet20 with null edges
 python benchmarks/steps.py resnet20 --rounds 11   one network, more rounds
 python benchmarks/steps.py --out FILE             the rows as JSON, with the machine
+python benchmarks/steps.py resnet20 --compile     all but the naive mixture compiled by torch.compile
 
 One thread, fp32, channels last; CPU time of the process. Variants are interleaved round by round, and each ratio
 is the median over rounds, with its quartiles. Images are noise: no number here depends on what is learned. Theta
@@ -120,8 +121,9 @@ def saved(step: Callable[[], Any], without: Iterator[Tensor]) -> int:
 class Steps:
     """The variants of a step of one subject, each a function without arguments."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, *, compiled: bool = False) -> None:
         torch.manual_seed(0)
+        own = config(subject, compile=compiled)
         self.source = data(subject.batch)
         images = self.source.example(2)
         gate = config(subject).relaxation.gate
@@ -129,11 +131,9 @@ class Steps:
         def network() -> nn.Module:
             return dnat.build(subject.network, seed=0, **subject.options).to(memory_format=torch.channels_last)
 
-        whole = Trainer(network(), self.source, config(subject), Progress())
-        pair = Trainer(relaxed(network(), images, gate), self.source, config(subject), Progress())
-        single = Trainer(
-            relaxed(network(), images, gate), self.source, config(subject, single_pass=True), Progress()
-        )
+        whole = Trainer(network(), self.source, own, Progress())
+        pair = Trainer(relaxed(network(), images, gate), self.source, own, Progress())
+        single = Trainer(relaxed(network(), images, gate), self.source, own.but(single_pass=True), Progress())
         with spelled(naive):
             written = Trainer(relaxed(network(), images, gate), self.source, config(subject), Progress())
         for trainer in (whole, pair, single, written):
@@ -173,9 +173,9 @@ class Steps:
         return {name: size / sizes["plain"] for name, size in sizes.items() if name != "plain"}
 
 
-def measure(subject: Subject, rounds: int) -> dict[str, Any]:
+def measure(subject: Subject, rounds: int, *, compiled: bool = False) -> dict[str, Any]:
     """The row of a subject."""
-    steps = Steps(subject)
+    steps = Steps(subject, compiled=compiled)
     for step in steps.variants.values():  # what torch does once
         step()
     seconds: dict[str, list[float]] = {name: [] for name in steps.variants}
@@ -193,7 +193,7 @@ def measure(subject: Subject, rounds: int) -> dict[str, Any]:
         "network": subject.network,
         "options": subject.options,
         "batch": subject.batch,
-        "settings": subject.settings,
+        "settings": subject.settings | ({"compile": True} if compiled else {}),
         "rounds": rounds,
         "plain_seconds": statistics.median(seconds["plain"]),
         "ratios": {name: {"median": q[1], "quartiles": [q[0], q[2]]} for name, q in ratios.items()},
@@ -226,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subjects", nargs="*", default=[*SUBJECTS], metavar="SUBJECT", help=", ".join(SUBJECTS))
     parser.add_argument("--rounds", type=int, default=7, help="at least 2")
+    parser.add_argument("--compile", action="store_true", help="the subjects that are named, compiled")
     parser.add_argument("--out", type=Path, help="file to write the rows to, as JSON")
     given = parser.parse_args()
     if unknown := {*given.subjects} - {*SUBJECTS}:
@@ -237,7 +238,7 @@ def main() -> None:
     )
     rows = {}
     for name in given.subjects:
-        row = rows[name] = measure(SUBJECTS[name], given.rounds)
+        row = rows[name] = measure(SUBJECTS[name], given.rounds, compiled=given.compile)
         cells = "".join(
             f"{r['median']:8.3f} [{r['quartiles'][0]:.2f}-{r['quartiles'][1]:.2f}]".rjust(20)
             for r in (row["ratios"][n] for n in names)

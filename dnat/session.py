@@ -180,6 +180,8 @@ def check_training(
             f"latency_batch {config.limit.latency_batch} is larger than the {data.test_count} test images, "
             "with which time is measured"
         )
+    if config.machine.compile and world().size > 1:
+        raise UsageError("compile is for one process: start it without torchrun, or leave it out")
     twin = copied(network).eval()
     with torch.no_grad(), users_code(f"{type(network).__name__}'s forward failed"):
         logits = task.logits(call(twin, example))

@@ -1,14 +1,16 @@
 import ctypes
 import itertools
 import random
+import re
 
 import pytest
 import torch
 from reference import SMALL, images, small
+from scipy.optimize import milp
 from torch import nn
 
 import dnat
-from dnat.budget import Costs, InfeasibleError, best, by_edge, cheapest
+from dnat.budget import Costs, InfeasibleError, best, by_edge, cheapest, solver, streams
 from dnat.budget.model import Model
 from dnat.budget.solver import CHATTER, without_chatter
 from dnat.discretization import discretization
@@ -208,3 +210,96 @@ def test_the_solver_says_nothing_of_its_own_and_nothing_else_is_lost(capfd):
         libc.puts(b"of another library")
     libc.fflush(None)
     assert capfd.readouterr().out == "of another library\n"
+
+
+class Streams(nn.Module):
+    """Cells of one node, the sum of two convolutions of the two cells before, as in DARTS."""
+
+    def __init__(self, cells=3, channels=4):
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.left, self.right = (
+            nn.ModuleList(
+                nn.Sequential(
+                    nn.ReLU(),
+                    nn.Conv2d(channels, channels, size, padding=size // 2, bias=False),
+                    nn.BatchNorm2d(channels),
+                )
+                for _ in range(cells)
+            )
+            for size in (3, 1)
+        )
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, x):
+        before, here = (y := self.stem(x)), y * 2
+        for left, right in zip(self.left, self.right, strict=True):
+            before, here = here, left(here) + right(before)
+        return self.head(here.mean((2, 3)))
+
+
+def test_of_two_streams_the_best_set_is_that_of_an_exhaustive_search():
+    torch.manual_seed(0)
+    groups = groups_of(edges_of(Streams()))
+    costs, legal = Costs([e for m in groups.values() for e in m]), legal_of(groups)
+    sets = [(choices, costs.of(by_edge(groups, choices))) for choices in every_set(groups)]
+    assert len(groups) == 6
+    assert len(sets) > 100
+    draw = random.Random(3)
+    for share in (0.2, 0.35, 0.5, 0.65, 0.8, 0.95) * 5:
+        scores = {g: {c: draw.gauss(c == "original", 0.7) for c in choices} for g, choices in legal.items()}
+        limit = share * costs.total
+        within = [s for s, cost in sets if cost <= limit]
+        found = best(groups, scores, costs, limit)
+        assert worth(found, scores) == pytest.approx(max(worth(s, scores) for s in within), abs=1e-6)
+        floor = 0.9 * limit
+        within = [s for s, cost in sets if floor <= cost <= limit]
+        if within:
+            found = best(groups, scores, costs, limit, floor)
+            assert worth(found, scores) == pytest.approx(max(worth(s, scores) for s in within), abs=1e-6)
+
+
+def worth(choices, scores):
+    return sum(scores[group][choice] for group, choice in choices.items())
+
+
+def test_two_streams_need_few_branches(monkeypatch):
+    """Cells of DARTS: without the rows of `streams` a budget takes many branches, in several solutions."""
+    network = dnat.build("darts_v2", seed=0, channels=4, layers=6, skips=False)
+    groups = groups_of(dnat.find_edges(dnat.trace(network, torch.randn(2, 3, 32, 32))))
+    costs, draw, branches = Costs([e for m in groups.values() for e in m]), random.Random(0), []
+
+    def counted(*arguments, **options):
+        result = milp(*arguments, **options)
+        branches.append(result.mip_node_count)
+        return result
+
+    monkeypatch.setattr(solver, "milp", counted)
+    usual = {"original": 0.9, "identity": 0.1, "none": 0.0}
+    scores = {g: {c: usual[c] + draw.gauss(0, 0.15) for c in m[0].choices} for g, m in groups.items()}
+    tight = [best(groups, scores, costs, share * costs.total) for share in (0.6, 0.3)]
+    assert len(branches) == 2
+    assert sum(branches) < 30
+    monkeypatch.setattr(streams, "rows", lambda *given: [])
+    for share, found in zip((0.6, 0.3), tight, strict=True):
+        other = best(groups, scores, costs, share * costs.total)
+        assert worth(found, scores) == pytest.approx(worth(other, scores), abs=1e-6)
+    assert len(branches) > 4
+    assert sum(branches[2:]) > 3 * sum(branches[:2])
+
+
+def test_a_search_that_does_not_end_tells_how_far_it_came(monkeypatch):
+    network = dnat.build("darts_v2", seed=0, channels=4, layers=6, skips=False)
+    groups = groups_of(dnat.find_edges(dnat.trace(network, torch.randn(2, 3, 32, 32))))
+    costs, draw = Costs([e for m in groups.values() for e in m]), random.Random(0)
+    usual = {"original": 0.9, "identity": 0.1, "none": 0.0}
+    scores = {g: {c: usual[c] + draw.gauss(0, 0.15) for c in m[0].choices} for g, m in groups.items()}
+    whole = best(groups, scores, costs, 0.3 * costs.total)
+    monkeypatch.setattr(streams, "rows", lambda *given: [])
+    monkeypatch.setattr(solver, "MOST_BRANCHES", 1)
+    with pytest.warns(UserWarning, match=r"best set in 1 branches.* at most (\d+\.\d+) more") as told:
+        found = best(groups, scores, costs, 0.3 * costs.total)
+    assert not problems(by_edge(groups, found))
+    assert costs.of(by_edge(groups, found)) <= 0.3 * costs.total
+    gap = float(re.search(r"at most (\S+) more", str(told[-1].message))[1])
+    assert worth(found, scores) <= worth(whole, scores) <= worth(found, scores) + gap + 1e-3

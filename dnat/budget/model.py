@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..edges import ORIGINAL, crossings, problems
 from ..errors import UsageError
+from . import streams
 from .needs import Bill
 from .prices import Costs, Groups, by_edge
 from .solver import IntegerProgram, Row
@@ -95,6 +96,7 @@ class Model:
                 self.program.require([(self.choices[group, c], -1.0) for c in others], -1.0)
         self._keep_apart()
         bill = Bill(self.program, groups, costs, self.choices)
+        self.program.rows += streams.rows(bill.needs, self._wrong)
         scale = max(costs.total, 1e-30)
         for variable, price in bill.prices.items():
             self.program.objective[variable] += worth * price / scale
@@ -150,19 +152,19 @@ class Model:
             return None
         return choices | {group: choice for (group, choice), v in self.choices.items() if values[v] > 0.5}
 
+    def _wrong(self, pairs: Iterable[tuple[str, str]]) -> bool:
+        """Whether choices cannot be made together."""
+        return bool(problems({edge: choice for group, choice in pairs for edge in self.groups[group]}))
+
     def _conflicts(self, choices: Mapping[str, str]) -> list[list[tuple[str, str]]]:
         """Smallest sets of choices that cannot be made together, disjoint from each other."""
-
-        def wrong(pairs: Iterable[tuple[str, str]]) -> bool:
-            return bool(problems({e: c for g, c in pairs for e in self.groups[g]}))
-
         rest = [(g, c) for g, c in choices.items() if c != ORIGINAL]
         conflicts = []
-        while rest and wrong(rest):
+        while rest and self._wrong(rest):
             conflict = list(rest)
             for pair in rest:
                 fewer = [p for p in conflict if p != pair]
-                if wrong(fewer):
+                if self._wrong(fewer):
                     conflict = fewer
             conflicts.append(conflict)
             rest = [p for p in rest if p not in conflict]

@@ -23,6 +23,7 @@ class Needs:
         choices: the variables of the choices.
 
     Attributes:
+        need: {value: its need}, from the last one to the first.
         alive: {place of a weight: the need of its operation}.
         prices: {variable: what an operation that a choice adds costs, where it is 1}.
     """
@@ -36,6 +37,7 @@ class Needs:
         self.cuts: defaultdict[int, dict[int, None]] = defaultdict(dict)
         for edge, group in self.group_of.items():
             self._place(edge, group)
+        self.need: dict[int, int | None] = {}
         self.alive = self._walk()
 
     def _place(self, edge: Edge, group: str) -> None:
@@ -44,7 +46,7 @@ class Needs:
         pairs = edge.values(trace)
         for start, out in pairs:
             self.ends[out].append(edge)
-            self.cuts[out].update(dict.fromkeys(self._all(edge)))
+            self.cuts[out].update(dict.fromkeys(self.of_edge(edge)))
             passes = (c for c in edge.passes if (group, c) in self.choices)
             self.starts[start].extend((edge, choice, out) for choice in passes)
         if (group, NONE) in self.choices:
@@ -54,7 +56,7 @@ class Needs:
 
     def _walk(self) -> dict[int, int | None]:
         trace, costs = self.costs.trace, self.costs
-        need: dict[int, int | None] = {}
+        need = self.need
         source: dict[int, int | None] = {}
         alive: dict[int, int | None] = {}
 
@@ -83,12 +85,13 @@ class Needs:
         """The need of an edge's input when the choice reads it and no edge around it has replaced it."""
         trace = self.costs.trace
         first = edge.values(trace)[0][0]
-        outer = [v for e in ends if e is not edge and e.values(trace)[0][0] < first for v in self._all(e)]
+        outer = [v for e in ends if e is not edge and e.values(trace)[0][0] < first for v in self.of_edge(e)]
         need = self.program.restricted(behind, [self.choices[self.group_of[edge], choice]], outer)
         self.prices[need] += self.costs.added.get((edge, choice), 0.0)
         return need
 
-    def _all(self, edge: Edge) -> list[int]:
+    def of_edge(self, edge: Edge) -> list[int]:
+        """The variables of an edge's choices that put something else in its output's place."""
         group = self.group_of[edge]
         return [self.choices[group, c] for c in (*edge.passes, NONE) if (group, c) in self.choices]
 
@@ -103,6 +106,7 @@ class Bill:
         program, groups, costs, choices: see `Needs`.
 
     Attributes:
+        needs: what is needed.
         fixed: what is paid whatever is chosen.
         prices: {variable: what it costs}.
     """
@@ -110,7 +114,7 @@ class Bill:
     def __init__(self, program: IntegerProgram, groups: Groups, costs: Costs, choices: Choices) -> None:
         self.program, self.costs, self.choices = program, costs, choices
         self.products: dict[tuple[str, ...], dict[tuple[str, ...], int]] = {}
-        needs = Needs(program, groups, costs, choices)
+        self.needs = needs = Needs(program, groups, costs, choices)
         self.fixed, self.prices = costs.unread, needs.prices
         for number, need in needs.alive.items():
             if need == ALWAYS:

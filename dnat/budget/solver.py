@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,9 +12,15 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from ..errors import UsageError
+
 MOST_NODES = 1000
 """After how many branches the best set so far is taken where much of a limit is to be used: whether sizes can add
 up to that may take for ever to find out. Small networks need fewer."""
+
+MOST_BRANCHES = 50_000
+"""After how many branches the best set so far is taken anyway, and told of: some minutes of a program of hundreds
+of choices. A limit on time would make the result depend on the machine."""
 
 ALWAYS = -1
 """Stands for a need that is certain; other needs are numbers of variables, or None where nothing is needed."""
@@ -137,6 +144,20 @@ class IntegerProgram:
                 integrality=integrality,
                 bounds=Bounds(0, 1),
                 constraints=LinearConstraint(matrix, lb=[least for _, least in rows]),
-                options={"mip_rel_gap": 0.0} | ({"node_limit": MOST_NODES} if self.exact else {}),
+                options={"mip_rel_gap": 0.0, "node_limit": MOST_NODES if self.exact else MOST_BRANCHES},
+            )
+        if result.status == _AT_A_LIMIT and not self.exact:
+            if result.x is None:
+                raise UsageError(
+                    f"no set within the budget was found in {MOST_BRANCHES} branches: give another one"
+                )
+            warnings.warn(
+                f"this is the best set in {MOST_BRANCHES} branches; another one may be worth at most "
+                f"{result.fun - result.mip_dual_bound:.3g} more",
+                stacklevel=2,
             )
         return result.x
+
+
+_AT_A_LIMIT = 1
+"""What `milp` calls its end at a limit."""

@@ -28,12 +28,12 @@ class Settling:
 
     Attributes:
         start, end: the gates (groups, columns).
-        progress: how far they are, from 0 to 1.
+        progress: how far they are, from 0 to 1, 0-dim: a compiler makes one function for all of them.
     """
 
     start: Tensor
     end: Tensor
-    progress: float = 0.0
+    progress: Tensor
 
 
 @dataclass(frozen=True, eq=False)

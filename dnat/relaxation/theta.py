@@ -66,7 +66,8 @@ class Theta(nn.Module):
         Args:
             end: the gates at the end (groups, columns).
         """
-        self.mode = Settling(self.gates().detach().clone(), end.to(self.theta))
+        start = self.gates().detach().clone()
+        self.mode = Settling(start, end.to(start), start.new_tensor(0.0))
 
     @property
     def is_settling(self) -> bool:
@@ -76,7 +77,7 @@ class Theta(nn.Module):
     def settle_to(self, progress: float) -> None:
         """Put the gates at a share of the way to their end, from 0 to 1."""
         assert isinstance(self.mode, Settling)
-        self.mode = replace(self.mode, progress=progress)
+        self.mode = replace(self.mode, progress=self.mode.start.new_tensor(progress))
 
     def sample(self, places: Sequence[int] | None) -> None:
         """Let one other operation of each group take part, by its place among them, or all (None).
@@ -109,7 +110,7 @@ class Theta(nn.Module):
         if not isinstance(base := self.base, Settling):
             gates = self.weighed(self.shares())
         else:
-            gates = torch.lerp(base.start.to(self.theta), base.end.to(self.theta), base.progress)
+            gates = torch.lerp(base.start.to(self.theta), base.end.to(self.theta), base.progress.to(self.theta))
         return tried(gates, self.mode)
 
     def weighed(self, shares: Tensor | None) -> Tensor:

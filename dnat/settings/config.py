@@ -135,6 +135,14 @@ def _check_together(config: Config) -> None:
         raise UsageError(
             f"space {config.relaxation.space!r} knows multiply-adds alone: give a budget, not a latency_budget"
         )
+    if config.machine.compile and training.teaches and training.feature_distillation:
+        raise UsageError(
+            "a compiled network gives its teacher no hints: leave out compile, or feature_distillation=0"
+        )
+    if config.machine.compile and config.relaxation.names_operations:
+        raise UsageError(
+            f"compile is not for the space {config.relaxation.space!r}, of which each step takes other operations"
+        )
     if limit.choices is not None and training.architecture_epochs:
         raise UsageError("choices are made already: leave out architecture_epochs, there is no such stage")
     least = 0 if limit.begins_compact else 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..budget import Costs
 from ..distributed import sum_gradients, summed, world
 from ..relaxation import RelaxedNetwork
-from ..settings import Config
+from ..settings import Config, Machine
 from .freezing import frozen, frozen_statistics
 from .pressure import ArchitectureLoss
 from .schedules import theta_optimizer, theta_steps
@@ -30,6 +30,7 @@ class ArchitectureStage:
         limit: in the unit of the costs, theta is not charged for what lies below it.
 
     Attributes:
+        run: the network as it is called: itself, or compiled.
         optimizer: of theta.
         loss: what theta pays for.
         step: steps that are done.
@@ -46,6 +47,7 @@ class ArchitectureStage:
         limit: float | None = None,
     ) -> None:
         self.relaxed, self.config = relaxed, config
+        self.run = compiled(relaxed, config.machine)
         self.first = theta_steps(config, batches)
         self.last = batches * config.training.architecture_epochs
         self.optimizer = theta_optimizer(relaxed, config, batches)
@@ -86,9 +88,9 @@ class ArchitectureStage:
         """A pass for the weights: what the relaxed network computes; sets `matching`."""
         self.matching = None
         if self.is_settling:
-            return self.relaxed(*args, **kwargs)
+            return self.run(*args, **kwargs)
         with self.relaxed.taught() as distances:
-            output = self.relaxed(*args, **kwargs)
+            output = self.run(*args, **kwargs)
         if distances:
             every = torch.stack([d for listed in distances.values() for d in listed])
             # Summed: each operation has a task of its own. A broken one must not break the loss.
@@ -130,7 +132,7 @@ class ArchitectureStage:
         self.optimizer.zero_grad(set_to_none=True)
         with self.opened(), frozen(weights.parameters()), frozen_statistics(weights), self._reentrant():
             # What theta pays for is the same in all processes, whose gradients are summed.
-            ((loss_of(self.relaxed) + self.loss() / world().size) * scale).backward()
+            ((loss_of(self.run) + self.loss() / world().size) * scale).backward()
         sum_gradients(self.relaxed.thetas())
         if scale != 1.0:
             for theta in self.relaxed.thetas():
@@ -156,6 +158,11 @@ class ArchitectureStage:
             yield
         finally:
             handle.remove()
+
+
+def compiled(network: nn.Module, machine: Machine) -> nn.Module:
+    """A network as a training calls it: itself, or compiled where that is asked for; its weights are the same."""
+    return torch.compile(network) if machine.compile else network  # type: ignore[return-value]
 
 
 def _means(

@@ -30,7 +30,7 @@ from .evaluation import Evaluation, ordered
 from .freezing import images_last
 from .progress import CHECK_EVERY, NonFiniteError, Progress
 from .schedules import cutout_side, drop_path, learning_rate, theta_rate, weight_optimizer
-from .stage import ArchitectureStage
+from .stage import ArchitectureStage, compiled
 
 
 class Trainer:
@@ -48,6 +48,7 @@ class Trainer:
     Attributes:
         network: what is trained: relaxed in the architecture stage, plain in the network stage.
         weights: the network itself, without theta.
+        forward: what a step calls for the weights.
         optimizer: of the weights.
         ema: their average; None where none is asked for.
         batches: steps of an epoch.
@@ -69,6 +70,7 @@ class Trainer:
             stage = ArchitectureStage(network, config, data.steps(config.training.batch_size))
         self.network: nn.Module = stage.relaxed if stage else network
         self.weights = stage.relaxed.network if stage else network
+        self.forward = stage.forward if stage else compiled(network, config.machine)
         self.data, self.config, self.progress, self.stage = data, config, progress, stage
         self.task = task or Classification()
         self.optimizer = weight_optimizer(self.weights, config.training)
@@ -138,7 +140,7 @@ class Trainer:
         single = stage is not None and stage.in_one_pass
         lesson = self.teacher.lesson(inputs) if self.teacher else None
         with stage.opened() if stage and single else nullcontext():
-            loss, output = self._loss(stage.forward if stage else self.network, inputs, target, lesson, hints=True)
+            loss, output = self._loss(self.forward, inputs, target, lesson, hints=True)
             total = loss
             if stage and stage.matching is not None:
                 total = total + stage.matching

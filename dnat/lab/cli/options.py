@@ -16,7 +16,7 @@ PIXELS = click.IntRange(1, 8192)
 FLAGS = (
     *("network", "data", "data_root", "method", "mode", "preset", "space", "budget", "latency_budget", "weights"),
     *("epochs", "architecture_epochs", "batch_size", "seed", "train_limit", "test_limit", "image_size", "workers"),
-    *("skip_broken", "device", "task", "validation", "label"),
+    *("skip_broken", "device", "compile", "task", "validation", "label"),
 )
 """Settings that have a flag of their own on the command line of a run; --set takes all."""
 

@@ -146,7 +146,7 @@ class IntegerProgram:
                 constraints=LinearConstraint(matrix, lb=[least for _, least in rows]),
                 options={"mip_rel_gap": 0.0, "node_limit": MOST_NODES if self.exact else MOST_BRANCHES},
             )
-        if result.status == _AT_A_LIMIT and not self.exact:
+        if result.status not in (_SOLVED, _WITHOUT_SOLUTION) and not self.exact:
             if result.x is None:
                 raise UsageError(
                     f"no set within the budget was found in {MOST_BRANCHES} branches: give another one"
@@ -159,5 +159,5 @@ class IntegerProgram:
         return result.x
 
 
-_AT_A_LIMIT = 1
-"""What `milp` calls its end at a limit."""
+_SOLVED, _WITHOUT_SOLUTION = 0, 2
+"""How `milp` calls its ends but for that at a limit, which has several names."""

@@ -25,6 +25,7 @@ from .costs import cost
 from .decision import Agreement, Judged, agreed, by_theta, choices_of, decisions_of
 from .discretization import discretization
 from .distributed import world
+from .edges import ORIGINAL
 from .errors import UsageError
 from .narrowing import cutter
 from .optimizers import carried_state
@@ -65,6 +66,7 @@ class Architecture(nn.Module):
         self._notes: tuple[str, ...] = ()
         self._report: Report | None = None
         self._begun = self._in_step = False
+        self._stable: tuple[int, dict[str, str]] = (0, {})  # epochs with the same choices, and those
         self.register_load_state_dict_post_hook(lambda module, keys: self.settle_again())
 
     def weights(self) -> list[list[nn.Parameter]]:
@@ -144,6 +146,18 @@ class Architecture(nn.Module):
             agreement = self._agreed()
             self._settle(agreement.rows(), agreement.notes)
 
+    def end_when_stable(self, patience: int) -> None:
+        """After an epoch: end theta's steps when in so many of them theta would have chosen the same, and changed
+        anything."""
+        if self._rows is not None or not patience:
+            return
+        choices = choices_of(self._judged()(self.plan.limit, {}))
+        epochs, before = self._stable
+        self._stable = (epochs + 1 if choices == before else 1, choices)
+        if self._stable[0] >= patience and any(choice != ORIGINAL for choice in choices.values()):
+            self.stage.end_early()
+            self.settle_when_due()
+
     def _settle(self, rows: list[dict[str, Any]], notes: tuple[str, ...]) -> None:
         self._rows, self._notes = rows, notes
         self.relaxed.settle({row["key"]: row["choice"] for row in rows})
@@ -202,6 +216,8 @@ class Architecture(nn.Module):
         """What is no tensor of the network's: theta's optimizer, the step, choices that settle."""
         return {
             "step": self.stage.step,
+            "ends": [self.stage.first, self.stage.last],
+            "stable": list(self._stable),
             "optimizer": self.stage.optimizer.state_dict(),
             "decisions": self._rows,
             "notes": list(self._notes),
@@ -210,6 +226,9 @@ class Architecture(nn.Module):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """The inverse of `get_extra_state`."""
         self.stage.step = state["step"]
+        self.stage.first, self.stage.last = state.get("ends", (self.stage.first, self.stage.last))
+        epochs, choices = state.get("stable", (0, {}))  # an older dnat knew no early end
+        self._stable = (epochs, choices)
         self.stage.optimizer.load_state_dict(state["optimizer"])
         self._rows, self._notes = state["decisions"], tuple(state["notes"])
 

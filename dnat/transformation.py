@@ -82,8 +82,7 @@ def transform(
     with session(network, data, config, task, checked) as given, listeners.showing(progress) as listeners:
         run = Run(given, listeners, planned(given, records, checked.plan if checked else None))
         if run.architecture is not None:
-            run.train(until=given.config.training.architecture_epochs)
-            run.commit()
+            run.transform()
         run.train(until=given.config.training.epochs)
         return run.result()
 
@@ -242,6 +241,19 @@ class Run:
         step = self.state.trainer.progress.step
         from_first(lambda: records.save(step, checkpoint) if records else None)
 
+    def transform(self) -> None:
+        """Train weights and theta until the architecture stage ends, and make the choices.
+
+        Raises:
+            Interrupted, NonFiniteError: see `transform`.
+        """
+        architecture, trainer = self.architecture, self.state.trainer
+        assert architecture is not None
+        while architecture.stage.step < architecture.stage.last:
+            self._epoch()
+        assert trainer.progress.batch == 0
+        self.commit()
+
     def train(self, until: int) -> None:
         """Train in the present stage until so many epochs are done.
 
@@ -265,6 +277,8 @@ class Run:
         size = getattr(data, "batch_size", None) or config.training.batch_size  # that of a DataLoader
         examples = min(progress.batch * size, data.train_count) - first * size
         rate = learning_rate(config.training, progress.step - 1, trainer.steps)
+        if self.architecture:
+            self.architecture.end_when_stable(config.training.patience)
         trained = trainer.close_epoch()
         with trainer.averaged():
             tested = evaluate(trainer.network, data, config, task=self.given.task)

@@ -135,6 +135,8 @@ def _check_together(config: Config) -> None:
         raise UsageError(
             f"space {config.relaxation.space!r} knows multiply-adds alone: give a budget, not a latency_budget"
         )
+    if training.patience and limit.judge != "theta":
+        raise UsageError(f"patience is for choices that theta makes: leave it out, or judge={limit.judge!r}")
     if config.machine.compile and training.teaches and training.feature_distillation:
         raise UsageError(
             "a compiled network gives its teacher no hints: leave out compile, or feature_distillation=0"

@@ -15,6 +15,9 @@ class Training(Part):
     """Epochs of both stages together."""
     architecture_epochs: Natural
     """Epochs of the architecture stage; by default max(5, epochs / 12), at most epochs - 1."""
+    patience: Natural = 0
+    """After how many epochs in which theta would choose the same, and change anything, the architecture stage ends
+    early; the epochs of both stages together stay. 0: it lasts as long as `architecture_epochs` says."""
     batch_size: Count = 96
     """Images a step."""
     lr: Positive

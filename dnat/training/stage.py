@@ -33,6 +33,7 @@ class ArchitectureStage:
         run: the network as it is called: itself, or compiled.
         optimizer: of theta.
         loss: what theta pays for.
+        first, last: after how many steps theta's are done, and the choices have settled.
         step: steps that are done.
         matching: of the last pass for the weights, what it costs that other operations do not compute what the
             originals do, 0-dim; None where there are none, or the choices are settling.
@@ -77,6 +78,11 @@ class ArchitectureStage:
         self.settle(self.step + 1)
         if self.config.relaxation.paths == "two":
             self.relaxed.sample(self.config.seed, self.step)
+
+    def end_early(self) -> None:
+        """Let theta's steps be done now; choices settle in as many as they would have."""
+        left = max(self.first - self.step, 0)
+        self.first, self.last = self.first - left, self.last - left
 
     def settle(self, step: int) -> None:
         """Put the gates where they are at a step, if they settle."""

@@ -13,7 +13,7 @@ help:
 	@echo "make test     the tests, but for the slow ones"
 	@echo "make slow     the slow tests"
 	@echo "make torture  damaged files, errors of the system, kills, odd inputs (an hour; each alone: docs/reliability.md)"
-	@echo "make bench    what steps, evaluation and planning cost, as ratios in one run (about five minutes)"
+	@echo "make bench    what steps, evaluation, planning and budgets cost (about ten minutes)"
 	@echo "make check    format, lint, types, doctests"
 	@echo "make audit    known holes in the versions of constraints.txt (asks a server), and bandit's findings"
 	@echo "make sbom     sbom.json, a software bill of materials of those versions (CycloneDX)"
@@ -55,6 +55,7 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/steps.py --out benchmarks/results/steps.json
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/evaluation.py
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/planning.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/budgets.py
 
 # The rules of ruff that begin with S are bandit's, as far as ruff has them.
 check: $(STAMP)

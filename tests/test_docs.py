@@ -55,6 +55,7 @@ TYPED = {
     "baselines.md": "they need CIFAR-10 and days",
     "cluster.md": "they need several machines, Slurm, Ray or GPUs, and hours",
     "ground_truth.md": "they need a table of NAS-Bench",
+    "evidence.md": "they need CIFAR-10, trained weights and hours",
     "log.md": "they need CIFAR-10 and hours, as the experiments did",
     "networks.md": "they need data of the reader's, or hours",
     "reliability.md": "they take minutes, and need nothing but this repository",

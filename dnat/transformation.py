@@ -8,7 +8,7 @@
 import time
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -320,16 +320,32 @@ class Run:
         network = trainer.network.eval()
         if trainer.ema:
             trainer.ema.copy_to(network)
+        taken = timed(network, given)
         return Transformation(
             network=network,
-            commitment=self.state.commitment,
+            commitment=self._commitment(taken),
             history=self.loop.history,
             cost_after=cost(network, given.example, batch=count_of(given.example)),
             test=evaluate(network, given.held_out, given.config, task=given.task),
-            latency_after=timed(network, given),
+            latency_after=taken,
             seconds=trainer.progress.seconds,
             dead=is_dead(network, given.data, task=given.task),
             watched=given.watched,
             directions=dict(given.task.metrics),
             **self.before,
         )
+
+    def _commitment(self, taken: Latency) -> Commitment | None:
+        """The choices, with a note where the result takes longer than its time budget, as measured in the end."""
+        commitment, plan = self.state.commitment, self.plan
+        if commitment is None or plan is None or plan.times is None or plan.limit is None:
+            return commitment
+        excess = taken.seconds / plan.limit - 1
+        if excess <= TOLERANCE:
+            return commitment
+        text = f"the network takes {taken.seconds * 1e3:.2f} ms in the end, {excess:.0%} more than its time budget"
+        return replace(commitment, notes=(*commitment.notes, text))
+
+
+TOLERANCE = 0.03
+"""By what share of a time budget a result may exceed it without a note: two measurements differ by as much."""

@@ -42,8 +42,8 @@ class EdgeHooks:
         self.is_pair = edge.entry != edge.exit
         self.waiting: list[tuple[Tensor, Tensor]] = []
         self.most = edge.interleaved()
-        self.unweighed: tuple[Tensor, Tensor] | None = None
-        """The norm's own weight and bias, while it has weighed ones."""
+        self.unweighed: tuple[Tensor, Tensor, Sequence[Tensor]] | None = None
+        """The norm's own weight and bias, while it has weighed ones, and the gates."""
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the edge's first module: note what it is given."""
@@ -67,18 +67,19 @@ class EdgeHooks:
         the norm's own output is asked for.
         """
         weight, bias = module._parameters["weight"], module._parameters["bias"]
-        gate = self.passes.row(self.row)[CHOICES.index(ORIGINAL)]
+        gates = self.passes.row(self.row)
+        gate = gates[CHOICES.index(ORIGINAL)]
         if not isinstance(weight, nn.Parameter) or bias is None or not value_of(gate) or self._needed():
             return
-        self.unweighed = weight, bias
+        self.unweighed = weight, bias, gates
         module._parameters["weight"], module._parameters["bias"] = (  # type: ignore[assignment]
-            p * gate.to(p.dtype) for p in self.unweighed
+            p * gate.to(p.dtype) for p in (weight, bias)
         )
 
     def restore(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After that norm, also when it failed: give it its own weight and bias again."""
         if self.unweighed is not None:
-            module._parameters["weight"], module._parameters["bias"] = self.unweighed  # type: ignore[assignment]
+            module._parameters["weight"], module._parameters["bias"], _ = self.unweighed  # type: ignore[assignment]
             self.unweighed = None
 
     def _needed(self) -> list[int]:
@@ -102,10 +103,10 @@ class EdgeHooks:
             _, x = self.waiting.pop(next(places, -1))
         else:
             x = self._input()
-        gates = self.passes.row(self.row)
         if self.unweighed is not None:
-            _, *others = self._own(output, x, gates)
+            _, *others = self._own(output, x, self.unweighed[-1])
             return added(output, *others[0], in_place=in_place) if others else output
+        gates = self.passes.row(self.row)
         needed = self._needed()
         if not needed:
             return mix(self._own(output, x, gates))

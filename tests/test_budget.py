@@ -259,6 +259,51 @@ def test_of_two_streams_the_best_set_is_that_of_an_exhaustive_search():
             assert worth(found, scores) == pytest.approx(max(worth(s, scores) for s in within), abs=1e-6)
 
 
+def streaming(name):
+    torch.manual_seed(0)
+    if name == "streams":
+        return edges_of(Streams(cells=4))
+    network, given = name.partition(", ")[::2]
+    options = {"channels": 4, "layers": 3} if network == "darts_v2" else {"channels": 2, "layers": 2}
+    network = dnat.build(network, seed=0, skips="nulls" in given, **options)
+    moves = "nat++" if "nat++" in given else "dnat"
+    return dnat.find_edges(dnat.trace(network, torch.randn(2, 3, 16, 16)), moves)
+
+
+@pytest.mark.parametrize("mode", ["full", "cell"])
+@pytest.mark.parametrize(
+    "name",
+    ["streams", "darts_v2", "darts_v2, nulls", "darts_v2, nulls, nat++", "nasnet, nat++", "nat_enas, nulls"],
+)
+def test_no_legal_set_is_cut_off_or_made_dearer(name, mode, monkeypatch):
+    """What is said of needs beforehand holds of every legal set, which costs in the program what it costs."""
+    said = []
+    monkeypatch.setattr(streams, "rows", lambda *given, real=streams.rows: said.extend(real(*given)) or said)
+    groups = groups_of(streaming(name), mode)
+    costs, legal = Costs([e for m in groups.values() for e in m]), legal_of(groups)
+    model = Model(groups, {g: dict.fromkeys(c, 0.0) for g, c in legal.items()}, costs, None, worth=-1.0)
+    assert len(said) > 5
+
+    def cheapness(choices):
+        fixed = [
+            ([(v, sign)], sign * (choices[g] == c)) for (g, c), v in model.choices.items() for sign in (1.0, -1.0)
+        ]
+        values = model.program.solution(fixed)
+        assert values is not None, choices
+        return float(values @ model.program.objective)
+
+    draw, tried = random.Random(1), 0
+    untouched = cheapness(dict.fromkeys(legal, "original"))
+    for number in range(2000):
+        share = (0.05, 0.15, 0.3, 0.5)[number % 4]
+        choices = {g: draw.choice(c) if draw.random() < share else "original" for g, c in legal.items()}
+        if tried < 40 and not problems(by_edge(groups, choices)):
+            tried += 1
+            saved = (cheapness(choices) - untouched) * costs.total
+            assert costs.of(by_edge(groups, choices)) == pytest.approx(costs.total - saved, rel=1e-6), choices
+    assert tried > 15
+
+
 def worth(choices, scores):
     return sum(scores[group][choice] for group, choice in choices.items())
 

@@ -131,10 +131,10 @@ def _reads(needs: Needs, out: int, start: int) -> bool:
 
 
 def _made_from(needs: Needs, value: int) -> Iterable[int]:
-    """The values that are given to the operation that makes one."""
+    """The values that are given to the operation that makes one; that of a null edge reads none of them."""
     trace = needs.costs.trace
     producer = trace.values[value].producer
-    inputs = () if producer is None else trace.operations[producer].inputs
+    inputs = () if producer is None or value in trace.nulls else trace.operations[producer].inputs
     return (v for v in inputs if trace.states[v] is State.DATA and v not in trace.nulls)
 
 

@@ -249,9 +249,9 @@ class Run:
         """
         architecture, trainer = self.architecture, self.state.trainer
         assert architecture is not None
-        while architecture.stage.step < architecture.stage.last:
+        # A run that was stopped after an epoch's last batch has that epoch still to close.
+        while architecture.stage.step < architecture.stage.last or trainer.progress.batch:
             self._epoch()
-        assert trainer.progress.batch == 0
         self.commit()
 
     def train(self, until: int) -> None:

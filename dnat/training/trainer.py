@@ -173,9 +173,7 @@ class Trainer:
         self.progress.totals += sums
 
     def _laid_out(self, inputs: Any) -> Any:
-        if self.channels_last or not isinstance(inputs, Tensor):
-            return inputs
-        return inputs.contiguous()
+        return inputs if self.channels_last or not isinstance(inputs, Tensor) else inputs.contiguous()
 
     def _share(self, count: int) -> Tensor | float:
         """The share of the batch's examples that this process has."""

@@ -26,7 +26,6 @@ import click.testing
 from PIL import Image
 from safetensors import safe_open
 
-import dnat.settings
 from dnat import Config
 from dnat.errors import DnatError
 from dnat.lab.cli import cli
@@ -38,7 +37,7 @@ from dnat.lab.sweep.schedule import prepare
 from dnat.lab.sweep.trials import Outcome
 from dnat.lab.tabulation import tabulate
 from dnat.rundir import LATENCY, RunFiles, read_job
-from dnat.settings import Job
+from dnat.settings import Job, Search
 from dnat.training import Interrupted
 
 SEARCH: dict[str, Any] = {"epochs": 2, "samples": 2, "batch_size": 12, "architectures": 4}
@@ -77,7 +76,7 @@ def job(**options: Any) -> Job:
     """A run that takes a second."""
     given = SHORT | {k: v for k, v in options.items() if k != "method"}
     if options.get("method") == "nat":
-        given["search"] = dnat.settings.Search(**SEARCH)
+        given["search"] = Search(**SEARCH)
     config = Config(**given)
     return Job(network="resnet8", method=options.get("method", "dnat"), **TINY, config=config)
 

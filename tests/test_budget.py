@@ -311,11 +311,19 @@ def worth(choices, scores):
     return sum(scores[group][choice] for group, choice in choices.items())
 
 
-def test_two_streams_need_few_branches(monkeypatch):
-    """Cells of DARTS: without the rows of `streams` a budget takes many branches, in several solutions."""
+def cells_of_darts():
+    """(groups, costs, what theta may find choices worth) of a network of six cells."""
     network = dnat.build("darts_v2", seed=0, channels=4, layers=6, skips=False)
     groups = groups_of(dnat.find_edges(dnat.trace(network, torch.randn(2, 3, 32, 32))))
-    costs, draw, branches = Costs([e for m in groups.values() for e in m]), random.Random(0), []
+    draw, usual = random.Random(0), {"original": 0.9, "identity": 0.1, "none": 0.0}
+    scores = {g: {c: usual[c] + draw.gauss(0, 0.15) for c in m[0].choices} for g, m in groups.items()}
+    return groups, Costs([e for m in groups.values() for e in m]), scores
+
+
+def test_two_streams_need_few_branches(monkeypatch):
+    """Cells of DARTS: without the rows of `streams` a budget takes many branches, in several solutions."""
+    groups, costs, scores = cells_of_darts()
+    branches = []
 
     def counted(*arguments, **options):
         result = milp(*arguments, **options)
@@ -323,8 +331,6 @@ def test_two_streams_need_few_branches(monkeypatch):
         return result
 
     monkeypatch.setattr(solver, "milp", counted)
-    usual = {"original": 0.9, "identity": 0.1, "none": 0.0}
-    scores = {g: {c: usual[c] + draw.gauss(0, 0.15) for c in m[0].choices} for g, m in groups.items()}
     tight = [best(groups, scores, costs, share * costs.total) for share in (0.6, 0.3)]
     assert len(branches) == 2
     assert sum(branches) < 30
@@ -337,11 +343,7 @@ def test_two_streams_need_few_branches(monkeypatch):
 
 
 def test_a_search_that_does_not_end_tells_how_far_it_came(monkeypatch):
-    network = dnat.build("darts_v2", seed=0, channels=4, layers=6, skips=False)
-    groups = groups_of(dnat.find_edges(dnat.trace(network, torch.randn(2, 3, 32, 32))))
-    costs, draw = Costs([e for m in groups.values() for e in m]), random.Random(0)
-    usual = {"original": 0.9, "identity": 0.1, "none": 0.0}
-    scores = {g: {c: usual[c] + draw.gauss(0, 0.15) for c in m[0].choices} for g, m in groups.items()}
+    groups, costs, scores = cells_of_darts()
     whole = best(groups, scores, costs, 0.3 * costs.total)
     monkeypatch.setattr(streams, "rows", lambda *given: [])
     monkeypatch.setattr(solver, "MOST_BRANCHES", 1)

@@ -774,39 +774,31 @@ def test_a_judge_that_needs_a_budget_says_so():
 @pytest.mark.parametrize("settle", [0.0, 0.5])
 def test_a_stage_whose_choices_are_stable_ends_early(settle, tmp_path):
     """Within a budget theta chooses from the first epoch on, so that two equal ones end the stage after two."""
-    settings = {"epochs": 9, "architecture_epochs": 6, "budget": 0.8, "settle": settle, "lr_theta": 0.1}
-    whole = dnat.transform("resnet8", tiny(), early(**settings))
+    early = config(
+        epochs=9, architecture_epochs=6, budget=0.8, settle=settle, lr_theta=0.1, batch_size=10, preset="improved"
+    )
+    data = tiny_data(n=20, classes=10)
+    whole = dnat.transform("resnet8", data, early)
     assert whole.commitment.epoch == 6
-    result = dnat.transform("resnet8", tiny(), early(**settings, patience=2))
+    result = dnat.transform("resnet8", data, early.but(patience=2))
     # Three epochs settle where half of six do.
     assert result.commitment.epoch == (2 if settle == 0 else 5)
     assert [row["stage"] for row in result.history].count("architecture") == result.commitment.epoch
     assert len(result.history) == 9
     if settle:  # all gates are where they were to go
         assert result.commitment.relaxed.loss == pytest.approx(result.commitment.compact.loss, rel=1e-3)
-    job = dnat.settings.Job(network="resnet8", data="digits", config=early(**settings, patience=2))
+    job = dnat.settings.Job(network="resnet8", data="digits", config=early.but(patience=2))
     for stop in (3, 4, 7, 10, None):  # 4 and 10: the last batches of epochs that end theta's steps, and the stage
         with Records.open(tmp_path / "run", job) as records:
             try:
                 again = dnat.transform(
-                    "resnet8", tiny(), job.config, records=records, stop=lambda p, stop=stop: p.step == stop
+                    "resnet8", data, job.config, records=records, stop=lambda p, stop=stop: p.step == stop
                 )
             except Interrupted:
                 assert stop
     assert again.choices == result.choices
     state = result.network.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in again.network.state_dict().items())
-
-
-def early(**settings):
-    return dnat.Config(**{"batch_size": 10, "threads": 1, "preset": "improved", **settings})
-
-
-def tiny():
-    generator = torch.Generator().manual_seed(5)
-    images = torch.randint(0, 256, (20, 3, 8, 8), generator=generator, dtype=torch.uint8)
-    labels = torch.arange(20) % 10
-    return dnat.Data.from_tensors("tiny", (images, labels), (images, labels))
 
 
 def test_patience_is_for_theta():

@@ -36,9 +36,9 @@ class Machine(Part):
     """CPU threads; sums, and so bits, depend on them. By default all cores at hand; a run goes on with as many as
     before."""
     compile: bool = False
-    """Whether torch.compile compiles the network for its training, once for each kind of pass, which takes up to a
-    minute; passes are rounded otherwise then, and a run has other bits. Not with hints of a teacher
-    (`feature_distillation`), nor in several processes."""
+    """Whether torch.compile compiles the network for its training, once for each kind of pass, which takes
+    a minute, or several on a slow CPU; passes are rounded otherwise then, and a run has other bits. Not with hints
+    of a teacher (`feature_distillation`), other operations (`space`), or several processes."""
     streaming: bool | None = None
     """Whether pictures of a data set by name are decoded while the network trains; by default where they do not
     fit into memory."""

@@ -4,10 +4,12 @@ python benchmarks/steps.py                        ResNet20, MobileNetV2, DARTS, 
 python benchmarks/steps.py resnet20 --rounds 11   one network, more rounds
 python benchmarks/steps.py --out FILE             the rows as JSON, with the machine
 python benchmarks/steps.py resnet20 --compile     all but the naive mixture compiled by torch.compile
+python benchmarks/steps.py --device cuda          on a GPU, in batches of 512; --amp bf16 with autocast
 
-One thread, fp32, channels last; CPU time of the process. Variants are interleaved round by round, and each ratio
-is the median over rounds, with its quartiles. Images are noise: no number here depends on what is learned. Theta
-is random (identity 0.10 +- 0.05, original 0.90 +- 0.05), since at its start much of the work is left out.
+One thread, fp32, channels last; CPU time of the process, on a GPU the time until all is done there. Variants are
+interleaved round by round, and each ratio is the median over rounds, with its quartiles. Images are noise: no
+number here depends on what is learned. Theta is random (identity 0.10 +- 0.05, original 0.90 +- 0.05), since at
+its start much of the work is left out.
 
 plain     a step of the network itself
 weights   the relaxed network's weights alone
@@ -26,7 +28,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ class Subject:
     options: dict[str, Any]
     batch: int
     settings: dict[str, Any]
+    device: str = "cpu"
 
 
 SUBJECTS = {
@@ -60,14 +63,14 @@ SUBJECTS = {
 
 def config(subject: Subject, **more: Any) -> dnat.Config:
     """The settings: one thread, many epochs, so that nothing settles."""
-    given = {"epochs": 100, "architecture_epochs": 90, "batch_size": subject.batch, "threads": 1, "device": "cpu"}
-    return dnat.Config(**given, **subject.settings, **more)
+    given = {"epochs": 100, "architecture_epochs": 90, "batch_size": subject.batch, "threads": 1}
+    return dnat.Config(**given, **subject.settings, **more, device=subject.device)
 
 
-def data(batch: int) -> dnat.Data:
+def data(batch: int, size: int = 32) -> dnat.Data:
     """One batch of noise."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (batch, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    images = torch.randint(0, 256, (batch, 3, size, size), generator=generator, dtype=torch.uint8)
     labels = torch.arange(batch) % 10
     return dnat.Data.from_tensors("noise", (images, labels), (images, labels))
 
@@ -124,12 +127,13 @@ class Steps:
     def __init__(self, subject: Subject, *, compiled: bool = False) -> None:
         torch.manual_seed(0)
         own = config(subject, compile=compiled)
-        self.source = data(subject.batch)
+        self.source = data(subject.batch).to(torch.device(subject.device))
         images = self.source.example(2)
         gate = config(subject).relaxation.gate
 
         def network() -> nn.Module:
-            return dnat.build(subject.network, seed=0, **subject.options).to(memory_format=torch.channels_last)
+            built = dnat.build(subject.network, seed=0, **subject.options)
+            return built.to(device=subject.device, memory_format=torch.channels_last)
 
         whole = Trainer(network(), self.source, own, Progress())
         pair = Trainer(relaxed(network(), images, gate), self.source, own, Progress())
@@ -173,6 +177,14 @@ class Steps:
         return {name: size / sizes["plain"] for name, size in sizes.items() if name != "plain"}
 
 
+def clock(device: str) -> float:
+    """Seconds of the process, or on a GPU those until all that was asked of it is done."""
+    if device == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
 def measure(subject: Subject, rounds: int, *, compiled: bool = False) -> dict[str, Any]:
     """The row of a subject."""
     steps = Steps(subject, compiled=compiled)
@@ -181,9 +193,9 @@ def measure(subject: Subject, rounds: int, *, compiled: bool = False) -> dict[st
     seconds: dict[str, list[float]] = {name: [] for name in steps.variants}
     for _ in range(rounds):
         for name, step in steps.variants.items():
-            begun = time.process_time()
+            begun = clock(subject.device)
             step()
-            seconds[name].append(time.process_time() - begun)
+            seconds[name].append(clock(subject.device) - begun)
     ratios = {
         name: statistics.quantiles([a / b for a, b in zip(times, seconds["plain"], strict=True)], n=4)
         for name, times in seconds.items()
@@ -201,7 +213,7 @@ def measure(subject: Subject, rounds: int, *, compiled: bool = False) -> dict[st
     }
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str = "cpu") -> dict[str, Any]:
     """What the figures depend on."""
     model = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
@@ -209,6 +221,7 @@ def machine() -> dict[str, Any]:
     )
     return {
         "processor": model,
+        "device": device if device == "cpu" else torch.cuda.get_device_name(device),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
@@ -227,6 +240,8 @@ def main() -> None:
     parser.add_argument("subjects", nargs="*", default=[*SUBJECTS], metavar="SUBJECT", help=", ".join(SUBJECTS))
     parser.add_argument("--rounds", type=int, default=7, help="at least 2")
     parser.add_argument("--compile", action="store_true", help="the subjects that are named, compiled")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--amp", help="bf16 or fp16: with autocast")
     parser.add_argument("--out", type=Path, help="file to write the rows to, as JSON")
     given = parser.parse_args()
     if unknown := {*given.subjects} - {*SUBJECTS}:
@@ -238,7 +253,11 @@ def main() -> None:
     )
     rows = {}
     for name in given.subjects:
-        row = rows[name] = measure(SUBJECTS[name], given.rounds, compiled=given.compile)
+        subject = SUBJECTS[name]
+        more = {"amp": given.amp} if given.amp else {}
+        batch = subject.batch if given.device == "cpu" else 512
+        subject = replace(subject, batch=batch, device=given.device, settings=subject.settings | more)
+        row = rows[name] = measure(subject, given.rounds, compiled=given.compile)
         cells = "".join(
             f"{r['median']:8.3f} [{r['quartiles'][0]:.2f}-{r['quartiles'][1]:.2f}]".rjust(20)
             for r in (row["ratios"][n] for n in names)
@@ -246,7 +265,7 @@ def main() -> None:
         kept = "  ".join(f"{row['saved'][n]:.2f}" for n in ("weights", "theta", "single"))
         print(f"{name:18}{row['plain_seconds'] * 1e3:9.1f}{cells}   {kept}", flush=True)
     if given.out:
-        given.out.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        given.out.write_text(json.dumps({"machine": machine(given.device), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Before anything is trained: what may change in a network, and whether the budget can be kept."""
 
+import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from .budget import Costs, Groups, InfeasibleError, Parts, cheapest
+from .budget import Costs, Groups, InfeasibleError, Parts, cheapest, is_hard
 from .costs import operation_seconds
 from .distributed import from_first
 from .edges import (
@@ -188,7 +189,7 @@ def make_plan(
     costs = Costs(edges, taken.whole, taken.parts(edges)) if taken else Costs(edges)
     limit = asked.of(costs.total) if asked else None
     if limit is not None and limit < costs.total:
-        check_limit(edges.groups(config.relaxation.mode), costs, limit)
+        check_limit(edges.groups(config.relaxation.mode), costs, limit, config.seed)
     return Plan(edges, tuple(edge for edge in places if len(edge.choices) < 2), costs, limit, taken)
 
 
@@ -232,12 +233,28 @@ def check_choices(edges: Sequence[Edge], program: Program, config: Config) -> No
         raise UsageError(f"the choices cannot be made together: {'; '.join(reasons)}")
 
 
-def check_limit(groups: Groups, costs: Costs, limit: float) -> None:
-    """Raise `InfeasibleError` where no legal set of choices keeps the limit."""
+FEW = 60
+"""Up to so many groups of edges the best set within a budget was always found: it is not looked for beforehand."""
+
+
+def check_limit(groups: Groups, costs: Costs, limit: float, seed: int) -> None:
+    """Raise `InfeasibleError` where no legal set of choices keeps the limit; warn where the best may not be found.
+
+    Args:
+        groups, costs, limit: see `budget.best`.
+        seed: of the scores for which the best set is looked for.
+    """
     legal = {group: common_choices(members) for group, members in groups.items()}
     least = cheapest(groups, legal, costs)[1]
     if least > limit:
         raise InfeasibleError(
             f"the budget cannot be kept: the smallest reachable cost is {least:.6g} "
             f"({least / costs.total:.1%} of the original's {costs.total:.6g}), above {limit:.6g}"
+        )
+    if len(groups) > FEW and is_hard(groups, legal, costs, limit, seed):
+        warnings.warn(
+            f"with {len(groups)} edges the best set within this budget may not be found: the one that is made "
+            "will then be the best of those tried, and the run says how much another may be worth. Fewer edges "
+            "(the setting edges), mode cell or another budget are easier",
+            stacklevel=3,
         )

@@ -34,6 +34,8 @@ class Stream(IntEnum):
     """Initial weights of operations that the relaxation adds to an edge."""
     POLICY = 5
     """Decisions of a policy learner."""
+    PROBE = 6
+    """What choices are worth where it is looked whether the best set within a budget can be found."""
 
 
 def check_seed(seed: object) -> int:

@@ -11,11 +11,12 @@ from scipy.optimize import milp
 from torch import nn
 
 import dnat
-from dnat.budget import Costs, InfeasibleError, best, by_edge, cheapest, solver, streams
+from dnat.budget import Costs, InfeasibleError, best, by_edge, cheapest, model, solver, streams
 from dnat.budget.model import Model
 from dnat.budget.solver import CHATTER, without_chatter
 from dnat.discretization import discretization
 from dnat.edges import problems
+from dnat.planning import make_plan
 
 
 def edges_of(network):
@@ -353,3 +354,13 @@ def test_a_search_that_does_not_end_tells_how_far_it_came(monkeypatch):
     assert costs.of(by_edge(groups, found)) <= 0.3 * costs.total
     gap = float(re.search(r"at most (\S+) more", str(told[-1].message))[1])
     assert worth(found, scores) <= worth(whole, scores) <= worth(found, scores) + gap + 1e-3
+
+
+def test_a_network_whose_best_set_may_not_be_found_says_so_before_it_is_trained(monkeypatch):
+    network, images = dnat.build("darts_v2", seed=0, channels=4, layers=8, skips=False), torch.randn(2, 3, 32, 32)
+    program = dnat.trace(network, images)
+    make_plan(network, program, images, dnat.Config(budget=0.5))  # warnings are errors
+    monkeypatch.setattr(model, "PROBED", 1)
+    monkeypatch.setattr(streams, "rows", lambda *given: [])
+    with pytest.warns(UserWarning, match="with 64 edges the best set within this budget may not be found"):
+        make_plan(network, program, images, dnat.Config(budget=0.5))

@@ -12,6 +12,7 @@ by the choices). Sets that cannot be made together are cut off one conflict at a
 from .model import InfeasibleError as InfeasibleError
 from .model import best as best
 from .model import cheapest as cheapest
+from .model import is_hard as is_hard
 from .prices import Costs as Costs
 from .prices import Groups as Groups
 from .prices import Parts as Parts

@@ -1,13 +1,18 @@
 """The best set of choices within a budget, as an integer program that is solved again as conflicts turn up."""
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..edges import ORIGINAL, crossings, problems
+from ..edges import NONE, ORIGINAL, crossings, problems
 from ..errors import UsageError
+from ..seeds import Stream, numpy_generator
 from . import streams
 from .needs import Bill
 from .prices import Costs, Groups, by_edge
 from .solver import IntegerProgram, Row
+
+PROBED = 1000
+"""Branches of the probe before training: DARTS at its papers' depth (160 edges) needs as many at most."""
 
 
 class InfeasibleError(UsageError):
@@ -33,10 +38,22 @@ def best(
         InfeasibleError: no legal set is so cheap; the message tells the smallest reachable cost.
     """
     legal = {group: list(score) for group, score in scores.items()}
-    choices = Model(groups, scores, costs, limit, floor=floor).solve()
+    model = Model(groups, scores, costs, limit, floor=floor)
+    choices = model.solve()
     if choices is None and floor:
         floor = min(floor, dearest(groups, legal, costs, limit))
-        choices = Model(groups, scores, costs, limit, floor=floor).solve()
+        model = Model(groups, scores, costs, limit, floor=floor)
+        choices = model.solve()
+    if model.unsolved:
+        if choices is None:
+            raise UsageError(
+                f"no set within the budget was found in {model.program.branches} branches: give another one"
+            )
+        warnings.warn(
+            f"this is the best set in {model.program.branches} branches; another one may be worth at most "
+            f"{model.program.gap:.3g} more",
+            stacklevel=2,
+        )
     if choices is None:
         _, least = cheapest(groups, legal, costs)
         raise InfeasibleError(
@@ -59,6 +76,16 @@ def dearest(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs, li
     return costs.of(by_edge(groups, choices)) if choices else 0.0
 
 
+def is_hard(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs, limit: float, seed: int) -> bool:
+    """Whether the best set within a limit may not be found: it was not, in `PROBED` branches, for scores that are
+    drawn as theta has them in the middle of a run."""
+    draw, usual = numpy_generator(seed, Stream.PROBE), {ORIGINAL: 0.9, NONE: 0.0}
+    scores = {g: {c: usual.get(c, 0.1) + draw.normal(0, 0.15) for c in choices} for g, choices in legal.items()}
+    model = Model(groups, scores, costs, limit, branches=PROBED)
+    model.solve()
+    return model.unsolved
+
+
 def _equal_scores(legal: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     return {group: dict.fromkeys(choices, 0.0) for group, choices in legal.items()}
 
@@ -71,6 +98,7 @@ class Model:
         limit: what the choices may cost; None: anything.
         floor: what they must cost.
         worth: what the whole network's cost is worth beside the scores.
+        branches: see `IntegerProgram`.
     """
 
     def __init__(
@@ -82,9 +110,10 @@ class Model:
         *,
         floor: float = 0.0,
         worth: float = 0.0,
+        branches: int | None = None,
     ) -> None:
         self.groups, self.scores, self.costs, self.limit, self.floor = groups, scores, costs, limit, floor
-        self.program = IntegerProgram(exact=bool(floor) or worth > 0)
+        self.program = IntegerProgram(exact=bool(floor) or worth > 0, branches=branches)
         self.choices: dict[tuple[str, str], int] = {}
         self.variables: dict[str, list[int]] = {}
         for group, score in scores.items():
@@ -127,6 +156,11 @@ class Model:
             if not conflicts and not self._is_beyond(self.costs.of(by_edge(self.groups, choices))):
                 return choices
             cuts += map(self._cut, conflicts or [list(choices.items())])
+
+    @property
+    def unsolved(self) -> bool:
+        """Whether the last solution may not be the best. That a floor may be kept better is not of interest."""
+        return bool(self.program.gap) and not self.program.exact
 
     def _is_beyond(self, cost: float) -> bool:
         return cost < self.floor * (1 - 1e-9) or (self.limit is not None and cost > self.limit * (1 + 1e-12))

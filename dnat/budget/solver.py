@@ -1,18 +1,16 @@
 """A mixed integer linear program, row by row, and its solution by HiGHS."""
 
 import ctypes
+import math
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
-
-from ..errors import UsageError
 
 MOST_NODES = 1000
 """After how many branches the best set so far is taken where much of a limit is to be used: whether sizes can add
@@ -63,14 +61,21 @@ class IntegerProgram:
         exact: whether a need is held at 0 where nothing needs it. Who is asked to be cheap needs nothing that is
             not needed; others might say that they do.
 
+        branches: after how many of them the best solution so far is taken; by default `MOST_BRANCHES`, or where
+            exact `MOST_NODES`.
+
     Attributes:
         objective: what each variable is worth.
         rows: the constraints.
         binaries: how many variables are integers.
+        gap: what another solution than the last may be worth more: 0 where it is the best, infinite where none
+            was found.
     """
 
-    def __init__(self, *, exact: bool) -> None:
+    def __init__(self, *, exact: bool, branches: int | None = None) -> None:
         self.exact = exact
+        self.branches = branches or (MOST_NODES if exact else MOST_BRANCHES)
+        self.gap = 0.0
         self.objective: list[float] = []
         self.rows: list[Row] = []
         self.binaries = 0
@@ -127,7 +132,7 @@ class IntegerProgram:
         return rest
 
     def solution(self, cuts: Sequence[Row] = ()) -> np.ndarray | None:
-        """The values of the variables that are worth most; None where there are none.
+        """The values of the variables that are worth most; None where there are none, or none was found.
 
         Args:
             cuts: further constraints.
@@ -144,18 +149,11 @@ class IntegerProgram:
                 integrality=integrality,
                 bounds=Bounds(0, 1),
                 constraints=LinearConstraint(matrix, lb=[least for _, least in rows]),
-                options={"mip_rel_gap": 0.0, "node_limit": MOST_NODES if self.exact else MOST_BRANCHES},
+                options={"mip_rel_gap": 0.0, "node_limit": self.branches},
             )
-        if result.status not in (_SOLVED, _WITHOUT_SOLUTION) and not self.exact:
-            if result.x is None:
-                raise UsageError(
-                    f"no set within the budget was found in {MOST_BRANCHES} branches: give another one"
-                )
-            warnings.warn(
-                f"this is the best set in {MOST_BRANCHES} branches; another one may be worth at most "
-                f"{result.fun - result.mip_dual_bound:.3g} more",
-                stacklevel=2,
-            )
+        self.gap = 0.0
+        if result.status not in (_SOLVED, _WITHOUT_SOLUTION):
+            self.gap = math.inf if result.x is None else result.fun - result.mip_dual_bound
         return result.x
 
 

@@ -4,7 +4,8 @@ python benchmarks/whole.py --data-root DIR         ResNet20, 12 epochs of 2,000 
 python benchmarks/whole.py --data digits --network resnet8 --seeds 1
 
 Methods are run in turns, seed by seed; each ratio is to the original of the same seed. "paper" has an architecture
-stage of a twelfth of the epochs, with and without NAT's null edges; "improved" keeps 0.7 of the multiply-adds.
+stage of a twelfth of the epochs, with and without NAT's null edges; "improved" keeps 0.7 of the multiply-adds;
+"nat" searches in the published way: shared weights, a policy learner, and the network it finds from its beginning.
 """
 
 import argparse
@@ -21,6 +22,7 @@ ROWS: dict[str, list[str]] = {
     "paper": ["--preset", "paper"],
     "paper without null edges": ["--preset", "paper", "--set", "skips=false"],
     "improved, 0.7": ["--preset", "improved", "--budget", "0.7"],
+    "nat": ["--method", "nat"],
 }
 
 

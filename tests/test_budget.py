@@ -364,3 +364,45 @@ def test_a_network_whose_best_set_may_not_be_found_says_so_before_it_is_trained(
     monkeypatch.setattr(streams, "rows", lambda *given: [])
     with pytest.warns(UserWarning, match="with 64 edges the best set within this budget may not be found"):
         make_plan(network, program, images, dnat.Config(budget=0.5))
+
+
+class Chain(nn.Module):
+    """Residual blocks of equal cost."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))
+            for _ in range(blocks)
+        )
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_layers_of_equal_cost_are_not_tried_one_by_one(monkeypatch):
+    groups = groups_of(edges_of(Chain(20)))
+    costs, draw = Costs([e for m in groups.values() for e in m]), random.Random(0)
+    usual = {"original": 0.9, "identity": 0.1, "none": 0.0}
+    scores = {g: {c: usual[c] + draw.gauss(0, 0.05) for c in c_} for g, c_ in legal_of(groups).items()}
+    branches = []
+
+    def counted(*arguments, **options):
+        result = milp(*arguments, **options)
+        branches.append(result.mip_node_count)
+        return result
+
+    monkeypatch.setattr(solver, "milp", counted)
+    found = best(groups, scores, costs, 0.7 * costs.total)
+    assert len(branches) == 1
+    assert branches[0] < 50  # 17,000 without the steps
+    assert costs.of(by_edge(groups, found)) <= 0.7 * costs.total
+    monkeypatch.setattr(model, "MOST_STEPS", 0)
+    monkeypatch.setattr(solver, "MOST_BRANCHES", 3000)
+    with pytest.warns(UserWarning, match="best set in 3000 branches"):
+        other = best(groups, scores, costs, 0.7 * costs.total)
+    assert worth(found, scores) >= worth(other, scores)

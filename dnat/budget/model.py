@@ -1,5 +1,6 @@
 """The best set of choices within a budget, as an integer program that is solved again as conflicts turn up."""
 
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,6 +14,9 @@ from .solver import IntegerProgram, Row
 
 PROBED = 1000
 """Branches of the probe before training: DARTS at its papers' depth (160 edges) needs as many at most."""
+
+MOST_STEPS = 100_000
+"""Of more steps than these the solver would not tell one from none by its tolerance."""
 
 
 class InfeasibleError(UsageError):
@@ -86,6 +90,18 @@ def is_hard(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs, li
     return model.unsolved
 
 
+def common_step(prices: Iterable[float]) -> int:
+    """The largest whole number of which all prices are multiples; 0 where some are no whole numbers.
+
+    >>> common_step([24.0, -36.0, 0.0])
+    12
+    """
+    found = [price for price in prices if price]
+    whole = [round(price) for price in found]
+    near = all(abs(price - number) < 1e-3 for price, number in zip(found, whole, strict=True))
+    return math.gcd(*whole) if near else 0
+
+
 def _equal_scores(legal: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     return {group: dict.fromkeys(choices, 0.0) for group, choices in legal.items()}
 
@@ -129,11 +145,16 @@ class Model:
         scale = max(costs.total, 1e-30)
         for variable, price in bill.prices.items():
             self.program.objective[variable] += worth * price / scale
+        # Costs change in whole steps. Where the solver does not know that, it tries layers of equal cost one by one.
+        step = common_step(bill.prices.values())
+        step = step if scale <= MOST_STEPS * step else 0
+        prices = [(v, round(p / step) if step else p / scale) for v, p in bill.prices.items()]
         if limit is not None:
-            terms = [(v, -p / scale) for v, p in bill.prices.items()]
-            self.program.require(terms, (bill.fixed - limit) / scale)
+            spare = (limit - bill.fixed) / (step or scale)
+            self.program.require([(v, -p) for v, p in prices], -math.floor(spare + 1e-9) if step else -spare)
         if floor:
-            self.program.require([(v, p / scale) for v, p in bill.prices.items()], (floor - bill.fixed) / scale)
+            least = (floor - bill.fixed) / (step or scale)
+            self.program.require(prices, math.ceil(least - 1e-9) if step else least)
 
     def _keep_apart(self) -> None:
         """A width does not shrink where something else takes the place of what makes or reads its channels."""

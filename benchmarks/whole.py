@@ -1,11 +1,12 @@
 """What whole runs cost over training the original: CPU time of the command's process from its start to its end.
 
 python benchmarks/whole.py --data-root DIR         ResNet20, 12 epochs of 2,000 images of CIFAR-10, three seeds
-python benchmarks/whole.py --data digits --network resnet8 --seeds 1
+python benchmarks/whole.py --data digits --network resnet8 --seeds 1 --rows original nat
 
-Methods are run in turns, seed by seed; each ratio is to the original of the same seed. "paper" has an architecture
-stage of a twelfth of the epochs, with and without NAT's null edges; "improved" keeps 0.7 of the multiply-adds;
-"nat" searches in the published way: shared weights, a policy learner, and the network it finds from its beginning.
+Methods are run in turns, seed by seed; each ratio is to the original of the same seed. "Short" is an architecture
+stage of a twelfth of the epochs, as the paper has it, else it has its default length; "no nulls" leaves NAT's null
+edges out; 0.7 is the budget of multiply-adds; "nat" searches in the published way: shared weights, a policy
+learner, and the network it finds from its beginning.
 """
 
 import argparse
@@ -19,9 +20,10 @@ from pathlib import Path
 
 ROWS: dict[str, list[str]] = {
     "original": ["--method", "original"],
-    "paper": ["--preset", "paper"],
-    "paper without null edges": ["--preset", "paper", "--set", "skips=false"],
-    "improved, 0.7": ["--preset", "improved", "--budget", "0.7"],
+    "paper, short": ["--preset", "paper"],
+    "paper, short, no nulls": ["--preset", "paper", "--set", "skips=false"],
+    "improved 0.7, short": ["--preset", "improved", "--budget", "0.7"],
+    "improved 0.7": ["--preset", "improved", "--budget", "0.7"],
     "nat": ["--method", "nat"],
 }
 
@@ -49,16 +51,19 @@ def main() -> None:
     parser.add_argument("--train-limit", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", default=[*ROWS], choices=ROWS)
     given = parser.parse_args()
+    if "original" not in given.rows:
+        parser.error("--rows needs the original: all are compared with it")
     common = ["--network", given.network, "--data", given.data, "--train-limit", str(given.train_limit)]
     common += ["--test-limit", "1000", "--epochs", str(given.epochs), "--batch-size", "64", "--set", "threads=1"]
     common += ["--data-root", given.data_root] if given.data_root else []
     stage = ["--architecture-epochs", str(max(1, given.epochs // 12))]
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ROWS}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in given.rows}
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(given.seeds):
-            for number, (name, words) in enumerate(ROWS.items()):
-                words = [*common, *words, *(stage if name.startswith("paper") else []), "--seed", str(seed)]
+            for number, name in enumerate(given.rows):
+                words = [*common, *ROWS[name], *(stage if "short" in name else []), "--seed", str(seed)]
                 found[name].append(run(words, Path(folder) / f"{seed}-{number}"))
                 seconds, accuracy, left = found[name][-1]
                 ratio = seconds / found["original"][seed][0]

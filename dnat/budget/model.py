@@ -145,7 +145,7 @@ class Model:
         scale = max(costs.total, 1e-30)
         for variable, price in bill.prices.items():
             self.program.objective[variable] += worth * price / scale
-        # Costs change in whole steps. Where the solver does not know that, it tries layers of equal cost one by one.
+        # Costs change in whole steps. A solver that does not know it tries layers of equal cost one by one.
         step = common_step(bill.prices.values())
         step = step if scale <= MOST_STEPS * step else 0
         prices = [(v, round(p / step) if step else p / scale) for v, p in bill.prices.items()]

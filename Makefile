@@ -6,14 +6,15 @@ STAMP := $(VENV)/.installed
 # The folder stands on the path, so that type checkers of other projects find it, too.
 PLAIN := --config-settings editable_mode=compat
 
-.PHONY: help demo test slow torture bench check audit sbom lock docs tutorials mutants format newest clean
+.PHONY: help demo test slow torture bench bench-gpu check audit sbom lock docs tutorials mutants format newest clean
 
 help:
 	@echo "make demo     a sweep over three methods and three seeds on the digits, and its report (about two minutes)"
 	@echo "make test     the tests, but for the slow ones"
 	@echo "make slow     the slow tests"
 	@echo "make torture  damaged files, errors of the system, kills, odd inputs (an hour; each alone: docs/reliability.md)"
-	@echo "make bench    what steps, evaluation, planning and budgets cost (about ten minutes)"
+	@echo "make bench    what steps, evaluation, planning, budgets and whole runs cost (about 45 minutes)"
+	@echo "make bench-gpu  the same of steps, and of several seeds at once, on a GPU (under ten minutes)"
 	@echo "make check    format, lint, types, doctests"
 	@echo "make audit    known holes in the versions of constraints.txt (asks a server), and bandit's findings"
 	@echo "make sbom     sbom.json, a software bill of materials of those versions (CycloneDX)"
@@ -56,6 +57,16 @@ bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/evaluation.py
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/planning.py
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/budgets.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/scaling.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/latency.py
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/latency.py --time
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/whole.py --data digits --network resnet8
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -W ignore benchmarks/steps.py --device cuda --rounds 20 --out benchmarks/results/steps-gpu.json
+	$(BIN)/python -W ignore benchmarks/steps.py --device cuda --rounds 20 --amp bf16
+	$(BIN)/python -W ignore benchmarks/steps.py resnet20 --device cuda --rounds 20 --compile
+	$(BIN)/python -W ignore benchmarks/together.py --data digits --network resnet8
 
 # The rules of ruff that begin with S are bandit's, as far as ruff has them.
 check: $(STAMP)

@@ -26,7 +26,7 @@ def sweep(folder: Path, jobs: int, given: argparse.Namespace) -> float:
         "--train-limit",
         str(given.images),
         "--test-limit",
-        "1000",
+        "300",
         "--batch-size",
         "128",
     ]

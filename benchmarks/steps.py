@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 import dnat
+from dnat.lab.cli.__main__ import _keep_memory
 from dnat.relaxation import RelaxedNetwork, attaching, hooks, relax
 from dnat.training import Progress, Trainer
 
@@ -247,6 +248,7 @@ def main() -> None:
     if unknown := {*given.subjects} - {*SUBJECTS}:
         parser.error(f"no such subject: {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
     torch.set_num_threads(1)
+    _keep_memory()  # as the command does
     names = ("weights", "theta", "pair", "single", "naive")
     print(
         f"{'':18}{'plain ms':>9}" + "".join(f"{name:>20}" for name in names) + "   saved by weights, theta, single"

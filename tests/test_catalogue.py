@@ -1,13 +1,16 @@
 import json
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
 from reference import images
 
 import dnat
+from dnat.data import describe
+from dnat.lab.catalogue import catalogue, size_of
 from dnat.lab.runs import build_network, sized
-from dnat.networks import FAMILIES, GENOTYPES, NETWORKS, definition, sizes
+from dnat.networks import FAMILIES, GENOTYPES, NETWORKS, definition
 from dnat.networks.cells import DropPath
 from dnat.settings import Config, Job
 
@@ -22,7 +25,12 @@ def built(network, classes=10, shape=(3, 32, 32), options=None, **config):
 
 
 def test_the_table_is_complete():
-    assert list(sizes()) == list(NETWORKS)
+    listed = {n: (row["image_size"], row["source"]) for n, row in catalogue()["networks"].items()}
+    assert listed == {n: (d.image_size, d.source) for n, d in NETWORKS.items()}
+    assert list(listed) == list(NETWORKS)
+    families = [(d.name, d.family, d.source) for d in FAMILIES.values()]
+    assert [(row["name"], row["family"], row["source"]) for row in catalogue()["families"]] == families
+    assert catalogue()["datasets"] == [asdict(d) for d in describe()]
     assert set(GENOTYPES) | {f"{n}_imagenet" for n in GENOTYPES} < set(NETWORKS)
     assert all(d.source for d in (*NETWORKS.values(), *FAMILIES.values()))
 
@@ -32,12 +40,12 @@ def test_what_is_listed_is_what_is_counted(name):
     side = NETWORKS[name].image_size
     with torch.device("meta"):
         found = dnat.cost(dnat.build(name), torch.zeros(2, 3, side, side))
-    assert (found.params, found.madds) == (sizes()[name].params, sizes()[name].madds)
+    assert (found.params, found.madds) == (size_of(name).params, size_of(name).madds)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "vgg16", "proxyless_mobile", "resnet18_imagenet"])
 def test_edges_of_hand_made_networks(name):
-    size = sizes()[name]
+    size = size_of(name)
     counted = sized(name, {})
     assert (counted.edges, counted.groups) == (size.edges, size.groups)
     if size.skip_edges is not None:
@@ -56,10 +64,10 @@ def test_edges_of_networks_of_cells(name):
     """Twenty cells have the edges of 18 normal and 2 reducing ones; small networks tell how many those have."""
     one, two = (sized(name, {"layers": layers, "channels": 4}) for layers in (3, 4))
     normal = two.edges - one.edges  # one normal cell more
-    assert sizes()[name].skip_edges or sizes()[name].edges == one.edges + 17 * normal
+    assert size_of(name).skip_edges or size_of(name).edges == one.edges + 17 * normal
     assert (
-        sizes()[f"{name}_imagenet"].groups
-        == sizes()[name].groups
+        size_of(f"{name}_imagenet").groups
+        == size_of(name).groups
         == sized(name, {"layers": 3, "channels": 4, "skips": False}).groups
     )
 

@@ -19,7 +19,8 @@ import dnat
 from dnat.edges import Tally
 from dnat.lab import cli as module
 from dnat.lab.cli import cli, exit_code, output
-from dnat.lab.terminal import TerminalTracker, changes_table
+from dnat.lab.terminal.tables import changes_table
+from dnat.lab.terminal.tracker import TerminalTracker
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--network", "resnet8", "--set", "network.width=4", "--set", "threads=1", "--train-limit", "200"]

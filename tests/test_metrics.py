@@ -31,7 +31,9 @@ from dnat.lab.summary import summarize, trial_from
 from dnat.lab.sweep import View
 from dnat.lab.sweep.schedule import Live
 from dnat.lab.sweep.trials import progress
-from dnat.lab.terminal import TerminalTracker, result_table, sweep_table
+from dnat.lab.terminal.sweep import sweep_table
+from dnat.lab.terminal.tables import result_table
+from dnat.lab.terminal.tracker import TerminalTracker
 from dnat.records import Records
 from dnat.rundir import ARCHITECTURE, RECORD, RunFiles
 from dnat.settings import ALIASES, Job

@@ -25,7 +25,7 @@ from dnat.exports import export
 from dnat.lab.cli import cli
 from dnat.lab.prediction import Prediction, found_in, predicted
 from dnat.lab.runs import preprocess_of, restore, run
-from dnat.lab.terminal import predictions_table, predictions_text
+from dnat.lab.terminal.tables import predictions_table, predictions_text
 from dnat.settings import Config, Job
 
 COLOURS = {"ape": (200, 60, 60), "bee": (60, 200, 60), "cow": (60, 60, 200), "dog": (200, 200, 60)}

@@ -23,8 +23,8 @@ ORDER = (
     "proposal"
 )
 LAB = (
-    "__init__ formatting fields metrics labels baselines methods ground_truth drawing runs prediction deployment "
-    "summary sweep consent report tabulation online terminal cli"
+    "__init__ formatting catalogue fields metrics labels baselines methods ground_truth drawing runs prediction "
+    "deployment summary sweep consent report tabulation online terminal cli"
 )
 
 

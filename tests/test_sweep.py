@@ -40,7 +40,7 @@ from dnat.lab.sweep.directory import SweepDirectory
 from dnat.lab.sweep.schedule import Live
 from dnat.lab.sweep.settings import joined, resolve, trial_name
 from dnat.lab.sweep.trials import Attempt, carry_out, is_held, judged, reason_in
-from dnat.lab.terminal import SweepScreen, sweep_table, troubles_text
+from dnat.lab.terminal.sweep import SweepScreen, sweep_table, troubles_text
 from dnat.records import LockedError, check_name
 from dnat.settings import Job, read_toml
 

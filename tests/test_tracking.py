@@ -20,7 +20,7 @@ import dnat
 from dnat import tracking
 from dnat.integrations import trackers
 from dnat.lab.cli import cli
-from dnat.lab.terminal import TerminalTracker
+from dnat.lab.terminal.tracker import TerminalTracker
 from dnat.tracking import CsvTracker, ProgressLine, Tracker, Trackers
 from dnat.training import Interrupted, Progress
 

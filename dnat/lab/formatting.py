@@ -1,14 +1,18 @@
 """Numbers as tables, pages and terminals have them, and text that is safe in Markdown."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
-
-import numpy as np
+from decimal import Decimal
 
 
 def digits(value: float) -> str:
-    """Three significant digits, never an exponent."""
-    return np.format_float_positional(float(f"{value:.3g}"), trim="-")
+    """Three significant digits, never an exponent.
+
+    >>> digits(1234567), digits(0.00012345), digits(2.0), digits(float("nan"))
+    ('1230000', '0.000123', '2', 'nan')
+    """
+    return f"{Decimal(f'{value:.3g}'):f}" if math.isfinite(value) else str(value)
 
 
 def count(value: float) -> str:

@@ -21,10 +21,8 @@ from ..seeds import Stream, torch_seed
 from .catalogue import FAMILIES as FAMILIES
 from .catalogue import NETWORKS as NETWORKS
 from .catalogue import Definition as Definition
-from .catalogue import NetworkSize as NetworkSize
 from .catalogue import check_mode as check_mode
 from .catalogue import definition as definition
-from .catalogue import sizes as sizes
 from .catalogue import usual_size as usual_size
 from .genotypes import GENOTYPES as GENOTYPES
 from .genotypes import Genotype as Genotype

@@ -1,14 +1,8 @@
-"""The papers' networks by name: how each is made, for what images, where its definition comes from, what it costs.
-
-`sizes.json` beside this file holds what `dnat networks` prints; `python benchmarks/sizes.py` measures it anew, and
-the tests compare it with the papers' sizes and with fresh counts.
-"""
+"""The papers' networks by name: how each is made, for what images, and where its definition comes from."""
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from types import MappingProxyType
 
 from torch import nn
@@ -48,26 +42,6 @@ class Definition:
     modes: tuple[str, ...] = ("full", "cell")
     torchvision: str = ""
     genotype: str = ""
-
-
-@dataclass(frozen=True)
-class NetworkSize:
-    """What a network costs and where it may change: counted, not taken from papers.
-
-    Attributes:
-        params: number of parameters, without an auxiliary head's.
-        madds: multiply-adds of one image.
-        edges: number of edges, each with a theta of its own in Full mode.
-        groups: number of thetas in Cell mode; None where there is no such mode.
-        skip_edges, skip_groups: the same with the null edges of NAT's genotypes; None where it has none.
-    """
-
-    params: int
-    madds: int
-    edges: int
-    groups: int | None
-    skip_edges: int | None = None
-    skip_groups: int | None = None
 
 
 _HE = "He et al. 2016, section 4.2 (option A)"
@@ -148,13 +122,6 @@ NETWORKS: Mapping[str, Definition] = MappingProxyType(
 """The single networks by name."""
 FAMILIES: Mapping[str, Definition] = MappingProxyType({d.name: d for d in _families()})
 """Families of networks, "NAME:TEXT"."""
-
-
-@functools.cache
-def sizes() -> Mapping[str, NetworkSize]:
-    """What each single network costs, as `sizes.json` says."""
-    table = json.loads((files(__package__) / "sizes.json").read_text())
-    return MappingProxyType({name: NetworkSize(**row) for name, row in table.items()})
 
 
 def usual_size(name: str) -> int:

@@ -131,7 +131,8 @@ def _show(run: Path, found: tuple["Metric", list["Form"]], count: int) -> None:
     import torch
 
     from ..deployment import cells, is_slower
-    from ..terminal import Grid, console
+    from ..terminal.console import console
+    from ..terminal.grid import Grid
 
     metric, measured = found
     head, *rows = cells(metric, measured)

@@ -29,14 +29,17 @@ def networks(names: tuple[str, ...], image_size: int | None, pairs: tuple[str, .
     dnat networks resnet20 nasbench201:301420 torchvision:resnet18
     dnat networks resnet20 --set network.skips=true --set network.width=8
     """
-    from ...networks import FAMILIES, NETWORKS, definition, sizes
-    from ..runs import sized
-    from ..terminal import console, families_table, networks_table
+    from ..catalogue import catalogue, size_of
+    from ..terminal.console import console
+    from ..terminal.listings import families_table, networks_table
 
     screen, options = console(), network_options(pairs)
     if not names and (options or image_size):
         raise UsageError("--set and --image-size are for networks that are named: dnat networks NAME ...")
     if names:
+        from ...networks import definition
+        from ..runs import sized
+
         begin(code for name in names for code in code_in({"network": name, "network_options": options}))
         with told_if_slow(f"{', '.join(names)}: one image is run through"):
             found = {name: sized(name, options, image_size) for name in names}
@@ -44,18 +47,19 @@ def networks(names: tuple[str, ...], image_size: int | None, pairs: tuple[str, .
         screen.print(networks_table("counted now", found, sources))
         return
     for size, title in ((32, "for images of 32x32, 10 classes"), (224, "for images of 224x224, 1000 classes")):
-        listed = {n: d.source for n, d in NETWORKS.items() if d.image_size == size}
-        screen.print(networks_table(title, {n: sizes()[n] for n in listed}, listed))
-    screen.print(families_table(FAMILIES.values()))
+        listed = {n: row["source"] for n, row in catalogue()["networks"].items() if row["image_size"] == size}
+        screen.print(networks_table(title, {n: size_of(n) for n in listed}, listed))
+    screen.print(families_table(catalogue()["families"]))
 
 
 @cli.command()
 def datasets() -> None:
     """List the data sets that can be loaded by name."""
-    from ...data import describe
-    from ..terminal import console, datasets_table
+    from ..catalogue import catalogue
+    from ..terminal.console import console
+    from ..terminal.listings import datasets_table
 
-    console().print(datasets_table(describe()))
+    console().print(datasets_table(catalogue()["datasets"]))
 
 
 def _offered(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:

@@ -1,8 +1,6 @@
 """Flags that are settings, made from the settings themselves, and the job that they describe."""
 
-import json
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from typing import Any
 
 import click
@@ -10,6 +8,7 @@ import click
 from ...errors import UsageError
 from ...settings import Job, parse_setting, read_toml
 from ...settings.described import Setting, described
+from ..catalogue import catalogue
 
 PIXELS = click.IntRange(1, 8192)
 
@@ -75,14 +74,11 @@ def _completion(name: str) -> Callable[[Any, Any, str], Sequence[str]]:
 
 
 def _networks() -> Sequence[str]:
-    table = json.loads((files("dnat") / "networks" / "sizes.json").read_text())  # torch is not waited for
-    return sorted([*table, "torchvision:", "timm:", "genotype:", "nasbench201:"])
+    return sorted([*catalogue()["networks"], "torchvision:", "timm:", "genotype:", "nasbench201:"])
 
 
 def _sets() -> Sequence[str]:
-    from ...data import names
-
-    return names()
+    return [row["name"] for row in catalogue()["datasets"]]
 
 
 _KNOWN: dict[str, Callable[[], Sequence[str]]] = {

@@ -53,7 +53,8 @@ def edges(network: str, pairs: tuple[str, ...], **flags: Any) -> None:
     begin(code_in(job.flat()))
     from ...session import choose_device
     from ..runs import network_and_images, survey
-    from ..terminal import console, survey_tables
+    from ..terminal.console import console
+    from ..terminal.tables import survey_tables
 
     built, images = network_and_images(job, with_data=flags["data"] is not None)
     place = choose_device(flags["device"])
@@ -118,7 +119,7 @@ def plan_(
         check_picture(picture)
     begin(code_in(job.flat()))
     from ...proposal import described, parse_budget
-    from ..terminal import console
+    from ..terminal.console import console
 
     asked = list(dict.fromkeys(map(parse_budget, budgets or ["0.7"])))
     result = _planned(job, asked, out, **how)
@@ -150,7 +151,7 @@ def _planned(
     from ...session import choose_device
     from ...tasks import task_of
     from ..runs import load_data, network_for
-    from ..terminal import console, watched
+    from ..terminal.console import console, watched
 
     def notify(text: str) -> None:
         say(f"note: {text}", err=True)

@@ -88,7 +88,8 @@ def predict(
 
     from ...rundir import read_job
     from ..prediction import found_in, predicted
-    from ..terminal import console, predictions_table, predictions_text
+    from ..terminal.console import console
+    from ..terminal.tables import predictions_table, predictions_text
 
     pictures = found_in(files)
     begin_again(read_job(run), run, trust_code)
@@ -203,7 +204,8 @@ def report(
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, content.encode())
     if sys.stdout.isatty():
-        from ..terminal import console, report_parts
+        from ..terminal.console import console
+        from ..terminal.report import report_parts
 
         for part in report_parts(found):
             console().print(part, highlight=False, markup=False)

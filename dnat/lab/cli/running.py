@@ -140,7 +140,7 @@ def _run(job: Job, directory: Path, how: dict[str, bool], wandb: str, tracks: tu
     from ...rundir import RunFiles
     from ..runs import run
     from ..sweep.trials import progress
-    from ..terminal import console
+    from ..terminal.console import console
 
     screen = console()
     if not FIRST:  # one of several processes is enough to tell and to track
@@ -177,7 +177,7 @@ def _run(job: Job, directory: Path, how: dict[str, bool], wandb: str, tracks: tu
 
 def _tracker(job: Job, directory: Path, wandb: str, tracks: tuple[str, ...], screen: Any) -> Any:
     from ...tracking import Trackers
-    from ..terminal import TerminalTracker
+    from ..terminal.tracker import TerminalTracker
 
     trackers: list[Any] = [TerminalTracker(screen, job.config.training.epochs)]
     trackers += [_made(kind, job, directory) for kind in dict.fromkeys(tracks)]
@@ -221,7 +221,7 @@ def _check(record: dict[str, Any], directory: Path) -> None:
 
 def _show(screen: Any, directory: Path, record: dict[str, Any]) -> None:
     from ...rundir import RunFiles
-    from ..terminal import changes_table, result_table, verdict
+    from ..terminal.tables import changes_table, result_table, verdict
 
     _check(record, directory)
     screen.print(result_table(record))

@@ -132,7 +132,8 @@ def _print_plan(given: Any, out: Path, options: Any) -> None:
 
 def _sweep(given: Any, out: Path, options: Any) -> None:
     from ..sweep import run_sweep
-    from ..terminal import SweepScreen, console
+    from ..terminal.console import console
+    from ..terminal.sweep import SweepScreen
 
     def notify(text: str) -> None:
         screen.print(f"note: {text}", highlight=False, markup=False)
@@ -150,7 +151,8 @@ def _sweep(given: Any, out: Path, options: Any) -> None:
 def _show_sweep(screen: Any, out: Path, standings: Any) -> None:
     """Print what a sweep found, and end with the exit code of what is missing."""
     from ..summary import summarize
-    from ..terminal import summary_tables, troubles_text
+    from ..terminal.report import summary_tables
+    from ..terminal.sweep import troubles_text
 
     done = [s for s in standings if s.state == "done"]
     if done and not any(s.state in ("pending", "interrupted") for s in standings):

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ...budget import Costs
 from ...costs import Latency, cost, latency, operation_seconds
 from ...edges import Edge
-from ...networks import NetworkSize, build, definition, usual_size
+from ...networks import build, definition, usual_size
 from ...planning import find_edges
 from ...tracing import trace
+from ..catalogue import NetworkSize
 
 
 def sized(name: str, options: Mapping[str, Any], image_size: int | None = None) -> NetworkSize:

@@ -384,3 +384,13 @@ def test_a_pickle_that_would_run_code_does_not(served, tmp_path, monkeypatch):
     monkeypatch.setitem(cifar.FILES, "test_batch", hashlib.md5(content).hexdigest())
     with pytest.raises(DataError, match=r"it asks for builtins.exec"):
         load("cifar10", tmp_path)
+
+
+def test_mean_and_deviation_are_those_of_the_pixels():
+    draws = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (50, 3, 9, 7), generator=draws, dtype=torch.uint8)
+    images[:, 1] = 7  # a channel of one value, whose deviation is clamped
+    data = Data.from_tensors("x", (images, torch.arange(50) % 2), (images, torch.arange(50) % 2))
+    scaled = images.double().transpose(0, 1).flatten(1) / 255
+    assert data.mean == pytest.approx(scaled.mean(1).tolist(), rel=1e-12)
+    assert data.std == pytest.approx(scaled.std(1).clamp(min=1e-3).tolist(), rel=1e-10)

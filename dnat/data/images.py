@@ -28,7 +28,7 @@ from .files import ImageFiles
 from .preprocess import Preprocess, positions
 from .source import steps_of, usual_batch
 from .streaming import Chosen, Decoder
-from .tensors import balanced, class_numbers, labels_of, pair_of, pixels_of
+from .tensors import balanced, class_numbers, labels_of, moments, pair_of, pixels_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class Images:
         labels, test_labels = labels_of(name, train_labels), labels_of(name, test_labels)
         if classes is None:
             classes = class_numbers(name, {"training": labels, "test": test_labels})
-        scaled = images.double().flatten(0, 2) / 255
+        mean, std = moments(images)
         return cls(
             name=name,
             classes=_tuple(classes),
@@ -108,8 +108,8 @@ class Images:
             train_index=torch.arange(len(labels)),
             test_images=pixels_of(name, "test", test_images),
             test_labels=test_labels,
-            mean=tuple(scaled.mean(0).tolist()),
-            std=tuple(scaled.std(0).clamp(min=1e-3).tolist()),
+            mean=tuple(mean.tolist()),
+            std=tuple(std.clamp(min=1e-3).tolist()),
             augmentation=Augmentation(images.shape[2] // 8, True) if augmentation is None else augmentation,
         )
 

@@ -321,17 +321,23 @@ def cells_of_darts():
     return groups, Costs([e for m in groups.values() for e in m]), scores
 
 
-def test_two_streams_need_few_branches(monkeypatch):
-    """Cells of DARTS: without the rows of `streams` a budget takes many branches, in several solutions."""
-    groups, costs, scores = cells_of_darts()
-    branches = []
+@pytest.fixture
+def branches(monkeypatch):
+    """Of each program that is solved, how many branches it took."""
+    found = []
 
     def counted(*arguments, **options):
         result = milp(*arguments, **options)
-        branches.append(result.mip_node_count)
+        found.append(result.mip_node_count)
         return result
 
     monkeypatch.setattr(solver, "milp", counted)
+    return found
+
+
+def test_two_streams_need_few_branches(branches, monkeypatch):
+    """Cells of DARTS: without the rows of `streams` a budget takes many branches, in several solutions."""
+    groups, costs, scores = cells_of_darts()
     tight = [best(groups, scores, costs, share * costs.total) for share in (0.6, 0.3)]
     assert len(branches) == 2
     assert sum(branches) < 30
@@ -384,19 +390,11 @@ class Chain(nn.Module):
         return x
 
 
-def test_layers_of_equal_cost_are_not_tried_one_by_one(monkeypatch):
+def test_layers_of_equal_cost_are_not_tried_one_by_one(branches, monkeypatch):
     groups = groups_of(edges_of(Chain(20)))
     costs, draw = Costs([e for m in groups.values() for e in m]), random.Random(0)
     usual = {"original": 0.9, "identity": 0.1, "none": 0.0}
     scores = {g: {c: usual[c] + draw.gauss(0, 0.05) for c in c_} for g, c_ in legal_of(groups).items()}
-    branches = []
-
-    def counted(*arguments, **options):
-        result = milp(*arguments, **options)
-        branches.append(result.mip_node_count)
-        return result
-
-    monkeypatch.setattr(solver, "milp", counted)
     found = best(groups, scores, costs, 0.7 * costs.total)
     assert len(branches) == 1
     assert branches[0] < 50  # 17,000 without the steps

@@ -19,9 +19,9 @@ from ..tracing.steps import (
     Step,
     changed,
     changed_body,
-    changed_step,
     parts,
     renamed,
+    renamed_step,
     resolved_lengths,
     unified,
 )
@@ -158,7 +158,7 @@ def inlined(trace: Trace, number: int, opened: Collection[str]) -> Body:
     names: dict[Ref, Description] = {}
     steps: list[Step] = []
     for step in call.body.steps:
-        step = changed_step(step, renamed(names))
+        step = renamed_step(step, names)
         if step.call is None or trace.calls[step.call].path not in opened:
             steps.append(step)
             continue
@@ -166,7 +166,7 @@ def inlined(trace: Trace, number: int, opened: Collection[str]) -> Body:
         own: dict[Ref, Description] = {}
         for (_, param), (_, given) in zip(inner.params, step.given, strict=True):
             _match(param, given, own)
-        steps += [changed_step(s, renamed(own)) for s in inner.steps]
+        steps += [renamed_step(s, own) for s in inner.steps]
         _match(step.result, changed(inner.result, renamed(own)), names)
     return Body(call.body.params, tuple(steps), changed(call.body.result, renamed(names)))
 

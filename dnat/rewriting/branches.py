@@ -16,9 +16,9 @@ from ..tracing.steps import (
     Ref,
     Step,
     changed,
-    changed_step,
     parts,
     renamed,
+    renamed_step,
 )
 from .bodies import CannotRewriteError, Recorded, body_of, within
 from .graphs import check_steps, modules_of
@@ -76,7 +76,7 @@ class _Dropping:
         """What remains to be done."""
         body = self.recorded.body
         for step in body.steps:
-            self._step(changed_step(step, renamed(self.names)))
+            self._step(renamed_step(step, self.names))
         result = changed(body.result, renamed(self.names))
         if not self.zeros.isdisjoint(parts([result], Ref)):
             raise CannotRewriteError(f"{self.place or 'the network'} reads the branch elsewhere, too")

@@ -1,6 +1,7 @@
 """What a forward does, as data: steps on values that are known by a number, on tensors that a module holds, and on
 constants. Two forwards that are numbered alike are equal when they do the same."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
@@ -153,21 +154,24 @@ def refs(description: Description) -> Iterator[Ref]:
 
 
 def changed(description: Description, change: Callable[[Description], Description]) -> Description:
-    """A description with what is no group in it replaced."""
+    """A description with what is no group in it replaced; itself where nothing is."""
     if isinstance(description, Group):
-        return replace(description, items=tuple(changed(item, change) for item in description.items))
+        items = tuple(changed(item, change) for item in description.items)
+        same = all(map(operator.is_, items, description.items))
+        return description if same else replace(description, items=items)
     return change(description)
 
 
 def changed_step(step: Step, change: Callable[[Description], Description]) -> Step:
-    """A step with what is no group in its arguments and its result replaced."""
-    return replace(
-        step,
-        args=tuple(changed(a, change) for a in step.args),
-        kwargs=tuple((k, changed(v, change)) for k, v in step.kwargs),
-        given=tuple((k, changed(v, change)) for k, v in step.given),
-        result=changed(step.result, change),
-    )
+    """A step with what is no group in its arguments and its result replaced; itself where nothing is."""
+    args = tuple(changed(a, change) for a in step.args)
+    kwargs = tuple((k, changed(v, change)) for k, v in step.kwargs)
+    given = tuple((k, changed(v, change)) for k, v in step.given)
+    result = changed(step.result, change)
+    old = (*step.args, *(v for _, v in step.kwargs), *(v for _, v in step.given), step.result)
+    if all(map(operator.is_, (*args, *(v for _, v in kwargs), *(v for _, v in given), result), old)):
+        return step
+    return replace(step, args=args, kwargs=kwargs, given=given, result=result)
 
 
 def changed_body(body: Body, change: Callable[[Description], Description]) -> Body:
@@ -183,16 +187,25 @@ def renamed(names: Mapping[Ref, Description]) -> Callable[[Description], Descrip
     """A change that puts other values in the place of some."""
 
     def change(description: Description) -> Description:
+        if isinstance(description, Ref):
+            return names.get(description, description)
         if isinstance(description, Property):
             of = change(description.of)
             assert isinstance(of, Ref | Attribute)
-            return Property(of, description.name)
+            return description if of is description.of else Property(of, description.name)
         if isinstance(description, Length):
             of = change(description.of)
+            if of is description.of:
+                return description
             return Length(of, description.value) if isinstance(of, Ref) else description.constant()
-        return names.get(description, description) if isinstance(description, Ref) else description
+        return description
 
     return change
+
+
+def renamed_step(step: Step, names: Mapping[Ref, Description]) -> Step:
+    """A step with other values in the place of some."""
+    return changed_step(step, renamed(names)) if names else step
 
 
 def resolved_lengths(one: Body, other: Body) -> tuple[Body, Body]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import dnat
-from dnat.costs import cost, latency
+from dnat.costs import cost, seconds_beside
 from dnat.decision import Agreement, agreed, by_theta
 from dnat.lab.cli.__main__ import _keep_memory
 from dnat.planning import Plan, make_plan
@@ -57,7 +57,9 @@ def made(network: nn.Module, example: Tensor, plan: Plan, config: dnat.Config, s
     relaxed = drawn(plan, network, config, seed)
 
     def price(of: nn.Module) -> float:
-        return float(cost(of, example).madds) if plan.times is None else latency(of, example).seconds
+        if plan.times is None:
+            return float(cost(of, example).madds)
+        return seconds_beside(of, network, plan.costs.total, example)
 
     return agreed(relaxed, lambda: by_theta(relaxed, plan, config), plan, example, price)
 

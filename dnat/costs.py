@@ -2,6 +2,8 @@
 
 import statistics
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,26 +167,53 @@ def latency(network: nn.Module, example: Example, *, least_runs: int = 20, least
         least_runs: measure at least so many runs,
         least_seconds: and at least for so long.
     """
+    return latencies([network], example, least_runs=least_runs, least_seconds=least_seconds)[0]
+
+
+def latencies(
+    networks: Sequence[nn.Module], example: Example, *, least_runs: int = 20, least_seconds: float = 0.2
+) -> list[Latency]:
+    """Measure how long networks take, in turns: a machine that is slower for a while is slower for all of them.
+
+    Args:
+        networks: on one device.
+        example, least_runs, least_seconds: see `latency`; for each.
+    """
     args, kwargs = examples_of(example)[0]
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    taken: list[float] = []
-    with torch.inference_mode(), in_mode(network, False):
-        for warm_up in (True, False):
+    device = next((p.device for network in networks for p in network.parameters()), torch.device("cpu"))
+    rounds: list[list[float]] = []
+
+    def seconds(network: nn.Module) -> float:
+        _wait(device)
+        start = time.perf_counter()
+        network(*args, **kwargs)
+        _wait(device)
+        return time.perf_counter() - start
+
+    with torch.inference_mode(), ExitStack() as modes:
+        for network in networks:
+            modes.enter_context(in_mode(network, False))
+        for least, wait in ((3, least_seconds / 5), (least_runs, least_seconds)):  # the first to warm up
+            rounds.clear()
             begun = time.perf_counter()
-            while len(taken) < (3 if warm_up else least_runs) or (
-                time.perf_counter() - begun < least_seconds / (5 if warm_up else 1)
-            ):
-                _wait(device)
-                start = time.perf_counter()
-                network(*args, **kwargs)
-                _wait(device)
-                taken.append(time.perf_counter() - start)
-            if warm_up:
-                taken.clear()
-    lower, middle, upper = statistics.quantiles(taken, n=4)
-    rows = next((t.shape[0] for t in tensors if t.dim()), 1)
-    return Latency(middle, upper - lower, len(taken), rows, str(device))
+            while len(rounds) < least or time.perf_counter() - begun < wait * len(networks):
+                rounds.append([seconds(network) for network in networks])
+    batch = next((t.shape[0] for t in tensors if t.dim()), 1)
+    found = []
+    for taken in zip(*rounds, strict=True):
+        lower, middle, upper = statistics.quantiles(taken, n=4)
+        found.append(Latency(middle, upper - lower, len(taken), batch, str(device)))
+    return found
+
+
+def seconds_beside(network: nn.Module, original: nn.Module, seconds: float, example: Example) -> float:
+    """What a network takes where the original takes so many seconds, as was measured before: they run in turns.
+
+    So a machine that is busy for a while neither uses a budget of time up nor widens it.
+    """
+    whole, own = latencies([original, network], example)
+    return seconds * own.seconds / whole.seconds
 
 
 def operation_seconds(network: nn.Module, example: Example, program: Program, *, repeats: int = 15) -> list[float]:

@@ -14,7 +14,7 @@ from torch import nn
 
 from .answers import count_of
 from .budget import Costs, InfeasibleError
-from .costs import cost, latency
+from .costs import cost, seconds_beside
 from .discretization import Discretization, discretization
 from .distributed import from_first, world
 from .edges import ORIGINAL, Edge
@@ -131,7 +131,7 @@ def price_of(session: Session, plan: Plan) -> Callable[[nn.Module], float]:
     if plan.times is None:
         return lambda network: float(cost(network, example, batch=count_of(example)).madds)
     batch = session.data.example(session.config.limit.latency_batch)
-    return lambda network: latency(network, batch).seconds
+    return lambda network: seconds_beside(network, session.original, plan.costs.total, batch)
 
 
 def judge_of(

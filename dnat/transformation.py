@@ -15,7 +15,7 @@ from torch import nn
 
 from .answers import count_of
 from .attachment import Architecture
-from .costs import Latency, cost, latency
+from .costs import Latency, cost, latencies
 from .data import Source
 from .decision import judge_of, price_of
 from .discretization import discretization
@@ -137,14 +137,14 @@ def measured_before(given: Session) -> dict[str, Any]:
     return {
         "cost_before": cost(given.original, given.example, batch=count_of(given.example)),
         "before": evaluate(given.original, given.held_out, given.config, task=given.task),
-        "latency_before": timed(given.original, given),
     }
 
 
-def timed(network: nn.Module, given: Session) -> Latency:
-    """The time of a network for a batch of the size that counts in a run."""
+def timed(given: Session, network: nn.Module) -> dict[str, Any]:
+    """The times of the original and of a network for a batch of the counted size: fields of `Transformation`."""
     batch = given.data.example(given.config.limit.latency_batch)
-    return from_first(lambda: latency(network, batch))
+    before, after = from_first(lambda: latencies([given.original, network], batch))
+    return {"latency_before": before, "latency_after": after}
 
 
 class Run:
@@ -320,30 +320,31 @@ class Run:
         network = trainer.network.eval()
         if trainer.ema:
             trainer.ema.copy_to(network)
-        taken = timed(network, given)
+        times = timed(given, network)
         return Transformation(
             network=network,
-            commitment=self._commitment(taken),
+            commitment=self._commitment(**times),
             history=self.loop.history,
             cost_after=cost(network, given.example, batch=count_of(given.example)),
             test=evaluate(network, given.held_out, given.config, task=given.task),
-            latency_after=taken,
             seconds=trainer.progress.seconds,
             dead=is_dead(network, given.data, task=given.task),
             watched=given.watched,
             directions=dict(given.task.metrics),
             **self.before,
+            **times,
         )
 
-    def _commitment(self, taken: Latency) -> Commitment | None:
+    def _commitment(self, latency_before: Latency, latency_after: Latency) -> Commitment | None:
         """The choices, with a note where the result takes longer than its time budget, as measured in the end."""
         commitment, plan = self.state.commitment, self.plan
         if commitment is None or plan is None or plan.times is None or plan.limit is None:
             return commitment
-        excess = taken.seconds / plan.limit - 1
+        taken = latency_after.seconds
+        excess = plan.costs.total * taken / latency_before.seconds / plan.limit - 1
         if excess <= TOLERANCE:
             return commitment
-        text = f"the network takes {taken.seconds * 1e3:.2f} ms in the end, {excess:.0%} more than its time budget"
+        text = f"the network takes {taken * 1e3:.2f} ms in the end, {excess:.0%} more than its time budget"
         return replace(commitment, notes=(*commitment.notes, text))
 
 

@@ -6,7 +6,7 @@ from reference import images, small
 from torch import nn
 
 import dnat
-from dnat.costs import latency, operation_seconds
+from dnat.costs import latencies, latency, operation_seconds, seconds_beside
 from dnat.networks import accepts
 from dnat.operations import FactorizedReduce, NullEdge
 
@@ -166,6 +166,31 @@ def test_a_network_that_does_more_takes_longer():
     many = nn.Sequential(*(nn.Linear(size, size) for _ in range(12)))
     x = torch.zeros(64, size)
     assert latency(many, x, least_seconds=0.05).seconds > 3 * latency(one, x, least_seconds=0.05).seconds
+
+
+def test_a_machine_that_slows_down_does_so_for_all_that_run_in_turns(monkeypatch):
+    """A clock on which each call takes its network's share of a second, and all of them more with every call."""
+    now = calls = 0.0
+
+    class Slow(nn.Module):
+        def __init__(self, share):
+            super().__init__()
+            self.share = share
+
+        def forward(self, x):
+            nonlocal now, calls
+            calls += 1
+            now += self.share * (1 + calls / 100)
+            return x
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    half, whole, x = Slow(0.5), Slow(1.0), torch.zeros(3, 1)
+    apart = [latency(network, x, least_seconds=0).seconds for network in (whole, half)]
+    assert apart[1] / apart[0] > 0.6  # the second came when all were slower
+    first, second = latencies([whole, half], x, least_seconds=0)
+    assert second.seconds / first.seconds == pytest.approx(0.5, rel=0.01)
+    assert (first.runs, second.runs, first.batch) == (20, 20, 3)
+    assert seconds_beside(half, whole, 3.0, x) == pytest.approx(1.5, rel=0.01)
 
 
 def test_latency_leaves_the_network_alone():

@@ -304,30 +304,30 @@ def test_a_time_budget_leaves_less_to_do(tmp_path):
 
 
 def test_a_time_budget_that_was_missed_is_tried_again_with_a_smaller_one(monkeypatch):
-    """Networks that take half as long again as the times of their operations promise; the clock is made up."""
+    """Networks with 0.4 seconds that their operations do not tell of; the clock is made up."""
 
     def seconds(network, example, program, **options):
         return [op.madds / whole for op in program.traces[0].operations]
 
-    def measured(network, example, **options):
-        found = 1.5 * dnat.cost(network, example[:1]).madds / whole * len(example)
-        return Latency(found, 0.0, 20, len(example), "cpu")
+    def measured(networks, example, **options):
+        shares = [2 * dnat.cost(network, example[:1]).madds / whole for network in networks]
+        return [Latency(0.4 + 0.6 * share, 0.0, 20, len(example), "cpu") for share in shares]
 
     given, whole = small("resnet8"), 2 * dnat.cost(small("resnet8"), images()).madds
     monkeypatch.setattr("dnat.planning.operation_seconds", seconds)
-    for module in ("decision", "transformation"):
-        monkeypatch.setattr(f"dnat.{module}.latency", measured)
+    for module in ("costs", "transformation"):
+        monkeypatch.setattr(f"dnat.{module}.latencies", measured)
     c = config(latency_budget=0.7, latency_batch=2, settle=0.0)
     result = dnat.transform(given, tiny_data(classes=5), c)
     assert not result.commitment.notes
     assert result.latency_after.seconds <= 0.7
-    assert 0 < result.cost_after.madds < 0.7 * result.cost_before.madds
-    for module in ("decision", "transformation"):
-        monkeypatch.setattr(f"dnat.{module}.latency", lambda network, example: Latency(2.0, 0.0, 20, 2, "cpu"))
+    assert 0 < result.cost_after.madds <= 0.5 * result.cost_before.madds
+    for module in ("costs", "transformation"):
+        monkeypatch.setattr(f"dnat.{module}.latencies", lambda networks, x: [Latency(2.0, 0.0, 20, 2, "cpu")] * 2)
     stubborn = dnat.transform(given, tiny_data(classes=5), c)
     assert stubborn.commitment.notes == (
         "the time budget of 700.00 ms was not reached",
-        "the network takes 2000.00 ms in the end, 186% more than its time budget",
+        "the network takes 2000.00 ms in the end, 43% more than its time budget",
     )
 
 

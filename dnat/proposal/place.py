@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ..budget import Costs, Groups, InfeasibleError, by_edge, cheapest
-from ..costs import Cost, cost, latency
+from ..costs import Cost, cost, seconds_beside
 from ..discretization import Discretization, discretization
 from ..edges import Edge
 from ..errors import UsageError
@@ -236,7 +236,9 @@ class Place:
         choices = self.keys(chosen)
         report = discretization(self.relaxed, choices, self.example)
         counted = cost(report.network, self.example, batch=self.rows)
-        seconds = latency(report.network, self.timed_example()).seconds if self.batch else None
+        seconds = None
+        if self.seconds is not None:
+            seconds = seconds_beside(report.network, self.network, self.seconds, self.timed_example())
         real = {"madds": counted.madds, "params": counted.params, "seconds": seconds or 0.0}[unit]
         return _Attempt(chosen, report, choices, counted, seconds, real)
 

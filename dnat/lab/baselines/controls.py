@@ -36,12 +36,12 @@ from ...records import Records
 from ...results import Commitment, EdgeReport, Transformation, fixed_of
 from ...rundir import CHOSEN, CUT
 from ...sensitivity import retake_statistics
-from ...session import Session, check, images_of, named, session
+from ...session import Session, check, images_of, named, reproducible, session
 from ...settings import Config, parse_amount
 from ...tasks import Task
 from ...tracing import copied, in_training
 from ...tracking import Tracker
-from ...transformation import measured_before, train
+from ...transformation import measured_before, timed, train
 from .channels import Family, family_of, pruned, resized, torch_pruning, widest
 from .reporting import edge_report
 from .search import check_identity
@@ -139,7 +139,8 @@ def control(
         small, data, recipe, task=task, records=records, tracker=tracker, stop=stop, teacher=given.original
     )
     commitment = replace(commitment, relaxed=before["before"], compact=trained.before)
-    return replace(trained, commitment=commitment, **before)
+    with reproducible(recipe):
+        return replace(trained, commitment=commitment, **before, **timed(given, trained.network))
 
 
 def _epochs(config: Config, before: Cost, after: Cost) -> int:

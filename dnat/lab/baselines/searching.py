@@ -24,12 +24,12 @@ from ...records import Records
 from ...relaxation import relax
 from ...results import Commitment, EdgeReport, FixedReport, Transformation, fixed_of
 from ...rundir import SEARCH_RESULT, SEARCH_ROWS
-from ...session import Session, check_training, choose_device, images_of, named, session
+from ...session import Session, check_training, choose_device, images_of, named, reproducible, session
 from ...settings import Config, Search
 from ...tracing import trace
 from ...tracking import Tracker
 from ...training import Evaluation, check_finite, check_usable, evaluate
-from ...transformation import measured_before, train
+from ...transformation import measured_before, timed, train
 from .reporting import edge_report
 from .search import Learner, SearchRun, check_identity, divided
 from .spaces import EdgeSpace, GenotypeSpace
@@ -152,6 +152,8 @@ def search_and_train(
         before = measured_before(given)
     listeners.tracker.committed(Tally.of((edge.kind, edge.choice) for edge in commitment.edges))
     trained = train(derived, data, given.config, records=records, tracker=tracker, stop=stop)
+    with reproducible(config):
+        times = timed(given, trained.network)
     return replace(
         trained,
         commitment=commitment,
@@ -159,6 +161,7 @@ def search_and_train(
         seconds={"search": result["seconds"] + taken, **trained.seconds},
         genotype=genotype,
         **before,
+        **times,
     )
 
 

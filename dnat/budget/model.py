@@ -93,12 +93,12 @@ def is_hard(groups: Groups, legal: Mapping[str, Sequence[str]], costs: Costs, li
 def common_step(prices: Iterable[float]) -> int:
     """The largest whole number of which all prices are multiples; 0 where some are no whole numbers.
 
-    >>> common_step([24.0, -36.0, 0.0])
-    12
+    >>> common_step([24.0, -36.0, 0.0]), common_step([2.0, 0.0004])
+    (12, 0)
     """
     found = [price for price in prices if price]
     whole = [round(price) for price in found]
-    near = all(abs(price - number) < 1e-3 for price, number in zip(found, whole, strict=True))
+    near = all(map(math.isclose, found, whole))  # shares of channels are fractions
     return math.gcd(*whole) if near else 0
 
 

@@ -60,7 +60,6 @@ class IntegerProgram:
     Args:
         exact: whether a need is held at 0 where nothing needs it. Who is asked to be cheap needs nothing that is
             not needed; others might say that they do.
-
         branches: after how many of them the best solution so far is taken; by default `MOST_BRANCHES`, or where
             exact `MOST_NODES`.
 

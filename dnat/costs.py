@@ -200,11 +200,8 @@ def latencies(
             while len(rounds) < least or time.perf_counter() - begun < wait * len(networks):
                 rounds.append([seconds(network) for network in networks])
     batch = next((t.shape[0] for t in tensors if t.dim()), 1)
-    found = []
-    for taken in zip(*rounds, strict=True):
-        lower, middle, upper = statistics.quantiles(taken, n=4)
-        found.append(Latency(middle, upper - lower, len(taken), batch, str(device)))
-    return found
+    quartiles = (statistics.quantiles(taken, n=4) for taken in zip(*rounds, strict=True))
+    return [Latency(q[1], q[2] - q[0], len(rounds), batch, str(device)) for q in quartiles]
 
 
 def seconds_beside(network: nn.Module, original: nn.Module, seconds: float, example: Example) -> float:

@@ -57,6 +57,7 @@ SUBJECTS = {
     "resnet20": Subject("resnet20", {}, 64, {"preset": "paper"}),
     "resnet20 sigmoid": Subject("resnet20", {}, 64, {"preset": "improved"}),
     "resnet20 null": Subject("resnet20", {"skips": True}, 64, {"preset": "paper"}),
+    "resnet20 nat++": Subject("resnet20", {}, 64, {"preset": "improved", "space": "nat++"}),
     "mobilenet_v2": Subject("mobilenet_v2", {}, 32, {"preset": "paper"}),
     "darts": Subject("darts_v2", {"channels": 16, "layers": 8, "skips": False}, 32, {"preset": "paper"}),
 }
@@ -76,14 +77,14 @@ def data(batch: int, size: int = 32) -> dnat.Data:
     return dnat.Data.from_tensors("noise", (images, labels), (images, labels))
 
 
-def relaxed(network: nn.Module, images: Tensor, gate: str) -> RelaxedNetwork:
+def relaxed(network: nn.Module, images: Tensor, gate: str, space: Any = "dnat") -> RelaxedNetwork:
     """The network with random theta."""
-    found = relax(network, dnat.find_edges(dnat.trace(network, images)), gate=gate)
+    found = relax(network, dnat.find_edges(dnat.trace(network, images), space), gate=gate)
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(len(found.groups), 3, generator=generator)
     with torch.no_grad():
         (theta,) = found.thetas()
-        theta.copy_(torch.tensor([0.0, 0.1, 0.9]) + 0.05 * noise)
+        theta[:, :3] = torch.tensor([0.0, 0.1, 0.9]) + 0.05 * noise
     return found
 
 
@@ -130,17 +131,19 @@ class Steps:
         own = config(subject, compile=compiled)
         self.source = data(subject.batch).to(torch.device(subject.device))
         images = self.source.example(2)
-        gate = config(subject).relaxation.gate
+        gate, space = config(subject).relaxation.gate, subject.settings.get("space", "dnat")
 
         def network() -> nn.Module:
             built = dnat.build(subject.network, seed=0, **subject.options)
             return built.to(device=subject.device, memory_format=torch.channels_last)
 
         whole = Trainer(network(), self.source, own, Progress())
-        pair = Trainer(relaxed(network(), images, gate), self.source, own, Progress())
-        single = Trainer(relaxed(network(), images, gate), self.source, own.but(single_pass=True), Progress())
+        pair = Trainer(relaxed(network(), images, gate, space), self.source, own, Progress())
+        single = Trainer(
+            relaxed(network(), images, gate, space), self.source, own.but(single_pass=True), Progress()
+        )
         with spelled(naive):
-            written = Trainer(relaxed(network(), images, gate), self.source, config(subject), Progress())
+            written = Trainer(relaxed(network(), images, gate, space), self.source, config(subject), Progress())
         for trainer in (whole, pair, single, written):
             trainer.network.train()
         self.inputs, self.target = next(iter(self.source.train_batches(0, 0, subject.batch)))

@@ -32,9 +32,10 @@ def transform(folder, words):
 )
 @pytest.mark.filterwarnings("ignore:lr_theta")
 def test_two_epochs_on_cifar10(tmp_path, cifar10_root, network):
-    """By 1,000 images and by the loss, since 300 test images say little: chance is 10 % with a deviation of 0.9
-    points, and what knows nothing has a loss of log(10) = 2.303."""
-    words = f"--network {network} --data cifar10 --data-root {cifar10_root} --train-limit 1000 --test-limit 300"
+    """By 2,000 images and by the loss, since 300 test images say little: chance is 10 % with a deviation of 0.7
+    points, and what knows nothing has a loss of log(10) = 2.303. After 1,000 images that is still a matter of the
+    machine's digits."""
+    words = f"--network {network} --data cifar10 --data-root {cifar10_root} --train-limit 2000 --test-limit 300"
     results, rows, _ = transform(tmp_path / "run", f"{words} {SHORT}")
     assert rows[-1]["train_accuracy"] > 0.13
     assert results["test_loss"] < 2.28

@@ -882,6 +882,8 @@ def test_names_that_are_no_variants_are_refused():
         planned(variant=variants, method={"slow": {"lr": 1.0}})
     with pytest.raises(ValueError, match="a label is of one method alone"):
         planned(label="mine")
+    with pytest.raises(ValueError, match="'dnat, 50 images': --methods divides names at commas"):
+        planned(variant={"dnat, 50 images": {"method": "dnat"}})
 
 
 @pytest.mark.parametrize(

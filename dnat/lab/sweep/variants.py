@@ -70,6 +70,8 @@ def check_variants(variants: Mapping[str, Any]) -> dict[str, Table]:
     for name, table in variants.items():
         if name in (*METHODS, *ALIASES):
             raise UsageError(f"variant {name!r} is named like a method: choose another name")
+        if "," in name:
+            raise UsageError(f"variant {name!r}: --methods divides names at commas; choose another name")
         check_label(name)
         if not isinstance(table, dict):
             raise UsageError(f"variant {name!r} must be a table: [variant.{name}] with a method and settings")

@@ -6,55 +6,34 @@ python benchmarks/latency.py NAME --seeds 5   another network, more draws of the
 
 One thread, fp32, images of 224 pixels as PyTorch lays them out, the memory kept as the command keeps it. Theta is
 drawn (identity 0.10 +- 0.05, original 0.90 +- 0.05), the best set within the budget is made, and network and
-original are run in turns; each ratio is the median over rounds. No accuracy is looked at.
+original are run in turns; each ratio is that of their medians. No accuracy is looked at.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Iterator
 
 import torch
+from steps import drawn
 from torch import Tensor, nn
 
 import dnat
-from dnat.costs import cost, seconds_beside
+from dnat.costs import cost, latencies, seconds_beside
 from dnat.decision import Agreement, agreed, by_theta
 from dnat.lab.cli.__main__ import _keep_memory
 from dnat.planning import Plan, make_plan
-from dnat.relaxation import RelaxedNetwork
 
 NAMES = ("torchvision:resnet50", "torchvision:mobilenet_v2")
 
 
-def drawn(plan: Plan, network: nn.Module, config: dnat.Config, seed: int) -> RelaxedNetwork:
-    """The network with a theta as it is in the middle of a run."""
-    relaxed = plan.relaxed(network, config)
-    noise = torch.randn(len(relaxed.groups), 3, generator=torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        (theta,) = relaxed.thetas()
-        theta.zero_()
-        theta[:, :3] = torch.tensor([0.0, 0.1, 0.9]) + 0.05 * noise
-    return relaxed
-
-
 def ratio(small: nn.Module, network: nn.Module, images: Tensor, rounds: int) -> float:
-    """The time of one network over that of another, in turns."""
-
-    def seconds(of: nn.Module) -> float:
-        begun = time.perf_counter()
-        of(images)
-        return time.perf_counter() - begun
-
-    with torch.inference_mode():
-        for of in (small, network):
-            seconds(of)
-        return statistics.median(seconds(small) / seconds(network) for _ in range(rounds))
+    """The time of one network over that of another."""
+    own, whole = latencies([small, network], images, least_runs=rounds, least_seconds=0)
+    return own.seconds / whole.seconds
 
 
 def made(network: nn.Module, example: Tensor, plan: Plan, config: dnat.Config, seed: int) -> Agreement:
     """The network of a drawn theta within the budget, which is checked as a run checks it."""
-    relaxed = drawn(plan, network, config, seed)
+    relaxed = drawn(plan.relaxed(network, config), seed)
 
     def price(of: nn.Module) -> float:
         if plan.times is None:

@@ -14,13 +14,10 @@ grew by at most, beside the images.
 import resource
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from latency import drawn
-from planning import Residual
-from steps import data
+from planning import Residual, timed
+from steps import Subject, config, data, drawn
 
 import dnat
 from dnat.discretization import discretization
@@ -29,34 +26,24 @@ from dnat.selection import select
 from dnat.training import Progress, Trainer
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """CPU time of one call."""
-    begun = time.process_time()
-    work()
-    return time.process_time() - begun
-
-
 def by_edges(blocks: int, rounds: int = 5) -> str:
     """A line of the first table."""
     network, images = Residual(blocks), torch.randn(2, 3, 8, 8)
-    config = dnat.Config(
-        preset="paper", batch_size=32, threads=1, epochs=100, architecture_epochs=90, device="cpu"
-    )
-    begun = time.process_time()
-    program = dnat.trace(network.eval(), images)
-    plan = make_plan(network, program, images, config.but(budget=0.7))
-    planned = time.process_time() - begun
-    relaxed = drawn(plan, network, config, seed=0)
+    settings = config(Subject("", {}, 32, {"preset": "paper"}))
+    program, traced = timed(lambda: dnat.trace(network.eval(), images))
+    plan, planned = timed(lambda: make_plan(network, program, images, settings.but(budget=0.7)))
+    relaxed = drawn(plan.relaxed(network, settings), seed=0)
     source = data(32, size=8)
-    plain, pair = (Trainer(n.train(), source, config, Progress()) for n in (network, relaxed))
+    plain, pair = (Trainer(n.train(), source, settings, Progress()) for n in (network, relaxed))
     inputs, target = next(iter(source.train_batches(0, 0, 32)))
     taken: dict[str, list[float]] = {"plain": [], "pair": []}
     for _ in range(rounds + 1):
-        taken["plain"].append(seconds(lambda: plain.step(inputs, target)))
-        taken["pair"].append(seconds(lambda: pair.step(inputs, target)))
+        taken["plain"].append(timed(lambda: plain.step(inputs, target))[1])
+        taken["pair"].append(timed(lambda: pair.step(inputs, target))[1])
     one, two = (statistics.median(times[1:]) for times in taken.values())
-    chosen = seconds(lambda: discretization(relaxed, select(relaxed, 0.7), images))
-    return f"{len(plan.edges):8}{planned:9.2f}{one * 1e3:11.1f}{two * 1e3:11.1f}{two / one:9.2f}{chosen:9.2f}"
+    _, chosen = timed(lambda: discretization(relaxed, select(relaxed, 0.7), images))
+    steps = f"{one * 1e3:11.1f}{two * 1e3:11.1f}{two / one:9.2f}"
+    return f"{len(plan.edges):8}{traced + planned:9.2f}{steps}{chosen:9.2f}"
 
 
 def by_images(number: int, batch: int = 128, batches: int = 200) -> str:

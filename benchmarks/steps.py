@@ -79,13 +79,16 @@ def data(batch: int, size: int = 32) -> dnat.Data:
 
 def relaxed(network: nn.Module, images: Tensor, gate: str, space: Any = "dnat") -> RelaxedNetwork:
     """The network with random theta."""
-    found = relax(network, dnat.find_edges(dnat.trace(network, images), space), gate=gate)
-    generator = torch.Generator().manual_seed(1)
-    noise = torch.randn(len(found.groups), 3, generator=generator)
+    return drawn(relax(network, dnat.find_edges(dnat.trace(network, images), space), gate=gate), seed=1)
+
+
+def drawn(relaxed: RelaxedNetwork, seed: int) -> RelaxedNetwork:
+    """The same network with a theta as it is in the middle of a run."""
+    noise = torch.randn(len(relaxed.groups), 3, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        (theta,) = found.thetas()
+        (theta,) = relaxed.thetas()
         theta[:, :3] = torch.tensor([0.0, 0.1, 0.9]) + 0.05 * noise
-    return found
+    return relaxed
 
 
 def naive(terms: list[tuple[Tensor, Tensor]], slope: Tensor | None = None) -> Tensor:

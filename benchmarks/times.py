@@ -4,7 +4,7 @@ python benchmarks/times.py runs/evidence-time                batches of 1, 16 an
 python benchmarks/times.py runs/evidence-time --batch 16
 
 One thread, fp32. A run measures its network once, on a machine that may be busy; here the original and the
-result are run one after the other, and the ratio is the median over rounds. A line for each method, with the mean
+result are run in turns, and the ratio is that of their medians. A line for each method, with the mean
 and the deviation over its runs.
 """
 

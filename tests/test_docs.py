@@ -170,17 +170,8 @@ def test_the_manual_is_built_without_warnings(tmp_path):
 OTHER_PROGRAMS = {  # flags of torchrun, sbatch, `wandb sync` and benchmarks
     *("--standalone", "--nproc-per-node", "--max-restarts", "--no-python", "--array", "--gres", "--signal"),
     *("--include-online", "--json", "--random", "--theta-seeds", "--arguments", "--rows", "--budgets"),
-    *(
-        "--torchvision",
-        "--timm",
-        "--transformers",
-        "--kills",
-        "--signals",
-        "--fuzz",
-        "--part",
-        "--batch",
-        "--time",
-    ),
+    *("--torchvision", "--timm", "--transformers", "--kills", "--signals", "--fuzz", "--part"),
+    *("--batch", "--time"),
 }
 
 OPTIONAL = {"dnat.integrations.lightning", "dnat.integrations.huggingface"}  # need their libraries

@@ -148,12 +148,13 @@ class Model:
         # Costs change in whole steps. A solver that does not know it tries layers of equal cost one by one.
         step = common_step(bill.prices.values())
         step = step if scale <= MOST_STEPS * step else 0
+        unit = step or scale
         prices = [(v, round(p / step) if step else p / scale) for v, p in bill.prices.items()]
         if limit is not None:
-            spare = (limit - bill.fixed) / (step or scale)
+            spare = (limit - bill.fixed) / unit
             self.program.require([(v, -p) for v, p in prices], -math.floor(spare + 1e-9) if step else -spare)
         if floor:
-            least = (floor - bill.fixed) / (step or scale)
+            least = (floor - bill.fixed) / unit
             self.program.require(prices, math.ceil(least - 1e-9) if step else least)
 
     def _keep_apart(self) -> None:

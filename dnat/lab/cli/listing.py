@@ -10,6 +10,7 @@ import click
 from ...errors import UsageError
 from ...naming import unknown
 from ...settings.described import Setting, described
+from ..catalogue import catalogue, size_of
 from ..consent import code_in
 from .group import cli
 from .options import PIXELS, SET_NETWORK, network_options
@@ -29,7 +30,6 @@ def networks(names: tuple[str, ...], image_size: int | None, pairs: tuple[str, .
     dnat networks resnet20 nasbench201:301420 torchvision:resnet18
     dnat networks resnet20 --set network.skips=true --set network.width=8
     """
-    from ..catalogue import catalogue, size_of
     from ..terminal.console import console
     from ..terminal.listings import families_table, networks_table
 
@@ -55,7 +55,6 @@ def networks(names: tuple[str, ...], image_size: int | None, pairs: tuple[str, .
 @cli.command()
 def datasets() -> None:
     """List the data sets that can be loaded by name."""
-    from ..catalogue import catalogue
     from ..terminal.console import console
     from ..terminal.listings import datasets_table
 

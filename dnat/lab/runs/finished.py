@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...costs import Latency, latency
+from ...costs import Latency, latencies
 from ...data import Data, Preprocess, Source
 from ...discretization import discretize
 from ...errors import DataError, UsageError, is_of_no_file
@@ -98,8 +98,8 @@ def times(directory: str | Path) -> tuple[Latency, Latency]:
         before = build_network(job.but(weights=None), len(record["classes"]), shape)
         example = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     with reproducible(job.config):  # with as many threads as it was trained with
-        networks = (laid_out(network.to(device).eval(), machine, device) for network in (before, after))
-        first, last = (latency(network, example, least_seconds=0.5) for network in networks)
+        networks = [laid_out(network.to(device).eval(), machine, device) for network in (before, after)]
+        first, last = latencies(networks, example, least_seconds=0.5)
     return first, last
 
 

@@ -28,7 +28,7 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def _the_same_every_time():
+def _the_same_every_time(tmp_path_factory):
     """Two processes of two threads each would wait for one another on a small machine.
 
     A test that draws without a generator of its own draws the same numbers in every run, whatever ran before
@@ -41,7 +41,7 @@ def _the_same_every_time():
     yield
     sys.path[:] = path
     for name in {*sys.modules} - imported:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(tempfile.gettempdir()):
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path_factory.getbasetemp())):
             del sys.modules[name]
 
 

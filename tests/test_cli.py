@@ -19,6 +19,7 @@ import dnat
 from dnat.edges import Tally
 from dnat.lab import cli as module
 from dnat.lab.cli import cli, exit_code, output
+from dnat.lab.cli.group import MODULES
 from dnat.lab.terminal.tables import changes_table
 from dnat.lab.terminal.tracker import TerminalTracker
 
@@ -200,7 +201,7 @@ def test_a_signal_saves_and_exits_with_75(finished, number):
             "not finite any more",
         ),
         (["transform", "--epoch", "3"], 2, "Did you mean"),
-        (["trasform"], 2, "Did you mean 'transform'?"),
+        (["trasform"], 2, "unknown command 'trasform'; did you mean 'transform'?"),
         (["resume", "runs/nothing"], 2, "is not a run directory"),
         (["evaluate", "runs/nothing"], 2, "is not a run directory"),
         (["edges", "--network", "torchvision:resnet81"], 2, "did you mean 'resnet18'"),
@@ -264,6 +265,20 @@ def test_every_command_has_help(name):
     for parameter in cli.commands[name].params:
         if parameter.param_type_name == "option":
             assert parameter.help, parameter.name
+
+
+def test_each_command_is_imported_from_where_it_stands():
+    where = {name: command.callback.__module__.rpartition(".")[2] for name, command in cli.commands.items()}
+    assert where == MODULES
+
+
+@pytest.mark.parametrize("command", ["networks", "datasets"])
+def test_what_there_is_is_listed_without_what_other_commands_need(command):
+    code = f"import sys; from dnat.lab.cli.group import cli; cli.main(['{command}'], standalone_mode=False); "
+    code += "print(*({'torch', 'pydantic', 'numpy', 'scipy'} & {*sys.modules}), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "\n")
+    assert "resnet20" in done.stdout or "digits" in done.stdout
 
 
 def test_help_does_not_import_torch():

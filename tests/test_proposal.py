@@ -201,6 +201,17 @@ def test_it_fits_a_screen_and_keys_are_whole(eight, everything):
         assert all(re.search(rf"^ .* {re.escape(f.key)}$", text, re.M) for f in result.fixed)
 
 
+@pytest.mark.parametrize("factor", [1, 100, 10_000])
+def test_times_of_any_size_fit_a_screen(eight, factor):
+    """A network may take a tenth of a second, or ten, on a machine that is busy."""
+    _, result = eight
+    slow = [dataclasses.replace(p, seconds=0.001234 * factor) for p in result.proposals]
+    text = described(dataclasses.replace(result, seconds=0.001234 * factor, proposals=tuple(slow)))
+    rows = [line for line in text.splitlines() if line.startswith(("  budget", "  0."))]
+    assert len(rows) == 1 + len(BUDGETS)
+    assert all(len(row) <= 80 and "e+" not in row for row in rows)
+
+
 @pytest.mark.parametrize("form", ["svg", "png"])
 def test_the_picture_shows_every_budget_and_every_edge(form, eight, tmp_path):
     _, result = eight
@@ -487,6 +498,7 @@ def test_a_plan_in_a_file_goes_on_where_it_was_stopped(tmp_path):
     again = kept(Planner(network, batches), asked, 0, path, lambda what, done, of: told.append((what, done)))
     assert again == whole
     assert min(done for what, done in told if what == "trying choices") == trials + 1
+    assert [done for what, done in told if what == "choosing sets"] == [0, 1]
     # Another budget is added, and nothing is tried again.
     told.clear()
     more = kept(Planner(network, batches), [parse_budget(0.9)], 0, path, lambda what, done, of: told.append(what))

@@ -247,7 +247,7 @@ def test_ctrl_c_while_the_command_is_loaded_is_no_traceback(monkeypatch, capsys)
 
     loading = types.ModuleType("commands")
     loading.__getattr__ = interrupt
-    monkeypatch.setitem(sys.modules, "dnat.lab.cli.commands", loading)
+    monkeypatch.setitem(sys.modules, "dnat.lab.cli.group", loading)
     assert command("networks", monkeypatch=monkeypatch) == 130
     assert capsys.readouterr().err == "dnat: stopped at once\n"
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 
-def digits(value: float) -> str:
-    """Three significant digits, never an exponent.
+def digits(value: float, number: int = 3) -> str:
+    """So many significant digits, never an exponent.
 
-    >>> digits(1234567), digits(0.00012345), digits(2.0), digits(float("nan"))
-    ('1230000', '0.000123', '2', 'nan')
+    >>> digits(1234567), digits(0.00012345), digits(2.0), digits(125.0, 2), digits(float("nan"))
+    ('1230000', '0.000123', '2', '120', 'nan')
     """
-    return f"{Decimal(f'{value:.3g}'):f}" if math.isfinite(value) else str(value)
+    return f"{Decimal(f'{value:.{number}g}'):f}" if math.isfinite(value) else str(value)
 
 
 def count(value: float) -> str:

@@ -1,6 +1,7 @@
 """Budgets of a plan: what is asked for, and amounts as people read them."""
 
 from dataclasses import dataclass
+from decimal import Decimal
 
 from ..errors import WrongTypeError
 from ..settings import Amount, parse_amount, shown
@@ -47,8 +48,18 @@ def amount(value: float, unit: str) -> str:
     ('40.6 M MAdds', '12.3 ms')
     """
     if unit == "seconds":
-        return f"{value * 1e3:.3g} ms"
+        return duration(value)
     return f"{short(value)} {'MAdds' if unit == 'madds' else 'parameters'}"
+
+
+def duration(seconds: float, digits: int = 3) -> str:
+    """A time with so many significant digits, never an exponent.
+
+    >>> duration(0.0012345), duration(0.12345, digits=2), duration(0.99999), duration(12.345)
+    ('1.23 ms', '120 ms', '1 s', '12.3 s')
+    """
+    rounded = Decimal(f"{seconds:.{digits}g}")
+    return f"{rounded.normalize():f} s" if rounded >= 1 else f"{(rounded * 1000).normalize():f} ms"
 
 
 def short(value: float) -> str:

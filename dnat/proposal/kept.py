@@ -40,7 +40,8 @@ def kept(planner: Planner, budgets: Sequence[Budget], measure: int, path: Path, 
     asked = [p.budget for p in earlier.proposals] if earlier else []
     every = list(dict.fromkeys([*map(parse_budget, asked), *budgets]))
     untimed = earlier is not None and not earlier.timed and not measure
-    result = planner.result(sensitivity, every, measure, earlier.proposals if earlier and untimed else ())
+    known = earlier.proposals if earlier and untimed else ()
+    result = planner.result(sensitivity, every, measure, known, tell)
     atomic_write(path, (result.to_json() + "\n").encode())
     part.unlink(missing_ok=True)
     return result

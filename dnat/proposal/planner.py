@@ -29,6 +29,10 @@ Tell = Callable[[str, int, int], None]
 """Is told what is done, how much of it, of how much."""
 
 
+def untold(what: str, done: int, of: int) -> None:
+    """Where nobody listens."""
+
+
 class Planner:
     """A network and what it is shown: measures, and proposes. `plan` is this in one call.
 
@@ -77,7 +81,7 @@ class Planner:
         return Judge(self.place.relaxed, self.batches, self.task)
 
     def measured(
-        self, tell: Tell = lambda what, done, of: None, path: Path | None = None, elsewhere: Path | None = None
+        self, tell: Tell = untold, path: Path | None = None, elsewhere: Path | None = None
     ) -> Sensitivity:
         """Try every choice; what one of two files holds is not tried again, and the first is written."""
         known = batches_in(elsewhere, self.digest) if elsewhere else []
@@ -90,18 +94,21 @@ class Planner:
         budgets: Sequence[Budget],
         measure: int = 0,
         known: Sequence[Proposal] = (),
+        tell: Tell = untold,
     ) -> Proposals:
         """What is proposed for each budget; those of which a proposal is known are not judged again."""
         place, judged = self.place, {proposal.budget: proposal for proposal in known}
         if measure or any(budget.unit == "seconds" for budget in budgets):
             place.time(int(measure) or 1)
         proposals, refused = [], []
-        for budget in budgets:
+        for number, budget in enumerate(budgets):
+            tell("choosing sets", number, len(budgets))
             try:
                 again = judged.get(budget.text) if not place.batch else None
                 proposals.append(again or place.judged(budget, sensitivity, self.judge))
             except InfeasibleError as error:
                 refused.append((budget.text, str(error)))
+        tell("choosing sets", len(budgets), len(budgets))
         costs = place.amounts["madds"].costs
         return Proposals(
             network=type(place.network).__name__,
@@ -178,11 +185,11 @@ def plan(
     budgets = list(dict.fromkeys(map(parse_budget, several)))
     if not budgets:
         raise UsageError("budget is empty: give at least one, such as 0.7")
-    listening = tell or (lambda what, done, of: None)
+    listening = tell or untold
     name = type(network).__name__
     with users_code(f"{name}'s code failed", alone=False):
         planner = Planner(network, data, space=space, mode=mode, images=images, seed=seed)
-        return planner.result(planner.measured(listening), budgets, measure)
+        return planner.result(planner.measured(listening), budgets, measure, tell=listening)
 
 
 def _asked(place: Place, sensitivity: Sensitivity, budget: str | float) -> Proposal:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ..edges import IDENTITY, NONE, ORIGINAL, Tally, channels_of, kept_of
-from .budgets import amount, short
+from .budgets import amount, duration, short
 
 if TYPE_CHECKING:
     from ..results import FixedReport
@@ -78,7 +78,7 @@ def _budgets(plan: "Proposals") -> list[str]:
         cells = [_with_share(short(p.madds), p.madds, plan.madds)]
         cells.append(short(p.params) if narrow else _with_share(short(p.params), p.params, max(plan.params, 1)))
         if timed and p.seconds and plan.seconds:
-            cells.append(_with_share(f"{_number(p.seconds * 1e3, digits)} ms", p.seconds, plan.seconds))
+            cells.append(_with_share(duration(p.seconds, digits), p.seconds, plan.seconds))
         changed = _counts(plan, p).values()
         rows.append((p.budget, *cells, _number(p.expected, digits), _number(p.damage, digits), *changed))
     lines = columns(rows, left=[0]) if plan.proposals else []

@@ -1,4 +1,4 @@
-"""The command `dnat`. Each command parses, calls and prints; torch is imported only by those that need it."""
+"""The command `dnat`. Each command parses, calls and prints; what it needs is imported when it runs."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def main() -> None:
         from ...errors import told_of_machine
 
         with told_of_machine():
-            from .commands import main as run  # takes most of a second, in which someone may press Ctrl-C
+            from .group import main as run
     except KeyboardInterrupt:
         sys.stderr.write(_STOPPED)
         sys.exit(130)

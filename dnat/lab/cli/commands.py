@@ -1,7 +1,8 @@
-"""All commands, and what runs one."""
+"""All commands at once, for those who ask about each; `dnat` imports the one that it runs."""
 
 from . import (  # noqa: F401 (each adds its commands)
     comparing,
+    explaining,
     exporting,
     listing,
     planning,
@@ -11,5 +12,4 @@ from . import (  # noqa: F401 (each adds its commands)
 )
 from .group import cli as cli
 from .group import exit_code as exit_code
-from .group import main as main
 from .options import make_job as make_job

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ...errors import UsageError
+from .destinations import check_files, with_ending
 from .group import cli
 from .options import ACCEPT, accepted, flag
-from .output import check_files, say, with_ending
+from .output import say
 from .trust import TRUST, begin_again
 
 if TYPE_CHECKING:

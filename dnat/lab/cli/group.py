@@ -1,6 +1,7 @@
-"""The command itself: its commands are added by the modules beside this one."""
+"""The command itself: each of its commands is added by a module beside this one, once it is asked for."""
 
 import errno
+import importlib
 import os
 import sys
 import traceback
@@ -10,13 +11,49 @@ import click
 from ... import __version__
 from ...errors import DnatError, told_of_machine, users_code
 from ...files import named
+from ...naming import unknown
 from .output import say
+
+MODULES = {
+    **dict.fromkeys(("transform", "resume"), "running"),
+    **dict.fromkeys(("edges", "plan"), "planning"),
+    "sweep": "sweeping",
+    **dict.fromkeys(("report", "results", "draw", "evaluate", "predict"), "results"),
+    **dict.fromkeys(("compare", "power"), "comparing"),
+    "export": "exporting",
+    **dict.fromkeys(("networks", "datasets"), "listing"),
+    "settings": "explaining",
+}
+"""In which module each command stands."""
 
 FIRST = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
 """Whether this process is the only one, or the first of those that torchrun started."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """The commands; a module with some of them is imported when one of those is asked for, so that none waits for
+    what others need."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all."""
+        return sorted(MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name; None where there is none."""
+        if cmd_name in MODULES:
+            importlib.import_module(f".{MODULES[cmd_name]}", __package__)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was typed; a name that is near to another says so."""
+        if args[0] not in MODULES and args[0].isidentifier() and not ctx.resilient_parsing:
+            raise unknown("command", args[0], MODULES)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="dnat")
 def cli() -> None:
     """Transform a PyTorch network into a smaller one, while it trains.

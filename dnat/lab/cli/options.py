@@ -10,8 +10,6 @@ from ...settings import Job, parse_setting, read_toml
 from ...settings.described import Setting, described
 from ..catalogue import catalogue
 
-PIXELS = click.IntRange(1, 8192)
-
 FLAGS = (
     *("network", "data", "data_root", "method", "mode", "preset", "space", "budget", "latency_budget", "weights"),
     *("epochs", "architecture_epochs", "batch_size", "seed", "train_limit", "test_limit", "image_size", "workers"),
@@ -99,9 +97,6 @@ SET = click.option(
     metavar="KEY=VALUE",
     help="Any setting; repeatable. `dnat settings` lists all.",
     shell_complete=_offered_settings,
-)
-SET_NETWORK = click.option(
-    "--set", "pairs", multiple=True, metavar="KEY=VALUE", help="network.OPTION=VALUE; repeatable."
 )
 CONFIG = click.option("--config", "file", type=click.Path(), help="Settings in a TOML file.")
 DOWNLOAD = click.option(

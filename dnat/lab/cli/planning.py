@@ -9,9 +9,11 @@ import click
 from ...errors import UsageError
 from ...settings import PRESETS, Config, Job
 from ..consent import code_in
+from .destinations import check_files
 from .group import cli
-from .options import PIXELS, SET, SET_NETWORK, flag, flags, given_settings, network_options
-from .output import check_files, say, told_if_slow
+from .listing import PIXELS, SET_NETWORK
+from .options import SET, flag, flags, given_settings, network_options
+from .output import say, told_if_slow
 from .trust import begin
 
 
@@ -173,4 +175,4 @@ def _planned(
     with watched(console(stderr=True)) as tell:
         if out:
             return kept(planner, budgets, int(measure), out, tell)
-        return planner.result(planner.measured(tell), budgets, int(measure))
+        return planner.result(planner.measured(tell), budgets, int(measure), tell=tell)

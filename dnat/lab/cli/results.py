@@ -9,9 +9,10 @@ from typing import Any
 import click
 
 from ...errors import DataError, UsageError
+from .destinations import check_files, check_folder, with_ending
 from .group import cli
 from .options import ACCEPT, accepted, flag
-from .output import check_files, check_folder, say, with_ending
+from .output import say
 from .trust import TRUST, begin_again
 
 BASELINE = click.option(

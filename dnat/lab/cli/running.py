@@ -11,9 +11,9 @@ import click
 from ...errors import UsageError
 from ...settings import WHERE, Job, read_toml, run_name
 from ..consent import code_in
+from .destinations import check_folder
 from .group import FIRST, cli, exit_code
 from .options import ACCEPT, DOWNLOAD, flag, given_settings, job_options, make_job
-from .output import check_folder
 from .signals import stop_on_signals
 from .trust import TRUST, agree, begin, begin_again
 

@@ -9,9 +9,10 @@ import click
 from ...errors import UsageError
 from ...settings import read_toml
 from ..consent import code_in_sweep
+from .destinations import check_folder
 from .group import SweepEnded, cli
 from .options import DOWNLOAD, add_settings, job_options
-from .output import check_folder, say
+from .output import say
 from .signals import stop_on_signals
 from .trust import TRUST, agree, begin
 

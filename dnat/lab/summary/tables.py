@@ -73,7 +73,7 @@ def _time(row: Row) -> str:
     """Milliseconds, with half of the quartiles' distance."""
     if row.latency_after is None:
         return "-"
-    half = "" if row.latency_spread is None else f" ± {500 * row.latency_spread:.2g}"
+    half = "" if row.latency_spread is None else f" ± {digits(500 * row.latency_spread, 2)}"
     return digits(1e3 * row.latency_after) + half
 
 

@@ -108,10 +108,30 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 
+EVIDENCE = {
+    "trained": ("A trained network, few images", "dnat-full 0.73"),
+    "all": ("A trained network, all images", "dnat-full 0.73"),
+    "time": ("A trained network, at equal time", "dnat at 0.75 of the time"),
+}
+"""{folder of records: (title, with what the others are compared)}; docs/evidence.md has the questions."""
+
+
+def evidence() -> dict[str, str]:
+    """What `dnat report` makes of the records behind the evidence: a page for each question, and their list."""
+    from dnat.lab.report import gather, page
+
+    lines, made = ["# Pages of the evidence", "", "What `dnat report` makes of the records of each question."], {}
+    for name, (title, baseline) in EVIDENCE.items():
+        made[f"reports/{name}.html"] = page(gather([ROOT / "benchmarks/results/evidence" / name], baseline))
+        lines += ["", f"- [{title}](reports/{name}.html)"]
+    return made | {"reports.md": "\n".join(lines)}
+
+
 def pages() -> dict[str, str]:
     """{place in the manual: text} of what is made."""
     made = {f"reference/{page}.md": reference(page) for page in REFERENCE}
     made["reference/command.md"] = command()
+    made |= evidence()
     made["changelog.md"] = (ROOT / "CHANGELOG.md").read_text().replace("](docs/", "](")
     return made
 

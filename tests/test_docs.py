@@ -15,6 +15,7 @@ from click.testing import CliRunner
 import dnat
 from dnat import lab
 from dnat.lab.cli import cli
+from dnat.lab.report import gather
 from dnat.networks import Genotype
 from dnat.settings import METHODS, OWNERS, PRESETS, Search
 
@@ -148,6 +149,23 @@ def test_the_page_of_the_command_has_every_flag():
         part = text.partition(f"\n## dnat {name}\n")[2].partition("\n## ")[0]
         flags = {flag for p in command.params for flag in p.opts if flag.startswith("--")}
         assert flags <= set(re.findall(r"--[a-z][a-z-]+", part)), name
+
+
+@pytest.mark.parametrize("name", sorted(site.EVIDENCE))
+def test_tables_of_the_evidence_are_those_of_its_records(name):
+    title, baseline = site.EVIDENCE[name]
+    section = GUIDES["evidence.md"].partition(f". {title}\n")[2].partition("\n## ")[0]
+    found = gather([ROOT / "benchmarks" / "results" / "evidence" / name], baseline)
+    compared = {c.method: c for c in found.summary.comparisons}
+    assert len(found.summary.rows) > 3
+    for row in found.summary.rows:
+        cells = [f"| {row.n} | {row.mean:.2f} ± {row.std:.2f} "]
+        if comparison := compared.get(row.method):
+            cells.append(f"{comparison.mean:+.2f} [{comparison.interval[0]:+.2f}, {comparison.interval[1]:+.2f}]")
+            cells.append(f" {comparison.p_holm:.2g} ")
+        cells.append(f"({row.madds_change:+.1f} %)")
+        assert any(all(cell in line for cell in cells) for line in section.splitlines()), (row.method, cells)
+    assert not any("not set" in note for note in found.summary.notes)
 
 
 @pytest.mark.slow

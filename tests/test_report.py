@@ -286,6 +286,16 @@ def test_damaged_files_of_finished_runs_are_noted(real, tmp_path):
         assert note in page(found)
 
 
+def test_what_is_missing_in_many_runs_is_told_once(real, tmp_path):
+    runs = [vary(real, tmp_path / f"run-{seed}", "dnat-full", seed, 90.0 + seed) for seed in range(5)]
+    for without in runs[:4]:
+        (without / "architecture.json").unlink()
+    (runs[4] / "environment.json").unlink()
+    alone, together = gather(runs[::-1]).notes
+    assert together == "architecture.json is missing, in 4 runs: run-3, run-2, run-1 and 1 more"
+    assert alone == "run-4: environment.json is missing"
+
+
 # Tables.
 
 

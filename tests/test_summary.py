@@ -738,6 +738,10 @@ def test_a_label_names_the_row():
     made[-1]["job"] |= {"mode": "cell"}
     (note,) = (n for n in summarize(made).notes if "differ in" in n)
     assert note.endswith("the runs of slow differ in mode: cell, full")
+    made[0]["job"] |= {"mode": "cell"}
+    (note,) = (n for n in summarize(made).notes if "differ in" in n)
+    assert note.endswith("the runs of original, slow differ in mode: cell, full")
+    made[0]["job"] |= {"mode": "full"}
     made[-1]["job"] |= {"method": "nat", "mode": "full"}  # a label may stand for one method alone
     (note,) = (n for n in summarize(made).notes if "differ in" in n)
     assert note.endswith("the runs of slow differ in method: dnat, nat")

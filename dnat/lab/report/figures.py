@@ -364,12 +364,12 @@ def _padded(
 
 def _room(labels: Sequence[str] | Mapping[str, Any]) -> float:
     """Pixels on the right for labels of the curves."""
-    return 16 + _LETTER * max(len(plain(name, 16)) for name in labels)
+    return 16 + _LETTER * max(len(plain(name, 20)) for name in labels)
 
 
 def _label(x: float, y: float, method: str, look: Look, **more: Any) -> dict[str, Any]:
     font = {"color": look.colour(method), "size": 13}
-    text = f" {plain(method, 16)}"
+    text = f" {plain(method, 20)}"
     return {"x": x, "y": y, "text": text, "font": font, "showarrow": False, "xanchor": "left"} | more
 
 

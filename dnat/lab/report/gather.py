@@ -200,7 +200,7 @@ def gather(
         unfinished=tuple(sorted(unfinished, key=lambda u: u.name)),
         summary=summary,
         sweeps=tuple(sweeps.values()),
-        notes=tuple(notes),
+        notes=_together(notes, [run.directory for run in runs]),
     )
 
 
@@ -331,6 +331,20 @@ def _once(runs: Iterable[Run], notes: list[str]) -> list[Run]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+
+
+def _together(notes: Iterable[str], directories: Iterable[Path]) -> tuple[str, ...]:
+    """Notes, of which those that say the same of files of several runs are one."""
+    names = {f"{directory}{os.sep}": directory.name for directory in directories}
+    names |= {f"{name}: ": name for name in names.values()}
+    runs: dict[str, dict[str, str]] = {}
+    for note in notes:
+        start = next((start for start in names if note.startswith(start)), "")
+        runs.setdefault(note.removeprefix(start), {})[note] = names.get(start, "")
+    return tuple(
+        next(iter(told)) if len(told) == 1 else f"{what}, in {len(told)} runs: {_some([*told.values()])}"
+        for what, told in runs.items()
+    )
 
 
 def _refuse_duplicates(runs: Iterable[Run]) -> None:

@@ -14,15 +14,24 @@ Pair = tuple[Trial, Mapping[str, Any]]
 
 _SINCE = {
     "task": "classification",
-    **{"optimizer": "sgd", "label_smoothing": "0.0", "ema": "0.0", "validation": "0.0"},
+    **{"optimizer": "sgd", "label_smoothing": "0.0", "ema": "0.0", "validation": "0.0", "compile": "False"},
+    "patience": "0",
 }
 """Settings that older records lack, and how their runs were trained."""
 
 _RECIPE = (
     *("network_options", "weights", "image_size", "train_limit", "test_limit", "crop", "epochs", "batch_size"),
     *("lr", "momentum", "weight_decay", "grad_clip", "cutout", "auxiliary", "drop_path", "amp", "warm_up"),
-    *("distillation", "feature_distillation"),
-    *_SINCE,
+    *(
+        "distillation",
+        "feature_distillation",
+        "task",
+        "optimizer",
+        "label_smoothing",
+        "ema",
+        "validation",
+        "compile",
+    ),
 )
 """Settings that all methods of a comparison should share."""
 
@@ -85,12 +94,14 @@ def _setting_notes(group: Sequence[Pair]) -> list[str]:
         holders = _holders(settings, key)
         if len(holders) > 1:
             notes.append(f"not all were trained alike: {key} is {_listed_holders(holders)}")
+    differing: dict[str, list[str]] = {}
     for method in dict.fromkeys(m for m, _ in settings):
         mine = [(m, s) for m, s in settings if m == method]
         for key in sorted({k for _, s in mine for k in s if k.partition(".")[0] not in (*_RECIPE, *_NO_MATTER)}):
             holders = _holders(mine, key)
             if len(holders) > 1:
-                notes.append(f"the runs of {method} differ in {key}: {', '.join(sorted(holders))}")
+                differing.setdefault(f"differ in {key}: {', '.join(sorted(holders))}", []).append(method)
+    notes += [f"the runs of {', '.join(methods)} {what}" for what, methods in differing.items()]
     sizes = [(t.method, {"": f"{t.params_before:,} params, {t.madds_before:,} MAdds"}) for t, _ in group]
     holders = _holders(sizes, "")
     if len(holders) > 1:

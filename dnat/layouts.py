@@ -1,6 +1,7 @@
 """The memory layout of gradients: what a training loses where it is not that of the values."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,52 @@ def with_dense_gradients(joined: Tensor) -> Tensor:
             if joined.grad_fn is not None:
                 joined.grad_fn.register_hook(_dense)
     return joined
+
+
+class _Subsampling(torch.autograd.Function):
+    """See `subsampled`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        first = x[:, :, ::2, ::2].clone(memory_format=_layout(x))
+        second = torch.zeros_like(first)
+        rest = x[:, :, 1::2, 1::2]
+        second[:, :, : rest.shape[2], : rest.shape[3]] = rest
+        return first, second
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.shape, ctx.layout = inputs[0].shape, _layout(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        first, second = gradients
+        whole = torch.empty(ctx.shape, dtype=first.dtype, device=first.device, memory_format=ctx.layout).zero_()
+        whole[:, :, ::2, ::2] = first
+        rest = whole[:, :, 1::2, 1::2]
+        rest.copy_(second[:, :, : rest.shape[2], : rest.shape[3]])
+        return whole
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor]:
+        return subsampled(tangent)
+
+
+def subsampled(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Every second row and column, from the first and from the second on; of odd sizes zeros stand for the last.
+
+    What two strided 1x1 convolutions read of x, the second of them shifted by a pixel. Each of those gives x a
+    gradient of full size, most of it zeros, and the two are added; here it is written once.
+
+    Args:
+        x: (N, C, H, W).
+
+    Returns:
+        Two of (N, C, ceil(H / 2), ceil(W / 2)), which lie in memory as x does.
+    """
+    return _Subsampling.apply(x)
 
 
 def _dense(parts: Sequence[Tensor | None], whole: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

@@ -1,10 +1,12 @@
 """Gradients keep the memory layout of their values; what is computed is what the obvious code computes."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from dnat.layouts import with_dense_gradients
+from dnat.layouts import subsampled, with_dense_gradients
 from dnat.networks.resnet import Shortcut
 from dnat.operations import FactorizedReduce
 
@@ -66,4 +68,57 @@ def test_a_reduction_looks_at_the_pixels_between(size):
     shifted[:, :, :-1, :-1] = relu
     both = [reduction.conv1(relu), reduction.conv2(shifted[:, :, 1:, 1:])]
     if size != (1, 1):  # a norm needs more than one value
-        assert torch.equal(reduction(x), nn.functional.batch_norm(torch.cat(both, 1), None, None, training=True))
+        with torch.no_grad():
+            out = reduction(x)
+        assert torch.equal(out, nn.functional.batch_norm(torch.cat(both, 1), None, None, training=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 3)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_reduction_that_is_trained_computes_what_one_that_is_watched_does(layout, size, dtype):
+    """With its gradients; a hook on a convolution asks for that to be called."""
+    reduction = FactorizedReduce(16, 32, 2).to(dtype=dtype, memory_format=layout).train()
+    x = torch.randn(4, 16, *size).to(dtype=dtype, memory_format=layout)
+    weights, made, called = torch.randn(4, 32, (size[0] + 1) // 2, (size[1] + 1) // 2).to(dtype), [], []
+    for watched in (False, True):
+        handle = reduction.conv2.register_forward_hook(lambda *_: called.append(1)) if watched else None
+        own = x.clone().requires_grad_()
+        reduction.zero_grad()
+        out = reduction(own)
+        assert ("Subsampling" in str(graph_of(out))) is not watched
+        (out * weights).sum().backward()
+        assert own.grad.is_contiguous(memory_format=layout)
+        made.append([out.detach(), own.grad, *(p.grad.clone() for p in reduction.parameters())])
+        if handle:
+            handle.remove()
+    assert called == [1]
+    for one, other in zip(*made, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def graph_of(out):
+    """The names of all that a gradient goes through."""
+    names, rest = [], [out.grad_fn]
+    while rest:
+        node = rest.pop()
+        names.append(type(node).__name__)
+        rest += [following for following, _ in node.next_functions if following is not None]
+    return names
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 3), (1, 2)])
+def test_subsampling_is_slicing_in_every_derivative(size):
+    def sliced(x):
+        padded = nn.functional.pad(x, (0, size[1] % 2, 0, size[0] % 2))
+        return x[:, :, ::2, ::2], padded[:, :, 1::2, 1::2]
+
+    x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+    assert all(map(torch.equal, subsampled(x), sliced(x)))
+    assert torch.autograd.gradcheck(subsampled, (x,))
+    assert torch.autograd.gradgradcheck(subsampled, (x,))
+    many = torch.randn(4, 2, 3, *size, dtype=torch.float64)
+    assert all(map(torch.equal, torch.func.vmap(subsampled)(many), torch.func.vmap(sliced)(many)))
+    with warnings.catch_warnings(action="ignore"):  # torch's own, of torch.jit
+        own, other = (torch.func.jvp(f, (x.detach(),), (many[0],))[1] for f in (subsampled, sliced))
+    assert all(map(torch.equal, own, other))

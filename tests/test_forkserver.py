@@ -122,3 +122,24 @@ def test_a_forked_trial_has_the_bits_of_one_in_a_process_of_its_own(server, tmp_
         wrong = carry_out(replace(attempt, arguments=("transform", "--network", "nope")), lambda: False, server=by)
         assert wrong.state == "done"  # its result is there already
     assert found["forked"] == found["own"]
+
+
+TRIAL = """
+import importlib, sys
+from dnat.lab.cli.group import cli
+from dnat.lab.sweep.forkserver import _IMPORTED
+for name in _IMPORTED:
+    importlib.import_module(name)
+before = {*sys.modules}
+cli.main(["transform", *sys.argv[1:]], standalone_mode=False)
+print("imported later:", *(name for name in sys.modules if name.startswith("dnat") and name not in before))
+"""
+
+
+def test_a_trial_finds_all_of_dnat_imported(tmp_path):
+    job = (
+        "--network resnet8 --set network.width=2 --set threads=1 --train-limit 40 --test-limit 20 --batch-size 20"
+    )
+    words = [*job.split(), "--epochs", "2", "--architecture-epochs", "1", "--out", str(tmp_path / "run")]
+    done = subprocess.run([sys.executable, "-c", TRIAL, *words], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1] == "imported later:", done.stderr

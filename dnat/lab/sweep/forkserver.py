@@ -27,7 +27,11 @@ THERE_ARE_FORKS = sys.platform == "linux"
 PARENT = "DNAT_PARENT"
 """Environment variable with the process without which a trial stops: whatever ends a sweep ends its trials."""
 
-_IMPORTED = ("dnat.lab.runs", "dnat.lab.drawing", "dnat.lab.terminal", "matplotlib.figure", "torch._dynamo")
+_IMPORTED = (
+    *("dnat.lab.cli.running", "dnat.lab.runs", "dnat.lab.drawing", "dnat.lab.prediction"),
+    *("dnat.lab.summary", "dnat.lab.terminal.tracker", "dnat.lab.terminal.tables"),
+    *("matplotlib.figure", "torch._dynamo"),
+)
 """What a trial imports; torch's optimizers ask for its compiler."""
 
 _PAUSE = 0.05

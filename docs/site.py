@@ -112,6 +112,7 @@ EVIDENCE = {
     "trained": ("A trained network, few images", "dnat-full 0.73"),
     "all": ("A trained network, all images", "dnat-full 0.73"),
     "time": ("A trained network, at equal time", "dnat at 0.75 of the time"),
+    "scratch": ("From the beginning, in the papers' ways", "original"),
 }
 """{folder of records: (title, with what the others are compared)}; docs/evidence.md has the questions."""
 

@@ -27,11 +27,8 @@ class _Subsampling(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        first = x[:, :, ::2, ::2].clone(memory_format=_layout(x))
-        second = torch.zeros_like(first)
-        rest = x[:, :, 1::2, 1::2]
-        second[:, :, : rest.shape[2], : rest.shape[3]] = rest
-        return first, second
+        layout = _layout(x)
+        return x[:, :, ::2, ::2].clone(memory_format=layout), x[:, :, 1::2, 1::2].clone(memory_format=layout)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
@@ -42,8 +39,7 @@ class _Subsampling(torch.autograd.Function):
         first, second = gradients
         whole = torch.empty(ctx.shape, dtype=first.dtype, device=first.device, memory_format=ctx.layout).zero_()
         whole[:, :, ::2, ::2] = first
-        rest = whole[:, :, 1::2, 1::2]
-        rest.copy_(second[:, :, : rest.shape[2], : rest.shape[3]])
+        whole[:, :, 1::2, 1::2] = second
         return whole
 
     @staticmethod
@@ -52,16 +48,16 @@ class _Subsampling(torch.autograd.Function):
 
 
 def subsampled(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Every second row and column, from the first and from the second on; of odd sizes zeros stand for the last.
+    """Every second row and column, from the first and from the second on.
 
     What two strided 1x1 convolutions read of x, the second of them shifted by a pixel. Each of those gives x a
     gradient of full size, most of it zeros, and the two are added; here it is written once.
 
     Args:
-        x: (N, C, H, W).
+        x: (N, C, H, W), H and W even.
 
     Returns:
-        Two of (N, C, ceil(H / 2), ceil(W / 2)), which lie in memory as x does.
+        Two of (N, C, H / 2, W / 2), which lie in memory as x does.
     """
     return _Subsampling.apply(x)
 

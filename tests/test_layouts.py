@@ -74,19 +74,22 @@ def test_a_reduction_looks_at_the_pixels_between(size):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 3)])
+@pytest.mark.parametrize(
+    "shape", [(16, 32, 8, 8), (17, 16, 4, 6), (64, 16, 32, 32), (15, 16, 8, 8), (16, 16, 7, 5)]
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_reduction_that_is_trained_computes_what_one_that_is_watched_does(layout, size, dtype):
-    """With its gradients; a hook on a convolution asks for that to be called."""
-    reduction = FactorizedReduce(16, 32, 2).to(dtype=dtype, memory_format=layout).train()
-    x = torch.randn(4, 16, *size).to(dtype=dtype, memory_format=layout)
-    weights, made, called = torch.randn(4, 32, (size[0] + 1) // 2, (size[1] + 1) // 2).to(dtype), [], []
+def test_a_reduction_that_is_trained_computes_what_one_that_is_watched_does(layout, shape, dtype):
+    """With its gradients; a hook on a convolution asks for that to be called. Few images are computed one way."""
+    reduction = FactorizedReduce(shape[1], 32, 2).to(dtype=dtype, memory_format=layout).train()
+    x = torch.randn(shape).to(dtype=dtype, memory_format=layout)
+    weights = torch.randn(len(x), 32, *((side + 1) // 2 for side in shape[2:])).to(dtype)
+    made, called, few = [], [], len(x) < 16 or bool(shape[2] % 2)
     for watched in (False, True):
         handle = reduction.conv2.register_forward_hook(lambda *_: called.append(1)) if watched else None
         own = x.clone().requires_grad_()
         reduction.zero_grad()
         out = reduction(own)
-        assert ("Subsampling" in str(graph_of(out))) is not watched
+        assert ("Subsampling" in str(graph_of(out))) is not (watched or few)
         (out * weights).sum().backward()
         assert own.grad.is_contiguous(memory_format=layout)
         made.append([out.detach(), own.grad, *(p.grad.clone() for p in reduction.parameters())])
@@ -107,11 +110,10 @@ def graph_of(out):
     return names
 
 
-@pytest.mark.parametrize("size", [(4, 4), (5, 3), (1, 2)])
+@pytest.mark.parametrize("size", [(4, 4), (6, 2)])
 def test_subsampling_is_slicing_in_every_derivative(size):
     def sliced(x):
-        padded = nn.functional.pad(x, (0, size[1] % 2, 0, size[0] % 2))
-        return x[:, :, ::2, ::2], padded[:, :, 1::2, 1::2]
+        return x[:, :, ::2, ::2], x[:, :, 1::2, 1::2]
 
     x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     assert all(map(torch.equal, subsampled(x), sliced(x)))

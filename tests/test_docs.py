@@ -189,7 +189,7 @@ OTHER_PROGRAMS = {  # flags of torchrun, sbatch, `wandb sync` and benchmarks
     *("--standalone", "--nproc-per-node", "--max-restarts", "--no-python", "--array", "--gres", "--signal"),
     *("--include-online", "--json", "--random", "--theta-seeds", "--arguments", "--rows", "--budgets"),
     *("--torchvision", "--timm", "--transformers", "--kills", "--signals", "--fuzz", "--part"),
-    *("--batch", "--time"),
+    *("--batch", "--time", "--rounds"),
 }
 
 OPTIONAL = {"dnat.integrations.lightning", "dnat.integrations.huggingface"}  # need their libraries

@@ -32,12 +32,14 @@ class _Subsampling(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.shape, ctx.layout = inputs[0].shape, _layout(inputs[0])
+        """Nothing is kept: gradients tell the shape and the layout."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         first, second = gradients
-        whole = torch.empty(ctx.shape, dtype=first.dtype, device=first.device, memory_format=ctx.layout).zero_()
+        n, channels, height, width = first.shape
+        size, layout = (n, channels, 2 * height, 2 * width), _layout(first)
+        whole = torch.empty(size, dtype=first.dtype, device=first.device, memory_format=layout).zero_()
         whole[:, :, ::2, ::2] = first
         whole[:, :, 1::2, 1::2] = second
         return whole

@@ -39,7 +39,8 @@ class FactorizedReduce(nn.Module):
             return self.bn(self.conv1(self.relu(x)))
         if self.stride == 2 and _is_trained_here(x, self.conv1, self.conv2):
             first, second = (self.relu(part) for part in subsampled(x))
-            parts = [conv2d(first, self.conv1.weight), conv2d(second, self.conv2.weight)]
+            pairs = ((first, self.conv1), (second, self.conv2))
+            parts = [conv2d(part, conv.weight, conv.bias) for part, conv in pairs]
         else:
             x = self.relu(x)
             # Zeros stand in for the row and column that the shift leaves empty, so that any size works. One
@@ -64,5 +65,11 @@ def _is_trained_here(x: Tensor, *convolutions: nn.Module) -> bool:
         and x.shape[2] % 2 == x.shape[3] % 2 == 0
         and x.device.type == "cpu"
         and not torch._C._len_torch_function_stack()
-        and not any(conv._forward_hooks or conv._forward_pre_hooks for conv in convolutions)
+        and all(type(conv) is nn.Conv2d and not has_hooks(conv) for conv in convolutions)
     )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether other code runs before or after a module's forward."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind, None) for kind in kinds)

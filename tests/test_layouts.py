@@ -100,6 +100,15 @@ def test_a_reduction_that_is_trained_computes_what_one_that_is_watched_does(layo
         torch.testing.assert_close(one, other)
 
 
+def test_a_reduction_whose_convolutions_were_changed_is_what_they_are():
+    reduction, x = FactorizedReduce(16, 32, 2).train(), torch.randn(16, 16, 8, 8)
+    reduction.bn = nn.Identity()  # a norm would take the bias out again
+    before = reduction(x)
+    reduction.conv1.bias = nn.Parameter(torch.ones(16))
+    reduction.conv2 = nn.Sequential(reduction.conv2, nn.Tanh())
+    torch.testing.assert_close(reduction(x), torch.cat([before[:, :16] + 1, before[:, 16:].tanh()], dim=1))
+
+
 def graph_of(out):
     """The names of all that a gradient goes through."""
     names, rest = [], [out.grad_fn]

@@ -92,13 +92,9 @@ def born(method):
             yield node.attr
 
 
-def is_static(method):
-    return any(ast.unparse(d) == "staticmethod" for d in method.decorator_list)
-
-
 def homeless(node):
     """(Method, attribute) of a class, where an attribute is born outside of its constructors and its body."""
-    methods = [m for m in node.body if isinstance(m, ast.FunctionDef) and not is_static(m)]
+    methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
     known = {a for m in methods if m.name in CONSTRUCTORS for a in born(m)}
     for part in node.body:
         if isinstance(part, (ast.Assign, ast.AnnAssign)):
@@ -119,7 +115,6 @@ def test_an_attribute_that_is_born_late_is_seen():
         "class A:\n a: int\n"
         " def __init__(self): self.b = 1\n"
         " def later(self):\n  self.a = self.b = 1\n  self.c, self.d = 1, 2\n  for self.e in (): pass\n"
-        " @staticmethod\n def of(other): other.f = 1\n"
     ).body
     assert homeless(node) == {("later", name) for name in "cde"}
 

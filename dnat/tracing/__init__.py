@@ -5,6 +5,7 @@ flow, keyword arguments and shared modules are no obstacle. It analyses a copy a
 records is plain data.
 """
 
+from ..reductions import has_hooks as has_hooks
 from .behaviour import GATHERING as GATHERING
 from .behaviour import behaviour as behaviour
 from .changes import Change as Change
@@ -36,5 +37,4 @@ from .running import repeated as repeated
 from .running import timed as timed
 from .running import trace as trace
 from .running import trained as trained
-from .surroundings import has_hooks as has_hooks
 from .surroundings import in_reentrant_checkpoint as in_reentrant_checkpoint

@@ -31,12 +31,6 @@ def memory_of(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else -1
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether other code runs before or after a module's forward."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, kind, None) for kind in kinds)
-
-
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is a layer of torch's own, whose forward nobody needs to see."""
     own = type(module).__module__.startswith("torch.nn.modules.")

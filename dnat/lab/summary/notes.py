@@ -22,16 +22,8 @@ _SINCE = {
 _RECIPE = (
     *("network_options", "weights", "image_size", "train_limit", "test_limit", "crop", "epochs", "batch_size"),
     *("lr", "momentum", "weight_decay", "grad_clip", "cutout", "auxiliary", "drop_path", "amp", "warm_up"),
-    *(
-        "distillation",
-        "feature_distillation",
-        "task",
-        "optimizer",
-        "label_smoothing",
-        "ema",
-        "validation",
-        "compile",
-    ),
+    *("distillation", "feature_distillation", "task", "optimizer", "label_smoothing", "ema", "validation"),
+    "compile",
 )
 """Settings that all methods of a comparison should share."""
 

@@ -1,0 +1,70 @@
+"""How many images it takes to choose: sets chosen from few, held against what many others say of them.
+
+    python benchmarks/shown.py --weights W --data-root DIR                   ResNet20 at 0.73, 0.55 and 0.35
+
+Every choice is tried once on training images, in batches of 125 (`--kept FILE` goes on where it was stopped). Half of
+the batches choose, one, two, four or eight at a time; the other half says what a chosen set does to the answers, as the
+sum of its damages, beside the least sum that any set has there: a figure of 1.02 says that the set is worse by 2 %
+than the best that could be known. Prints the mean and the worst over all draws, and how many sets they chose.
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from depth_truth import given
+
+from dnat.measurement import batches_in
+from dnat.proposal import Planner, parse_budget
+from dnat.sensitivity.damages import Distances, Sensitivity
+
+
+def sets_by_images(planner: Planner, parts: Sequence[Distances], budget: str) -> list[str]:
+    """The lines of a budget: how good what so many images choose is."""
+    half = len(parts) // 2
+    choosing, held = parts[:half], planner.judge.sensitivity(parts[half:])
+    asked = parse_budget(budget)
+    limit = planner.place.limit(asked)
+
+    def chosen(by: Sensitivity) -> dict[str, str]:
+        return planner.place.least(asked, by, limit)
+
+    best = held.sum_of(chosen(held))
+    lines, size = [], 1
+    while size <= half:
+        draws = [choosing[i : i + size] for i in range(0, half - size + 1, size)]
+        sets = [chosen(planner.judge.sensitivity(draw)) for draw in draws]
+        shares = [held.sum_of(one) / best for one in sets]
+        images = size * planner.judge.sizes[0]
+        count = len({tuple(one.items()) for one in sets})
+        mean, worst = statistics.mean(shares), max(shares)
+        lines.append(f"{budget:>6}{images:8}{len(draws):7}{count:6}{mean:8.3f}{worst:8.3f}")
+        size *= 2
+    return lines
+
+
+def main() -> None:
+    """Try every choice, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet20")
+    parser.add_argument("--weights", required=True)
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--budgets", nargs="+", default=["0.73", "0.55", "0.35"])
+    parser.add_argument("--kept", type=Path, default=Path("shown.json"))
+    options = parser.parse_args()
+    options.train, options.test = options.images, 100
+    torch.set_num_threads(1)
+    network, data = given(options)
+    planner = Planner(network, data, images=options.images)
+    planner.measured(path=options.kept)
+    parts = batches_in(options.kept, planner.digest)
+    print(f"{'budget':>6}{'images':>8}{'draws':>7}{'sets':>6}{'mean':>8}{'worst':>8}")
+    for budget in options.budgets:
+        print("\n".join(sets_by_images(planner, parts, budget)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -157,7 +157,7 @@ def test_tables_of_the_evidence_are_those_of_its_records(name):
     section = GUIDES["evidence.md"].partition(f". {title}\n")[2].partition("\n## ")[0]
     found = gather([ROOT / "benchmarks" / "results" / "evidence" / name], baseline)
     compared = {c.method: c for c in found.summary.comparisons}
-    assert len(found.summary.rows) > 3
+    assert found.summary.rows
     for row in found.summary.rows:
         cells = [f"| {row.n} | {row.mean:.2f} ± {row.std:.2f} "]
         if comparison := compared.get(row.method):

@@ -2,9 +2,9 @@
 
     python benchmarks/shown.py --weights W --data-root DIR                   ResNet20 at 0.73, 0.55 and 0.35
 
-Every choice is tried once on training images, in batches of 125 (`--kept FILE` goes on where it was stopped). Half of
-the batches choose, one, two, four or eight at a time; the other half says what a chosen set does to the answers, as the
-sum of its damages, beside the least sum that any set has there: a figure of 1.02 says that the set is worse by 2 %
+Every choice is tried once on training images, in batches of 125 (`--kept FILE` goes on where it was stopped). Each half
+of the batches chooses, one, two, four or eight at a time; the other half says what a chosen set does to the answers, as
+the sum of its damages, beside the least sum that any set has there: a figure of 1.02 says that the set is worse by 2 %
 than the best that could be known. Prints the mean and the worst over all draws, and how many sets they chose.
 """
 
@@ -24,23 +24,25 @@ from dnat.sensitivity.damages import Distances, Sensitivity
 def sets_by_images(planner: Planner, parts: Sequence[Distances], budget: str) -> list[str]:
     """The lines of a budget: how good what so many images choose is."""
     half = len(parts) // 2
-    choosing, held = parts[:half], planner.judge.sensitivity(parts[half:])
     asked = parse_budget(budget)
     limit = planner.place.limit(asked)
 
     def chosen(by: Sensitivity) -> dict[str, str]:
         return planner.place.least(asked, by, limit)
 
-    best = held.sum_of(chosen(held))
     lines, size = [], 1
     while size <= half:
-        draws = [choosing[i : i + size] for i in range(0, half - size + 1, size)]
-        sets = [chosen(planner.judge.sensitivity(draw)) for draw in draws]
-        shares = [held.sum_of(one) / best for one in sets]
-        images = size * planner.judge.sizes[0]
-        count = len({tuple(one.items()) for one in sets})
+        sets, shares = [], []
+        for choosing, others in ((parts[:half], parts[half:]), (parts[half:], parts[:half])):
+            held = planner.judge.sensitivity(others)
+            best = held.sum_of(chosen(held))
+            draws = [choosing[i : i + size] for i in range(0, half - size + 1, size)]
+            here = [chosen(planner.judge.sensitivity(draw)) for draw in draws]
+            sets += here
+            shares += [held.sum_of(one) / best for one in here]
+        images, count = size * planner.judge.sizes[0], len({tuple(one.items()) for one in sets})
         mean, worst = statistics.mean(shares), max(shares)
-        lines.append(f"{budget:>6}{images:8}{len(draws):7}{count:6}{mean:8.3f}{worst:8.3f}")
+        lines.append(f"{budget:>6}{images:8}{len(sets):7}{count:6}{mean:8.3f}{worst:8.3f}")
         size *= 2
     return lines
 

@@ -6,20 +6,24 @@ import random
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from reference import SMALL, images, legal_sets, small
 from torch import nn
 
 import dnat
 from dnat.budget import Costs, by_edge
+from dnat.data import Augmentation
 from dnat.edges import problems
 from dnat.relaxation import relax
 from dnat.sensitivity import (
+    VIEWS,
     Judge,
     Sensitivity,
     affordable_images,
     batch_size,
     least_damage,
     modules_before,
+    shown_batches,
 )
 from dnat.tracing import in_mode
 
@@ -451,6 +455,32 @@ def test_shown_images_are_training_images_without_labels_or_crops():
     assert torch.equal(shown, data.train_inputs(15, 3)[0])
     assert not torch.equal(shown, data.train_inputs(15, 4)[0])
     assert len(data.train_inputs(100, 0)[0]) == 40
+
+
+def test_few_images_are_shown_again_as_training_varies_them():
+    data = dnat.load("digits", train_limit=40, test_limit=20)
+    once = data.train_inputs(40, 3)
+    for count, views in ((40, 0), (79, 0), (80, 1), (130, 2), (10_000, VIEWS)):
+        shown = shown_batches(data, count, 125, 3)
+        assert [len(batch) for batch in shown] == [40] * (1 + views), count
+        assert torch.equal(shown[0], once[0])
+        again = [x for epoch in range(views) for x, _ in data.train_batches(3, epoch, 40)]
+        assert all(map(torch.equal, shown[1:], again))
+    assert not torch.equal(shown[1].sort(0).values, shown[2].sort(0).values)
+    assert [len(batch) for batch in shown_batches(data, 80, 25, 3)] == [20, 20, 20, 20]
+
+
+def test_what_does_not_vary_or_may_leave_little_is_shown_once(tmp_path):
+    images = torch.randint(0, 256, (12, 3, 16, 16), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    split = (images, torch.arange(12) % 2)
+    still = dnat.Data.from_tensors("still", split, split, augmentation=Augmentation(0, flip=False))
+    for number, image in enumerate(images):
+        place = tmp_path / ("train", "test")[number % 2] / "ab"[number // 6]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"{number}.png")
+    crops = dnat.load("folder", tmp_path, image_size=16, augmentation=Augmentation(resized=True))
+    for data, count in ((still, 12), (crops, 6)):
+        assert [len(batch) for batch in shown_batches(data, 1000, 125, 0)] == [count]
 
 
 def test_as_many_images_are_shown_as_take_a_few_minutes():

@@ -15,7 +15,7 @@ from ..edges import Edge
 from ..errors import UsageError, WrongTypeError, users_code
 from ..measurement import batches_in, digest_of, measured
 from ..results import FixedReport
-from ..sensitivity import Judge, Sensitivity, affordable_images, batch_size, divided
+from ..sensitivity import Judge, Sensitivity, affordable_images, batch_size, divided, shown_batches
 from ..session import weights_digest
 from ..settings import shown
 from ..tasks import Task
@@ -68,7 +68,7 @@ class Planner:
         most = images or affordable_images(self.place.relaxed, self.place.amounts["madds"].total)
         size = batch_size(self.place.relaxed)
         if isinstance(data, Source):
-            batches = data.train_inputs(most, seed)
+            batches = shown_batches(data, most, size, seed)
         self.batches = [
             part for batch in so_many(batches, most) for part in divided(on_device(batch, device), size)
         ]

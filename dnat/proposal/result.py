@@ -85,7 +85,7 @@ class Proposals:
         fingerprint: of its program (`dnat.Program`).
         digest: of weights, images and settings: of all that damages depend on.
         space, mode, seed: as they were asked for.
-        images: how many were shown.
+        images: how many were shown; each view of one counts.
         compared: "class scores" (by KL), or "outputs" (mean squared difference as a share of their variance).
         madds, params: of the untouched network.
         seconds: its time for a batch of `timed` on `device`, as measured; None where it was not.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..data import Source
+from ..data import Augmentation, Data, Source
 from ..relaxation import RelaxedNetwork
 from ..tracing import Example, tensors_of
 from ..training import take_statistics
@@ -46,6 +46,9 @@ MOST_IMAGES, LEAST_IMAGES = 1000, 64
 EFFORT = 2.5e12
 """Multiply-adds that trying all choices may take where the number of images is not given."""
 
+VIEWS = 8
+"""How often images are shown again, where they are few: cropped and flipped, as training varies them."""
+
 NORM_IMAGES = 500
 """Images on which norms are re-estimated once choices are made."""
 
@@ -53,13 +56,27 @@ NORM_IMAGES = 500
 def shown_batches(data: Source, count: int, most: int, seed: int) -> list[Example]:
     """Training inputs to be shown: batches of at most so many examples, of `count` in all.
 
+    Images of which there are so few that they can be shown more than once are: as they are, and up to `VIEWS`
+    times as training varies them. That chooses as well as three times as many images (docs/log.md).
+
     Args:
         data: which has them.
-        count: how many, at most.
+        count: how many, at most; each view counts.
         most: examples of a batch.
         seed: which ones.
     """
-    return [part for batch in data.train_inputs(count, seed) for part in divided(batch, most)]
+    batches = [*data.train_inputs(count, seed), *_views(data, count, seed)]
+    return [part for batch in batches for part in divided(batch, most)]
+
+
+def _views(data: Source, count: int, seed: int) -> list[Tensor]:
+    """All training images once more and again, so that `count` is used up; none where nothing varies them, or what
+    does leaves a small part of them."""
+    if not isinstance(data, Data) or data.augmentation.resized or data.augmentation == Augmentation(0, flip=False):
+        return []
+    images = data.train_count
+    again = min(count // images - 1, VIEWS)
+    return [shown for epoch in range(again) for shown, _ in data.train_batches(seed, epoch, images)]
 
 
 def affordable_images(relaxed: RelaxedNetwork, madds: float) -> int:

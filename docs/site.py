@@ -112,6 +112,8 @@ EVIDENCE = {
     "trained": ("A trained network, few images", "dnat-full 0.73"),
     "all": ("A trained network, all images", "dnat-full 0.73"),
     "resnet56": ("Deeper, at the cost of a smaller twin", "dnat-full 69M"),
+    "few-50": ("Fifty images, without labels", "dnat from 50"),
+    "few-1000": ("A thousand images, without labels", "dnat from 1000"),
     "time": ("A trained network, at equal time", "dnat at 0.75 of the time"),
     "scratch": ("From the beginning, in the papers' ways", "original"),
 }

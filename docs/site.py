@@ -110,6 +110,7 @@ def _cell(text: str) -> str:
 
 EVIDENCE = {
     "trained": ("A trained network, few images", "dnat-full 0.73"),
+    "equal-run": ("A trained network, few images, in the same minutes", "dnat from 250 images"),
     "all": ("A trained network, all images", "dnat-full 0.73"),
     "resnet56": ("Deeper, at the cost of a smaller twin", "dnat-full 69M"),
     "few-50": ("Fifty images, without labels", "dnat from 50"),

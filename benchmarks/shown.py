@@ -32,23 +32,29 @@ DRAWS = 8
 """Draws of a few images."""
 
 
+def chosen(planner: Planner, budget: str, by: Sensitivity) -> dict[str, str]:
+    """The set within a budget that damages choose."""
+    asked = parse_budget(budget)
+    return planner.place.least(asked, by, planner.place.limit(asked))
+
+
+def measured(planner: Planner, path: Path) -> list[Distances]:
+    """What every choice does to each batch; a file goes on where it was stopped."""
+    planner.measured(path=path)
+    return batches_in(path, planner.digest)
+
+
 def sets_by_images(planner: Planner, parts: Sequence[Distances], budget: str) -> list[str]:
     """The lines of a budget: how good what so many images choose is."""
     half = len(parts) // 2
-    asked = parse_budget(budget)
-    limit = planner.place.limit(asked)
-
-    def chosen(by: Sensitivity) -> dict[str, str]:
-        return planner.place.least(asked, by, limit)
-
     lines, size = [], 1
     while size <= half:
         sets, shares = [], []
         for choosing, others in ((parts[:half], parts[half:]), (parts[half:], parts[:half])):
             held = planner.judge.sensitivity(others)
-            best = held.sum_of(chosen(held))
+            best = held.sum_of(chosen(planner, budget, held))
             draws = [choosing[i : i + size] for i in range(0, half - size + 1, size)]
-            here = [chosen(planner.judge.sensitivity(draw)) for draw in draws]
+            here = [chosen(planner, budget, planner.judge.sensitivity(draw)) for draw in draws]
             sets += here
             shares += [held.sum_of(one) / best for one in here]
         images, count = size * planner.judge.sizes[0], len({tuple(one.items()) for one in sets})
@@ -62,24 +68,18 @@ def sets_from_few(planner: Planner, held: Sensitivity, data: Data, options: argp
     """The lines of every budget: how good what a few images choose is, shown once and shown again."""
     shares: dict[tuple[str, str], list[float]] = {}
     for draw in range(DRAWS):
-        first = options.images // data.num_classes + draw * (options.few // data.num_classes)
-        rows = [
-            of[first : first + options.few // data.num_classes]
-            for of in (torch.nonzero(data.train_labels == number).flatten() for number in range(data.num_classes))
-        ]
-        chosen = torch.cat(rows).sort().values
-        tensors = {
-            f"train_{name}": getattr(data, f"train_{name}")[chosen] for name in ("images", "labels", "index")
-        }
+        each = options.few // data.num_classes
+        first = options.images // data.num_classes + draw * each
+        by_class = (torch.nonzero(data.train_labels == number).flatten() for number in range(data.num_classes))
+        rows = torch.cat([of[first : first + each] for of in by_class]).sort().values
+        names = ("train_images", "train_labels", "train_index")
+        tensors = {name: getattr(data, name)[rows] for name in names}
         few = Planner(planner.place.network, dataclasses.replace(data, **tensors))
-        few.measured(path=options.kept.with_suffix(f".{options.few}.{draw}.json"))
-        parts = batches_in(options.kept.with_suffix(f".{options.few}.{draw}.json"), few.digest)
+        parts = measured(few, options.kept.with_suffix(f".{options.few}.{draw}.json"))
         for budget in options.budgets:
-            asked = parse_budget(budget)
-            limit = planner.place.limit(asked)
-            best = held.sum_of(planner.place.least(asked, held, limit))
+            best = held.sum_of(chosen(planner, budget, held))
             for name, shown in (("once", parts[:1]), ("again", parts)):
-                found = planner.place.least(asked, few.judge.sensitivity(shown), limit)
+                found = chosen(planner, budget, few.judge.sensitivity(shown))
                 shares.setdefault((budget, name), []).append(held.sum_of(found) / best)
     return [
         f"{budget:>6}{options.few:8} shown {name:<6}{statistics.mean(row):8.3f} ± {statistics.stdev(row):.3f}"
@@ -103,8 +103,7 @@ def main() -> None:
     torch.set_num_threads(1)
     network, data = given(options)
     planner = Planner(network, data, images=options.images)
-    planner.measured(path=options.kept)
-    parts = batches_in(options.kept, planner.digest)
+    parts = measured(planner, options.kept)
     if options.few:
         whole = dnat.load("cifar10", options.data_root, test_limit=options.test)
         print("\n".join(sets_from_few(planner, planner.judge.sensitivity(parts), whole, options)))

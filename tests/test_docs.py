@@ -157,7 +157,7 @@ def test_tables_of_the_evidence_are_those_of_its_records(name):
     section = GUIDES["evidence.md"].partition(f". {title}\n")[2].partition("\n## ")[0]
     found = gather([ROOT / "benchmarks" / "results" / "evidence" / name], baseline)
     compared = {c.method: c for c in found.summary.comparisons}
-    assert found.summary.rows
+    assert len(found.summary.rows) > (0 if name == "resnet56" else 3)  # which has dnat alone, as its section says
     for row in found.summary.rows:
         cells = [f"| {row.n} | {row.mean:.2f} ± {row.std:.2f} "]
         if comparison := compared.get(row.method):
@@ -189,7 +189,7 @@ OTHER_PROGRAMS = {  # flags of torchrun, sbatch, `wandb sync` and benchmarks
     *("--standalone", "--nproc-per-node", "--max-restarts", "--no-python", "--array", "--gres", "--signal"),
     *("--include-online", "--json", "--random", "--theta-seeds", "--arguments", "--rows", "--budgets"),
     *("--torchvision", "--timm", "--transformers", "--kills", "--signals", "--fuzz", "--part"),
-    *("--batch", "--time", "--rounds"),
+    *("--batch", "--time", "--rounds", "--few"),
 }
 
 OPTIONAL = {"dnat.integrations.lightning", "dnat.integrations.huggingface"}  # need their libraries

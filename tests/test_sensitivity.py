@@ -468,6 +468,7 @@ def test_few_images_are_shown_again_as_training_varies_them():
         assert all(map(torch.equal, shown[1:], again))
     assert not torch.equal(shown[1].sort(0).values, shown[2].sort(0).values)
     assert [len(batch) for batch in shown_batches(data, 80, 25, 3)] == [20, 20, 20, 20]
+    assert len(shown_batches(dnat.load("digits", train_limit=600, test_limit=20), 10_000, 600, 3)) == 1  # not few
 
 
 def test_what_does_not_vary_or_may_leave_little_is_shown_once(tmp_path):

@@ -70,12 +70,14 @@ def shown_batches(data: Source, count: int, most: int, seed: int) -> list[Exampl
 
 
 def _views(data: Source, count: int, seed: int) -> list[Tensor]:
-    """All training images once more and again, so that `count` is used up; none where nothing varies them, or what
-    does leaves a small part of them."""
+    """All training images once more and again, up to `count` and to `MOST_IMAGES` in all.
+
+    None where nothing varies them, or what does leaves a small part of them.
+    """
     if not isinstance(data, Data) or data.augmentation.resized or data.augmentation == Augmentation(0, flip=False):
         return []
     images = data.train_count
-    again = min(count // images - 1, VIEWS)
+    again = min(min(count, MOST_IMAGES) // images - 1, VIEWS)
     return [shown for epoch in range(again) for shown, _ in data.train_batches(seed, epoch, images)]
 
 

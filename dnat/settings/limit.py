@@ -89,7 +89,8 @@ class Limit(Part):
     judge_images: Count | Literal["auto"] = "auto"
     """Training images, without their labels, on which choices are tried, where the answers are the judge; "auto":
     from 64 to 1,000, as many as can be shown in a few minutes (`sensitivity.affordable_images`). Where there are
-    fewer than half of that, they are shown up to nine times, cropped and flipped as for training."""
+    at most half as many, and at most 500, they are shown up to nine times, cropped and flipped as for
+    training."""
     choices: dict[str, str] | None = None
     """Choices that are made already, {edge key: choice}; edges that are missing stay original. They come into
     force before anything is trained, and all epochs train the compact network (`dnat transform --plan` takes them
